@@ -1,0 +1,26 @@
+# Does it matter whether an optimizer's state is kept or thrown away between training sessions?
+#   snakemake --cores 1 --resources gpu=1
+
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/analysis.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{RESULTS}/report.html",
+        FIGURES,
+        TABLES,

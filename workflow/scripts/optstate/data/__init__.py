@@ -1,0 +1,1 @@
+"""From an archive, a folder or a package to arrays of pixels."""

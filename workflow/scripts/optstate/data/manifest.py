@@ -1,0 +1,54 @@
+"""The identity of files by their content, as `sha256sum` gives it."""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from optstate.job import InputError, replacing
+
+
+def folder_sha256(folder: Path, cache: Path | None = None) -> str:
+    """SHA-256 of the manifest of a folder: a line ``sha256  path`` for every file that is not hidden.
+
+    Args:
+        folder: any folder; paths in the manifest are relative to it, in name order.
+        cache: a file that remembers hashes, so that only files whose size or times have changed
+            are read again.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder: mend the path of `folder`")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
+    hashes = files_sha256(files, cache)
+    lines = (f"{hashes[path]}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def files_sha256(files: list[Path], cache: Path | None = None) -> dict[Path, str]:
+    """SHA-256 of each file; with ``cache``, of those alone that changed since it was written."""
+    known = json.loads(cache.read_text()) if cache and cache.exists() else {}
+    keys = {path: _stat_key(path) for path in files}
+    changed = [path for path in files if keys[path] not in known]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        new = dict(zip(changed, pool.map(_sha256, changed), strict=True))
+    if cache and new:
+        with replacing(cache) as temporary:
+            remembered = known | {keys[path]: digest for path, digest in new.items()}
+            temporary.write_text(json.dumps(remembered, indent=0))
+    return {path: new.get(path) or known[keys[path]] for path in files}
+
+
+def _stat_key(path: Path) -> str:
+    """What cannot stay the same when a file is written: the inode and its times."""
+    stat = path.stat()
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

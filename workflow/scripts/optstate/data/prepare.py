@@ -1,0 +1,304 @@
+"""Decode every image of a data set once, into uint8 arrays that training memory-maps.
+
+``{split}_images.npy`` has the shape (images, size, size, 3) and ``{split}_labels.npy`` the shape
+(images,), for the splits train and valid, ordered by class and then by file name. Images become RGB
+and are squashed to a square with Pillow's antialiased bilinear filter, which is what torchvision's
+``Resize((size, size))`` does to a Pillow image. ``dataset.json`` tells what is in them.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from optstate.data.manifest import files_sha256, folder_sha256
+from optstate.job import InputError, replacing, require_space, run
+
+FOLDERS = {"train": "train", "valid": "val"}  # split: folder of the archive
+COLOURLESS = {"1", "L", "LA", "La", "I", "I;16", "F"}  # Pillow's modes without colour
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split, in the order of the arrays."""
+
+    name: str
+    paths: list[Path]
+    labels: np.ndarray  # (images,) int64, an index into the classes
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What is kept of an image beside its pixels."""
+
+    colourless: bool
+    digest: bytes  # of the RGB picture before it was resized
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write the arrays and ``dataset.json`` to ``--output``."""
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with images_folder(arguments) as root:
+        prepare(root, arguments.image_size, arguments.workers, arguments.output)
+
+
+@contextlib.contextmanager
+def images_folder(arguments: argparse.Namespace) -> Iterator[Path]:
+    """The folder that holds ``train`` and ``val``: the user's own, or the archive's for a while."""
+    if arguments.folder:
+        if folder_sha256(arguments.folder) != arguments.sha256:
+            raise InputError(f"{arguments.folder}: its files have just changed: run again")
+        yield arguments.folder
+        return
+    extracted = arguments.output / "extracting"
+    shutil.rmtree(extracted, ignore_errors=True)  # of a job that was killed
+    try:
+        extract(arguments.archive, extracted)
+        yield find_root(extracted)
+    finally:
+        shutil.rmtree(extracted, ignore_errors=True)
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Unpack a tar (of any compression) or zip archive into ``folder``, and nowhere else.
+
+    Raises:
+        InputError: it is damaged or no archive, or a member would leave ``folder``.
+    """
+    folder.mkdir(parents=True)
+    try:
+        if tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as tar:
+                require_space(folder, sum(member.size for member in tar))
+                tar.extractall(folder, filter="data")
+        elif zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                require_space(folder, sum(member.file_size for member in zipped.infolist()))
+                for name in zipped.namelist():
+                    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                        raise InputError(f"{archive}: member {name!r} would leave the folder")
+                zipped.extractall(folder)
+        else:
+            raise InputError(f"{archive}: neither a tar nor a zip archive")
+    except tarfile.FilterError as error:
+        raise InputError(f"{archive}: refused as unsafe: {error}") from error
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{archive}: the archive is damaged ({error}): replace it") from error
+
+
+def find_root(folder: Path) -> Path:
+    """The folder in or below ``folder`` that holds the splits, through lone top-level folders."""
+    while not any((folder / name).is_dir() for name in FOLDERS.values()):
+        inside = [path for path in folder.iterdir() if path.is_dir()]
+        if len(inside) != 1:
+            break
+        folder = inside[0]
+    return folder
+
+
+def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
+    """Decode the images below ``root`` with ``workers`` processes into ``output``.
+
+    Raises:
+        InputError: the layout is not {train,val}/CLASS/IMAGE, or an image does not decode.
+    """
+    classes, splits = list_images(root)
+    num_images = sum(len(split.paths) for split in splits)
+    require_space(output, num_images * image_size**2 * 3)
+    decoded = {
+        split.name: decode_split(split, image_size, workers, output, root) for split in splits
+    }
+    card = describe(root, image_size, classes, splits, decoded, output)
+    with replacing(output / "dataset.json") as path:
+        path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    log_card(card)
+
+
+def list_images(root: Path) -> tuple[list[str], list[Split]]:
+    """The classes, in name order, and the images of both splits.
+
+    Raises:
+        InputError: a split or a class is missing or empty.
+    """
+    readable = Image.registered_extensions()
+    found = {name: _files_by_class(root, folder) for name, folder in FOLDERS.items()}
+    classes = sorted(found["train"])
+    for class_ in sorted(set(found["train"]) ^ set(found["valid"])):
+        there, missing = ("train", "val") if class_ in found["train"] else ("val", "train")
+        raise InputError(
+            f"{root}: class {class_!r} is in {there} but not in {missing}: both need every class"
+        )
+    splits = []
+    for name, files in found.items():
+        paths, labels = [], []
+        for label, class_ in enumerate(classes):
+            images = [path for path in files[class_] if path.suffix.lower() in readable]
+            if not images:
+                raise InputError(
+                    f"{root / FOLDERS[name] / class_}: no image in this class folder: "
+                    "add some, or remove the class from both splits"
+                )
+            for path in sorted(set(files[class_]) - set(images)):
+                logging.info("left out, no image by its name: %s", path.relative_to(root))
+            paths += images
+            labels += [label] * len(images)
+        splits.append(Split(name, paths, np.array(labels, dtype=np.int64)))
+    return classes, splits
+
+
+def _files_by_class(root: Path, folder: str) -> dict[str, list[Path]]:
+    """The files of each class of one split, in name order; hidden ones are no part of it."""
+    if not (root / folder).is_dir():
+        raise InputError(f"{root}: has no folder {folder!r}: expected {{train,val}}/CLASS/IMAGE")
+    return {
+        class_.name: sorted(p for p in class_.iterdir() if p.is_file() and p.name[0] != ".")
+        for class_ in (root / folder).iterdir()
+        if class_.is_dir() and class_.name[0] != "."
+    }
+
+
+def decode_split(
+    split: Split, image_size: int, workers: int, output: Path, root: Path
+) -> list[Decoded]:
+    """Write the two arrays of a split."""
+    images_path = output / f"{split.name}_images.npy"
+    shape = (len(split.paths), image_size, image_size, 3)
+    with replacing(output / f"{split.name}_labels.npy") as path, path.open("wb") as file:
+        np.save(file, split.labels)
+    with replacing(images_path) as path:
+        allocate(path, shape)
+        tasks = [(path, index, image, image_size) for index, image in enumerate(split.paths)]
+        with ProcessPoolExecutor(workers) as pool:
+            results = pool.map(_decode_into, tasks, chunksize=16)
+            bar = tqdm(results, f"decode {split.name}", len(tasks), unit="image", disable=None)
+            try:
+                return list(bar)
+            except BrokenProcessPool as error:
+                raise InputError(
+                    f"{root}: a decoding process was killed, probably for lack of memory: "
+                    "use fewer cores"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def allocate(path: Path, shape: tuple[int, ...]) -> None:
+    """Make an uint8 .npy file whose disk blocks exist.
+
+    Writing through a memory map into a full disk kills the process (SIGBUS); asking for the
+    blocks first raises OSError instead.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    del array
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _decode_into(task: tuple[Path, int, Path, int]) -> Decoded:
+    """Decode one image into its row of the array."""
+    array_path, index, image_path, image_size = task
+    try:
+        with Image.open(image_path) as image:
+            mode = image.mode
+            picture = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{image_path}: does not decode as an image ({error}): replace or remove it"
+        ) from error
+    pixels = np.asarray(picture.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    _rows(array_path)[index] = pixels
+    content = f"{picture.size}".encode() + picture.tobytes()
+    return Decoded(mode in COLOURLESS, hashlib.sha256(content).digest())
+
+
+@functools.lru_cache(maxsize=2)
+def _rows(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r+")
+
+
+def describe(
+    root: Path,
+    image_size: int,
+    classes: Sequence[str],
+    splits: Sequence[Split],
+    decoded: dict[str, list[Decoded]],
+    output: Path,
+) -> dict[str, object]:
+    """What ``dataset.json`` says: classes, counts, greyscale images, duplicates, checksums."""
+    names = {s.name: [p.relative_to(root).as_posix() for p in s.paths] for s in splits}
+    counts = {s.name: np.bincount(s.labels, minlength=len(classes)) for s in splits}
+    return {
+        "image_size": image_size,
+        "num_images": {split: len(paths) for split, paths in names.items()},
+        "classes": [
+            {"label": label, "name": name}
+            | {split: int(count[label]) for split, count in counts.items()}
+            for label, name in enumerate(classes)
+        ],
+        "greyscale": {
+            split: [n for n, d in zip(paths, decoded[split], strict=True) if d.colourless]
+            for split, paths in names.items()
+        },
+        "duplicates": duplicates(names, decoded),
+        "sha256": {
+            path.name: digest for path, digest in files_sha256(sorted(output.glob("*.npy"))).items()
+        },
+    }
+
+
+def duplicates(
+    names: dict[str, list[str]], decoded: dict[str, list[Decoded]]
+) -> dict[str, list[list[str]]]:
+    """Groups of images whose pictures are equal pixel for pixel, within a split or across both."""
+    groups: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
+    for split, paths in names.items():
+        for name, result in zip(paths, decoded[split], strict=True):
+            groups[result.digest].append((split, name))
+    sorted_groups: dict[str, list[list[str]]] = {"train": [], "valid": [], "across_splits": []}
+    for group in groups.values():
+        if len(group) > 1:
+            splits = {split for split, _ in group}
+            kind = splits.pop() if len(splits) == 1 else "across_splits"
+            sorted_groups[kind].append([name for _, name in group])
+    return sorted_groups
+
+
+def log_card(card: dict) -> None:
+    """Say in the log what was found."""
+    for entry in card["classes"]:
+        logging.info("class %(label)d: %(name)s, %(train)d train, %(valid)d valid", entry)
+    for split, images in card["greyscale"].items():
+        logging.info("%s: %d of %d greyscale", split, len(images), card["num_images"][split])
+    for kind, groups in card["duplicates"].items():
+        for group in groups:
+            logging.info("equal pictures (%s): %s", kind, " = ".join(group))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--archive", type=Path, help="a verified tar or zip archive")
+    source.add_argument("--folder", type=Path, help="a folder of {train,val}/CLASS/IMAGE")
+    parser.add_argument("--sha256", help="of the manifest of --folder")
+    parser.add_argument("--image-size", type=int, required=True, help="pixels")
+    parser.add_argument("--workers", type=int, default=1, help="decoding processes")
+    parser.add_argument("--output", type=Path, required=True, help="folder")
+    run(parser, main)

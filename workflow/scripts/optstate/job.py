@@ -1,0 +1,108 @@
+"""What every job of the pipeline shares: its log, its one-line errors, its atomic outputs."""
+
+import argparse
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+class InputError(Exception):
+    """Something the user can mend: the message names the file or key, what is wrong, and the mend."""
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    main: Callable[[argparse.Namespace], None],
+    argv: list[str] | None = None,
+) -> None:
+    """Run ``main`` with the parsed arguments, logging to the file ``--log`` and errors to stderr.
+
+    Bad input and a full or failing disk end in one clear line and exit code 1. Anything else is
+    a defect of this program and keeps its traceback.
+    """
+    parser.add_argument("--log", type=Path, required=True, help="log file of the job")
+    arguments = parser.parse_args(argv)
+    start_log(arguments.log)
+    try:
+        main(arguments)
+    except InputError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(describe(error))
+    except Exception:
+        logging.exception("unexpected error: please report it with this log")
+        sys.exit(1)
+
+
+def start_log(path: Path) -> None:
+    """Send everything from INFO upwards to ``path``, warnings and errors to stderr as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    to_terminal = logging.StreamHandler()
+    to_terminal.setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
+
+
+def fail(message: str) -> None:
+    """Say ``message`` as one line and end the job with exit code 1."""
+    logging.error("error: %s", " ".join(message.split()))
+    sys.exit(1)
+
+
+def describe(error: OSError) -> str:
+    """One line for an operating-system error, with the mend where there is a usual one."""
+    where = f"{error.filename}: " if error.filename else ""
+    mends = {
+        errno.ENOSPC: "; free some disk space, then run again",
+        errno.EDQUOT: "; your disk quota is used up: free some space, then run again",
+        errno.EFBIG: "; a limit on file sizes is in force (ulimit -f): raise it, then run again",
+        errno.EACCES: "; make it accessible, then run again",
+        errno.EROFS: "; choose a writable place",
+    }
+    return f"{where}{error.strerror or error}{mends.get(error.errno or 0, '')}"
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Refuse to begin what would fill the disk.
+
+    Raises:
+        InputError: fewer than ``num_bytes`` are free where ``folder`` lies.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise InputError(
+            f"{folder}: {num_bytes / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free: "
+            "free some disk space, then run again"
+        )
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` if the block succeeds, and is removed if it fails.
+
+    The file and its folder are on disk (fsync) before the new name is seen, so that no crash
+    leaves half a file under the final name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,109 @@
+"""Checkpoints: what a session ends with, and what an interrupted one continues from."""
+
+import dataclasses
+import io
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from optstate.job import InputError, replacing
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come. Epochs and steps are counted through all sessions."""
+
+    session: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass
+class Trained:
+    """All that training changes."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    position: Position
+
+    def state_dict(self) -> dict[str, Any]:
+        """The checkpoint of the present state, random states included."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random": random_states(),
+            "position": dataclasses.asdict(self.position),
+        }
+
+    def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
+        """Continue where ``checkpoint`` was taken."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.position = Position(**checkpoint["position"])
+        set_random_states(checkpoint["random"])
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every global random number generator that a model or library may draw from."""
+    algorithm, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put back what :func:`random_states` gave."""
+    random.setstate(states["python"])
+    algorithm, keys, *rest = states["numpy"]
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write ``checkpoint`` so that ``path`` is either whole or not there."""
+    buffer = io.BytesIO()  # torch.save into a file hides a full disk behind a RuntimeError
+    torch.save(checkpoint, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        InputError: the file is damaged or no checkpoint.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # pickle and torch raise what they like on damaged files
+        raise InputError(
+            f"{path}: not a checkpoint that loads: delete it, then run again"
+        ) from error
+
+
+def load_progress(path: Path) -> dict[str, Any] | None:
+    """The state that an interrupted session left, if it left a readable one."""
+    if not path.exists():
+        return None
+    try:
+        return load(path)
+    except InputError:
+        logging.warning("%s: unreadable, so the session starts again", path)
+        return None

@@ -1,0 +1,209 @@
+"""The training loop: an epoch of training, an epoch of validation, a record of both."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from optstate.training.batches import ImageSet, as_input, augmented, batches, train_order
+from optstate.training.checkpoint import Trained
+from optstate.training.recording import Recorder, Row
+from optstate.training.schedule import momentum_of
+from optstate.training.spec import SessionSpec
+
+TOP_K = (1, 2, 3)
+NORMS = ("grad_norm", "update_norm")
+NORM_STEPS = 50  # steps of a session, from its first, whose norms are recorded,
+NORM_EVERY = 10  # and every tenth after: on every step they would cost 6 % of the time
+FETCH_SECONDS = 30  # how long step records stay on the device before TensorBoard shows them
+
+
+@dataclass(frozen=True)
+class Session:
+    """What stays the same during a session."""
+
+    spec: SessionSpec
+    train: ImageSet
+    valid: ImageSet
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager]
+    recorder: Recorder
+    first_epoch: int  # counted through all sessions, from 1
+    first_step: int
+
+
+def num_steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Full batches and a last, partial one; not one of a single image (batch norm needs two)."""
+    return num_images // batch_size + (num_images % batch_size > 1)
+
+
+def train_session(
+    session: Session, trained: Trained, save_progress: Callable[[], None]
+) -> None:
+    """Train the epochs of a session that ``trained`` has not behind it yet."""
+    end = session.first_epoch + session.spec.num_epochs
+    for epoch in range(trained.position.epoch + 1, end):
+        train_row = train_epoch(session, trained, epoch)
+        valid_row = validate(session, trained.model, epoch)
+        session.recorder.record_epoch(train_row, valid_row)
+        trained.position = replace(trained.position, epoch=epoch)
+        save_progress()
+
+
+def train_epoch(session: Session, trained: Trained, epoch: int) -> Row:
+    """Train one epoch, recording every step. Returns the epoch's row."""
+    spec, start = session.spec, _now(session.device)
+    trained.model.train()
+    num_steps = num_steps_per_epoch(len(session.train), spec.batch_size)
+    order = train_order(session.train, spec.seed, epoch)[: num_steps * spec.batch_size]
+    augment_rng = np.random.default_rng([spec.seed, epoch, 1])
+    records = StepRecords(session.recorder)
+    description = f"{spec.dataset} {spec.method} seed {spec.seed} epoch {epoch}"
+    epoch_batches = batches(session.train, order, spec.batch_size, session.device)
+    for images, labels in tqdm(
+        epoch_batches, description, num_steps, unit="step", leave=False, disable=None
+    ):
+        inputs = as_input(augmented(images, spec.augment, augment_rng))
+        records.add(train_step(session, trained, epoch, inputs, labels))
+    records.fetch()
+    return records.epoch_row(epoch, seconds=_now(session.device) - start)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step: what the host knows of it, and what is still on the device."""
+
+    row: Row
+    num_images: int
+    measures: torch.Tensor  # loss, hits for each of TOP_K, and where recorded the two norms
+
+
+def train_step(
+    session: Session, trained: Trained, epoch: int, inputs: torch.Tensor, labels: torch.Tensor
+) -> StepRecord:
+    """Take one step on ``inputs`` (images, 3, size, size) and ``labels`` (images,)."""
+    model, optimizer = trained.model, trained.optimizer
+    step = trained.position.step + 1
+    row = {
+        "epoch": epoch,
+        "step": step,
+        "lr": optimizer.param_groups[0]["lr"],
+        "momentum": momentum_of(optimizer),
+    }
+    with session.autocast():
+        logits = model(inputs)
+    loss = cross_entropy(logits.float(), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    norms = optimizer_step(optimizer, with_norms=records_norms(step - session.first_step + 1))
+    trained.scheduler.step()
+    trained.position = replace(trained.position, step=step)
+    measures = [loss.detach(), *num_correct(logits.detach(), labels), *norms]
+    return StepRecord(row, len(labels), torch.stack(measures))
+
+
+def records_norms(step: int) -> bool:
+    """Whether the norms of a session's ``step``, from 1, are recorded."""
+    return step <= NORM_STEPS or step % NORM_EVERY == 0
+
+
+def optimizer_step(optimizer: torch.optim.Optimizer, with_norms: bool) -> list[torch.Tensor]:
+    """Take a step. Returns the L2 norms of the gradient and of the change, if asked for."""
+    if not with_norms:
+        optimizer.step()
+        return []
+    parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    before = [p.detach().clone() for p in parameters]
+    # Of the gradients before the step: an optimizer may change them in place.
+    grad_norm = torch.nn.utils.get_total_norm(gradients).float()
+    optimizer.step()
+    changes = [p.detach() - b for p, b in zip(parameters, before, strict=True)]
+    return [grad_norm, torch.nn.utils.get_total_norm(changes).float()]
+
+
+def num_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    """How many labels are among the k highest logits, for k = 1, 2, 3 capped at the classes.
+
+    Args:
+        logits: (images, classes).
+        labels: (images,).
+
+    Returns:
+        Three float tensors without dimensions.
+    """
+    num_classes = logits.shape[1]
+    highest = logits.topk(min(max(TOP_K), num_classes)).indices
+    hits = (highest == labels[:, None]).float().sum(0).cumsum(0)
+    return [hits[min(k, num_classes) - 1] for k in TOP_K]
+
+
+@dataclass
+class StepRecords:
+    """The steps of an epoch: their measures stay on the device until fetched together."""
+
+    recorder: Recorder
+    waiting: list[StepRecord] = field(default_factory=list)
+    totals: np.ndarray = field(default_factory=lambda: np.zeros(2 + len(TOP_K)))
+    fetched_at: float = field(default_factory=time.monotonic)
+
+    def add(self, record: StepRecord) -> None:
+        """Take a step, and fetch if the last fetch was long ago."""
+        self.waiting.append(record)
+        if time.monotonic() - self.fetched_at > FETCH_SECONDS:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Bring the measures to the host, to the recorder and into the epoch's totals."""
+        lengths = [len(record.measures) for record in self.waiting]
+        values = torch.cat([record.measures for record in self.waiting]).cpu().split(lengths)
+        rows = []
+        for record, measures in zip(self.waiting, values, strict=True):
+            loss, *rest = measures.tolist()
+            correct, norms = rest[: len(TOP_K)], rest[len(TOP_K) :] or [None, None]
+            self.totals += [record.num_images, loss * record.num_images, *correct]
+            results = {"loss": loss, "top1": correct[0] / record.num_images}
+            rows.append(record.row | results | dict(zip(NORMS, norms, strict=True)))
+        self.recorder.record_steps(rows)
+        self.waiting, self.fetched_at = [], time.monotonic()
+
+    def epoch_row(self, epoch: int, seconds: float) -> Row:
+        """Means over the epoch's images, as they were trained on."""
+        return _epoch_row(epoch, "train", self.totals, seconds)
+
+
+@torch.inference_mode()
+def validate(session: Session, model: torch.nn.Module, epoch: int) -> Row:
+    """Evaluate on the validation split. Returns the epoch's row."""
+    start = _now(session.device)
+    model.eval()
+    totals = torch.zeros(1 + len(TOP_K), dtype=torch.float64, device=session.device)
+    order, batch_size = session.valid.indices, session.spec.batch_size
+    for images, labels in batches(session.valid, order, batch_size, session.device):
+        with session.autocast():
+            logits = model(as_input(images))
+        loss = cross_entropy(logits.float(), labels, reduction="sum")
+        totals += torch.stack([loss, *num_correct(logits, labels)])
+    totals_on_host = np.array([len(order), *totals.tolist()])
+    return _epoch_row(epoch, "valid", totals_on_host, _now(session.device) - start)
+
+
+def _epoch_row(epoch: int, split: str, totals: np.ndarray, seconds: float) -> Row:
+    images, loss, *correct = totals.tolist()
+    top_k = {f"top{k}": number / images for k, number in zip(TOP_K, correct, strict=True)}
+    return {
+        "epoch": epoch, "split": split, "loss": loss / images, **top_k,
+        "images": int(images), "seconds": round(seconds, 3),
+    }  # fmt: skip
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, with all work on ``device`` done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

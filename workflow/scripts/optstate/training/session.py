@@ -1,0 +1,194 @@
+"""Train one session of one run, from the arrays and the checkpoint before it to its own."""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import platform
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from optstate import job
+from optstate.training import checkpoint
+from optstate.training.batches import ImageSet, load_split
+from optstate.training.boundary import carry_over
+from optstate.training.checkpoint import Position, Trained
+from optstate.training.loop import Session, num_steps_per_epoch, train_session
+from optstate.training.model import load_weights, make_model
+from optstate.training.recording import Curves, Recorder, add_shared_session
+from optstate.training.schedule import make_optimizer, make_scheduler
+from optstate.training.spec import SessionSpec
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write ``checkpoint.pt``, ``steps.csv`` and ``epochs.csv`` to ``--output``."""
+    spec = SessionSpec.from_json(arguments.spec)
+    device = set_up(spec)
+    train = load_split(arguments.dataset, "train", spec.train_per_class)
+    valid = load_split(arguments.dataset, "valid", spec.valid_per_class)
+    log_plan(spec, train, valid, device)
+    trained = start(spec, train, arguments.previous, arguments.weights, device)
+    started_at = trained.position
+
+    progress_path = arguments.progress / f"{fingerprint(arguments)}.pt"
+    progress = checkpoint.load_progress(progress_path)
+    if arguments.previous:
+        for folder in arguments.curves:
+            add_shared_session(folder, arguments.previous)
+    curves = Curves(arguments.curves, spec.session)
+    recorder = Recorder(spec, curves, started_at.epoch + spec.num_epochs)
+    if progress:
+        trained.load_state_dict(progress["trained"])
+        recorder.load_state_dict(progress["recorder"])
+        logging.info("going on after epoch %d", trained.position.epoch)
+
+    def save_progress() -> None:
+        state = {"trained": trained.state_dict(), "recorder": recorder.state_dict()}
+        checkpoint.save(state, progress_path)
+
+    session = Session(
+        spec=spec,
+        train=train,
+        valid=valid,
+        device=device,
+        autocast=autocast(spec, device),
+        recorder=recorder,
+        first_epoch=started_at.epoch + 1,
+        first_step=started_at.step + 1,
+    )
+    try:
+        train_session(session, trained, save_progress)
+    except torch.cuda.OutOfMemoryError as error:
+        raise job.InputError(
+            f"the GPU's memory is too small for `batch_size` {spec.batch_size} at `image_size` "
+            f"{spec.image_size}: choose smaller ones"
+        ) from error
+    recorder.write(arguments.output)
+    meta = describe(spec, device)
+    checkpoint.save(trained.state_dict() | {"meta": meta}, arguments.output / "checkpoint.pt")
+    curves.close()
+    progress_path.unlink(missing_ok=True)
+
+
+def set_up(spec: SessionSpec) -> torch.device:
+    """Choose the device, and make torch compute as the configuration says."""
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise job.InputError("`device` is cuda, and torch finds none: choose auto or cpu")
+    name = "cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(spec.cpu_threads)
+    deterministic = name == "cpu" if spec.deterministic == "auto" else bool(spec.deterministic)
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # else cuBLAS refuses
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, finds bugs
+    torch.backends.cudnn.benchmark = not deterministic
+    return torch.device(name)
+
+
+def autocast(spec: SessionSpec, device: torch.device) -> Any:
+    """A maker of contexts in which the model runs at the configured precision."""
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    if (default if spec.precision == "auto" else spec.precision) == "float32":
+        return contextlib.nullcontext
+    return functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+def log_plan(spec: SessionSpec, train: ImageSet, valid: ImageSet, device: torch.device) -> None:
+    """Say what is about to be trained.
+
+    Raises:
+        InputError: there is not one batch to train on.
+    """
+    num_steps = num_steps_per_epoch(len(train), spec.batch_size)
+    if num_steps == 0:
+        raise job.InputError(f"{spec.dataset}: a single training image cannot be trained on")
+    logging.info(
+        "%s %s seed %d session %d: %d epochs of %d steps, %d train and %d valid images, on %s",
+        spec.dataset, spec.method, spec.seed, spec.session, spec.num_epochs, num_steps,
+        len(train), len(valid), device,
+    )  # fmt: skip
+    if len(train) % spec.batch_size == 1:
+        logging.info("the last image of every epoch is alone in its batch and left out")
+
+
+def start(
+    spec: SessionSpec,
+    train: ImageSet,
+    previous: Path | None,
+    weights: Path | None,
+    device: torch.device,
+) -> Trained:
+    """The state that a session begins with: at a boundary, this is where the methods fork."""
+    random.seed(spec.seed)
+    np.random.seed(spec.seed)
+    torch.manual_seed(spec.seed)
+    model = make_model(spec.model, spec.image_size, train.num_classes)
+    before = checkpoint.load(previous / "checkpoint.pt") if previous else None
+    if before:
+        model.load_state_dict(before["model"])
+    elif weights:
+        fresh = load_weights(model, spec.model, spec.image_size, train.num_classes, weights)
+        logging.info("weights from %s; new: %s", weights, ", ".join(fresh) or "none")
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    optimizer = make_optimizer(model.parameters(), spec.optimizer, spec.learning_rate)
+    position = Position(session=spec.session)
+    if before:
+        carry_over(optimizer, before["optimizer"], spec.keep)
+        checkpoint.set_random_states(before["random"])
+        position = Position(**before["position"] | {"session": spec.session})
+    num_steps = spec.num_epochs * num_steps_per_epoch(len(train), spec.batch_size)
+    scheduler = make_scheduler(optimizer, spec.learning_rate, num_steps)
+    return Trained(model, optimizer, scheduler, position)
+
+
+def fingerprint(arguments: argparse.Namespace) -> str:
+    """A name for the state of a session in progress: other inputs or sources, another name."""
+    files = [arguments.dataset / "dataset.json", Path(job.__file__)]
+    files += sorted(Path(__file__).parent.glob("*.py"))
+    if arguments.previous:
+        files.append(arguments.previous / "checkpoint.pt")
+    digest = hashlib.sha256(f"{arguments.spec}\n{torch.__version__}\n".encode())
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def describe(spec: SessionSpec, device: torch.device) -> dict[str, Any]:
+    """What made a checkpoint: configuration, versions, device."""
+    on_gpu = device.type == "cuda"
+    return {
+        "configuration": dataclasses.asdict(spec),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "numpy": np.__version__,
+        },
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+        "device_type": device.type,
+        "precision": "float32" if autocast(spec, device) is contextlib.nullcontext else "bfloat16",
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", required=True, help="JSON of the fields of SessionSpec")
+    parser.add_argument("--dataset", type=Path, required=True, help="folder of the arrays")
+    parser.add_argument("--previous", type=Path, help="folder of the session before this one")
+    parser.add_argument("--weights", type=Path, help="state dict that the first session starts from")
+    parser.add_argument("--output", type=Path, required=True, help="folder")
+    parser.add_argument("--progress", type=Path, required=True, help="folder of resumable states")
+    parser.add_argument("--curves", type=Path, nargs="*", default=[], help="TensorBoard folders")
+    job.run(parser, main)
