@@ -20,14 +20,16 @@ Config = dict[str, Any]
 
 
 def settled(config: Config, schema: dict[str, Any]) -> Config:
-    """``config`` with numbers for text that stands for them, and without the entries set to null.
+    """``config`` with numbers for text that stands for them, without the entries set to null, and in
+    the order of the schema.
 
     Values on the command line arrive as text, and YAML takes 3e-4, without a point, for text.
     """
     typed = _typed(config, schema)
     for section in SECTIONS:
         typed[section] = _without_nulls(typed.get(section))
-    return typed
+    order = [*schema["properties"], *typed]
+    return {key: typed[key] for key in sorted(typed, key=order.index)}
 
 
 def _typed(value: Any, schema: dict[str, Any]) -> Any:

@@ -1,0 +1,1 @@
+"""From sessions to tables, figures and the report."""
