@@ -2,7 +2,10 @@
 
 CURVES = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "overview"]
 BOUNDARIES = sorted({method.partition("-")[2] for method in METHODS})
-TABLES = [f"{RESULTS}/tables/{name}.csv" for name in ("steps", "epochs", "summary", "comparisons")]
+TABLES = [
+    f"{RESULTS}/tables/{name}.csv"
+    for name in ("steps", "epochs", "summary", "comparisons")
+]
 FIGURES = [
     f"{RESULTS}/figures/{name}.{suffix}"
     for suffix in ("png", "svg")
@@ -13,18 +16,6 @@ FIGURES = [
     ]
 ]
 FIGURE_PACKAGES = locked("matplotlib", "numpy", "pandas")
-
-
-def rows_of_all_runs(name):
-    """The tables of every session of every run."""
-    folders = {
-        session_folder(dataset, method, seed, session)
-        for dataset in DATASETS
-        for method in METHODS
-        for seed in SEEDS
-        for session in range(1, NUM_SESSIONS + 1)
-    }
-    return [f"{folder}/{name}.csv" for folder in sorted(folders)]
 
 
 rule collect:
@@ -45,19 +36,19 @@ rule collect:
         f"{RESULTS}/tables/steps.csv",
     log:
         f"{LOGS}/collect.log",
+    conda:
+        "../../envs/optstate.yaml"
     params:
-        runs=RUNS,
+        runs=subpath(input[0], ancestor=5),
         datasets=DATASETS,
         methods=METHODS,
         seeds=SEEDS,
         sessions=NUM_SESSIONS,
-        output=f"{RESULTS}/tables",
-    conda:
-        "../../envs/optstate.yaml"
+        output=subpath(output[0], parent=True),
     message:
         "Collect the tables of all runs"
     shell:
-        "{PYTHON} -m optstate.analysis.collect --runs {params.runs} --datasets {params.datasets} "
+        "python -m optstate.analysis.collect --runs {params.runs} --datasets {params.datasets} "
         "--methods {params.methods} --seeds {params.seeds} --sessions {params.sessions} "
         "--output {params.output} --log {log}"
 
@@ -76,16 +67,16 @@ rule compare:
         ),
     log:
         f"{LOGS}/compare.log",
-    params:
-        tables=f"{RESULTS}/tables",
-        baseline=configuration.baseline(config),
-        packages=locked("numpy", "pandas", "scipy"),
     conda:
         "../../envs/optstate.yaml"
+    params:
+        tables=subpath(input[0], parent=True),
+        baseline=configuration.baseline(config),
+        packages=locked("numpy", "pandas", "scipy"),
     message:
         "Compare the boundaries"
     shell:
-        "{PYTHON} -m optstate.analysis.compare --tables {params.tables} "
+        "python -m optstate.analysis.compare --tables {params.tables} "
         "--baseline {params.baseline} --log {log}"
 
 
@@ -115,19 +106,22 @@ rule figures:
             for boundary in BOUNDARIES
         ],
         [f"{RESULTS}/figures/{{dataset}}/{curve}.svg" for curve in CURVES],
-        [f"{RESULTS}/figures/{{dataset}}/overview_{boundary}.svg" for boundary in BOUNDARIES],
+        [
+            f"{RESULTS}/figures/{{dataset}}/overview_{boundary}.svg"
+            for boundary in BOUNDARIES
+        ],
     log:
         f"{LOGS}/figures/{{dataset}}.log",
-    params:
-        tables=f"{RESULTS}/tables",
-        output=f"{RESULTS}/figures/{{dataset}}",
-        packages=FIGURE_PACKAGES,
     conda:
         "../../envs/optstate.yaml"
+    params:
+        tables=subpath(input[0], parent=True),
+        output=subpath(output[0], parent=True),
+        packages=FIGURE_PACKAGES,
     message:
         "Draw the curves of {wildcards.dataset}"
     shell:
-        "{PYTHON} -m optstate.analysis.figures --tables {params.tables} "
+        "python -m optstate.analysis.figures --tables {params.tables} "
         "--dataset {wildcards.dataset} --output {params.output} --log {log}"
 
 
@@ -145,24 +139,25 @@ rule learning_rate_figure:
         f"{RESULTS}/figures/learning_rate.svg",
     log:
         f"{LOGS}/figures/learning_rate.log",
-    params:
-        tables=f"{RESULTS}/tables",
-        output=f"{RESULTS}/figures",
-        packages=FIGURE_PACKAGES,
     conda:
         "../../envs/optstate.yaml"
+    params:
+        tables=subpath(input[0], parent=True),
+        output=subpath(output[0], parent=True),
+        packages=FIGURE_PACKAGES,
     message:
         "Draw the learning rates"
     shell:
-        "{PYTHON} -m optstate.analysis.figures --tables {params.tables} "
+        "python -m optstate.analysis.figures --tables {params.tables} "
         "--output {params.output} --log {log}"
 
 
 rule report:
     input:
         FIGURES,
-        f"{RESULTS}/tables/summary.csv",
-        f"{RESULTS}/tables/comparisons.csv",
+        summary=f"{RESULTS}/tables/summary.csv",
+        comparisons=f"{RESULTS}/tables/comparisons.csv",
+        learning_rate=f"{RESULTS}/figures/learning_rate.png",
         cards=[f"{prepared(dataset)}/dataset.json" for dataset in DATASETS],
         template="workflow/report/report.html.j2",
         sources=sources("analysis/__init__.py", "analysis/report.py"),
@@ -170,16 +165,16 @@ rule report:
         f"{RESULTS}/report.html",
     log:
         f"{LOGS}/report.log",
-    params:
-        config=json.dumps(config),
-        tables=f"{RESULTS}/tables",
-        figures=f"{RESULTS}/figures",
-        packages=locked("jinja2", "pyyaml"),
     conda:
         "../../envs/optstate.yaml"
+    params:
+        config=json.dumps(config),
+        tables=subpath(input.summary, parent=True),
+        figures=subpath(input.learning_rate, parent=True),
+        packages=locked("jinja2", "pyyaml"),
     message:
         "Write the report"
     shell:
-        "{PYTHON} -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
+        "python -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
         "--figures {params.figures} --cards {input.cards} --template {input.template} "
         "--output {output} --log {log}"

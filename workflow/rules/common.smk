@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import validate
 
 SCRIPTS = f"{workflow.basedir}/workflow/scripts"
@@ -20,7 +21,9 @@ from optstate import configuration
 from optstate.data.manifest import files_sha256, folder_sha256
 from optstate.job import InputError
 
-CACHE = Path(".snakemake/optstate")  # of hashes and checks, all of which can be made again
+CACHE = Path(
+    ".snakemake/optstate"
+)  # of hashes and checks, all of which can be made again
 SCHEMA = f"{workflow.basedir}/workflow/schemas/config.schema.yaml"
 
 
@@ -63,9 +66,10 @@ SEEDS = sorted(config["seeds"])
 NUM_SESSIONS = len(config["sessions"])
 
 # Jobs use the interpreter that Snakemake runs on, unless each rule has an environment of its own.
-uses_conda = "conda" in map(str, workflow.deployment_settings.deployment_method)
-PYTHON = "python" if uses_conda else sys.executable
-shell.prefix(f"export PYTHONPATH='{SCRIPTS}'; ")
+uses_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+own_python = "" if uses_conda else f"python() {{{{ '{sys.executable}' \"$@\"; }}}}; "
+search_path = f"export PYTHONPATH='{SCRIPTS}'\"${{{{PYTHONPATH:+:$PYTHONPATH}}}}\"; "
+shell.prefix(search_path + own_python)
 
 
 wildcard_constraints:
@@ -89,10 +93,149 @@ def sources(*names):
 def locked(*packages):
     """The locked versions of the packages that a stage imports: a parameter, for the same reason."""
     lock = Path(f"{workflow.basedir}/envs/requirements.lock").read_text()
-    lines = (re.findall(rf"^{package}==[^\\\n]*", lock, re.MULTILINE) for package in packages)
+    lines = (
+        re.findall(rf"^{package}==[^\\\n]*", lock, re.MULTILINE) for package in packages
+    )
     return [line.strip() for found in lines for line in found]
 
 
 def untracked(function):
     """A parameter whose change makes nothing stale: Snakemake does not track those of `threads`."""
     return lambda wildcards, threads: function(wildcards)
+
+
+# Data sets
+
+
+def content_key(dataset):
+    """What a data set is, by content: the start of its archive's or manifest's SHA-256."""
+    source = config["datasets"][dataset]
+    if "folder" not in source:
+        return configuration.archive_sha256(source)[:16]
+    return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json")[:16]
+
+
+DATASET_KEYS = {dataset: content_key(dataset) for dataset in DATASETS}
+
+
+def prepared(dataset):
+    """The folder of a data set's arrays."""
+    return (
+        f"results/datasets/{dataset}/{DATASET_KEYS[dataset]}/{config['image_size']}px"
+    )
+
+
+def location(wildcards):
+    """Where an archive comes from: the option for it."""
+    source = config["datasets"][wildcards.dataset]
+    if "packaged" in source:
+        return f"--packaged {source['packaged']}"
+    mirror = f" --mirror {shlex.quote(config['mirror'])}" if config["mirror"] else ""
+    return f"--archive {shlex.quote(source['archive'])}{mirror}"
+
+
+def archive_to_prepare(wildcards):
+    """The verified archive; a folder needs none. Its content is in its path, not in its time."""
+    if "folder" in config["datasets"][wildcards.dataset]:
+        return []
+    return ancient(f"results/datasets/{wildcards.dataset}/{wildcards.key}/archive")
+
+
+def images_to_prepare(wildcards):
+    """The option that says where the images are."""
+    source = config["datasets"][wildcards.dataset]
+    if "folder" in source:
+        sha256 = folder_sha256(
+            Path(source["folder"]), CACHE / f"{wildcards.dataset}.json"
+        )
+        return f"--folder {shlex.quote(source['folder'])} --sha256 {sha256}"
+    return f"--archive results/datasets/{wildcards.dataset}/{wildcards.key}/archive"
+
+
+# Sessions
+
+
+def weights_sha256():
+    """What the first session starts from, by content."""
+    if config["weights"] is None:
+        return None
+    path = Path(config["weights"])
+    return files_sha256([path], CACHE / "weights.json")[path]
+
+
+WEIGHTS_SHA256 = weights_sha256()
+
+
+def weights_option(wildcards):
+    """Where that is."""
+    return f"--weights {shlex.quote(config['weights'])}" if config["weights"] else ""
+
+
+def schedule_of(method):
+    """A method is SCHEDULE-BOUNDARY."""
+    return method.partition("-")[0]
+
+
+def session_folder(dataset, method, seed, session):
+    """Where a session of a run lies: the first one under its schedule's name alone."""
+    name = schedule_of(method) if int(session) == 1 else method
+    return f"{RUNS}/{dataset}/{name}/seed{seed}/session{session}"
+
+
+def spec(wildcards):
+    """What a job is told: all that its bits depend on, and nothing else."""
+    return json.dumps(
+        configuration.session_spec(
+            config,
+            dataset=wildcards.dataset,
+            method=wildcards.get("method", wildcards.get("schedule")),
+            seed=int(wildcards.seed),
+            session=int(wildcards.get("session", 1)),
+            weights_sha256=WEIGHTS_SHA256,
+        ),
+        sort_keys=True,
+    )
+
+
+def curves(wildcards):
+    """The TensorBoard folders of the runs that a session is part of."""
+    methods = (
+        [wildcards.method]
+        if "method" in wildcards.keys()
+        else [m for m in METHODS if schedule_of(m) == wildcards.schedule]
+    )
+    root = f"{RESULTS}/tensorboard/{wildcards.dataset}"
+    return [f"{root}/{method}/seed{wildcards.seed}" for method in methods]
+
+
+def arrays(wildcards):
+    """The arrays, whose content is told by the checksums in dataset.json, not by their times."""
+    names = [f"{s}_{w}.npy" for s in ("train", "valid") for w in ("images", "labels")]
+    return [ancient(f"{prepared(wildcards.dataset)}/{name}") for name in names]
+
+
+def previous(wildcards):
+    """The session before: its epochs.csv is new whenever its checkpoint is."""
+    number = int(wildcards.session) - 1
+    folder = session_folder(wildcards.dataset, wildcards.method, wildcards.seed, number)
+    files = [ancient(f"{folder}/{name}") for name in ("checkpoint.pt", "steps.csv")]
+    return [*files, f"{folder}/epochs.csv"]
+
+
+def checkpoint_of(folder, is_last):
+    """A checkpoint, removed when nothing needs it any more, if the configuration says so."""
+    keep = config["keep_checkpoints"]
+    kept = keep == "all" or (keep == "last" and is_last)
+    return f"{folder}/checkpoint.pt" if kept else temp(f"{folder}/checkpoint.pt")
+
+
+def rows_of_all_runs(name):
+    """The tables of every session of every run."""
+    folders = {
+        session_folder(dataset, method, seed, session)
+        for dataset in DATASETS
+        for method in METHODS
+        for seed in SEEDS
+        for session in range(1, NUM_SESSIONS + 1)
+    }
+    return [f"{folder}/{name}.csv" for folder in sorted(folders)]

@@ -20,8 +20,7 @@ Config = dict[str, Any]
 
 
 def settled(config: Config, schema: dict[str, Any]) -> Config:
-    """``config`` with numbers for text that stands for them, without the entries set to null, and in
-    the order of the schema.
+    """``config`` with final types, without the entries set to null, in the order of the schema.
 
     Values on the command line arrive as text, and YAML takes 3e-4, without a point, for text.
     """
@@ -75,7 +74,9 @@ def explain(error: jsonschema.ValidationError) -> str:
         path = f"{key}.{missing}" if error.absolute_path else missing
         return f"`{path}` is missing: add it"
     should_be = {
-        "enum": lambda: "one of " + ", ".join(json.dumps(v).strip('"') for v in error.validator_value),
+        "enum": lambda: (
+            "one of " + ", ".join(json.dumps(v).strip('"') for v in error.validator_value)
+        ),
         "type": lambda: _words(error.validator_value),
         "minimum": lambda: f"at least {error.validator_value}",
         "exclusiveMinimum": lambda: f"above {error.validator_value}",
@@ -90,7 +91,12 @@ def explain(error: jsonschema.ValidationError) -> str:
 
 def _words(types: str | list[str]) -> str:
     """JSON schema's types in the words of YAML."""
-    names = {"object": "a mapping", "array": "a list", "integer": "a whole number", "string": "text"}
+    names = {
+        "object": "a mapping",
+        "array": "a list",
+        "integer": "a whole number",
+        "string": "text",
+    }
     given = [types] if isinstance(types, str) else types
     return " or ".join(names.get(name, "a number" if name == "number" else name) for name in given)
 

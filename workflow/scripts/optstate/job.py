@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class InputError(Exception):
-    """Something the user can mend: the message names the file or key, what is wrong, and the mend."""
+    """Something the user can mend: the message names the file or key, what is wrong, the mend."""
 
 
 def run(
@@ -45,6 +45,7 @@ def start_log(path: Path) -> None:
     to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     to_terminal = logging.StreamHandler()
+    to_terminal.setFormatter(logging.Formatter("%(message)s"))
     to_terminal.setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
 
@@ -96,6 +97,9 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say for which file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -34,20 +34,18 @@ def main(arguments: argparse.Namespace) -> None:
 def measures(summary: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """What is compared, in rows: dataset, schedule, boundary, seed, measure, value."""
     run_columns = [*CELL, "boundary", "seed"]
-    final = summary.melt(
-        run_columns, ["final_valid_top1", "final_valid_loss"], "measure", "value"
-    )
+    final = summary.melt(run_columns, ["final_valid_top1", "final_valid_loss"], "measure", "value")
     later = steps[steps["session"] > 1]
     place = later.groupby([*run_columns, "session"])["step"].rank().astype(int)
     early = later[place <= AFTER_BOUNDARY_STEPS]
     # A loss that is not finite makes the mean so, too, where pandas would leave it out.
-    mean = early.groupby([*run_columns, "session"], as_index=False)["loss"].mean(skipna=False)
-    mean["measure"] = [
+    mean = early.groupby([*run_columns, "session"])["loss"].mean(skipna=False)
+    after_boundary = mean.reset_index(name="value")
+    after_boundary["measure"] = [
         f"train_loss_first_{AFTER_BOUNDARY_STEPS}_steps_session{session}"
-        for session in mean["session"]
+        for session in after_boundary["session"]
     ]
-    mean = mean.rename(columns={"loss": "value"})[[*run_columns, "measure", "value"]]
-    return pd.concat([final, mean], ignore_index=True)
+    return pd.concat([final, after_boundary.drop(columns="session")], ignore_index=True)
 
 
 def compare(values: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -70,7 +68,7 @@ def compare(values: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def difference(pairs: pd.Series) -> tuple[int, float, float, float, str]:
-    """n, mean, low, high and verdict of paired differences; pairs that are not finite are left out."""
+    """n, mean, low, high and verdict of paired differences, without those not finite."""
     finite = pairs[np.isfinite(pairs)].to_numpy()
     num_lost = len(pairs) - len(finite)
     mean = float(np.mean(finite)) if len(finite) else float("nan")

@@ -8,6 +8,7 @@ Colours are Okabe and Ito's, which the colour-blind can tell apart.
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from optstate.job import replacing, run
 
@@ -125,7 +126,7 @@ def draw(axes: Axes, curves: pd.DataFrame, name: str, highlighted: str | None = 
             if method.empty:
                 continue
             faded = highlighted not in (None, boundary)
-            look = {
+            look: dict[str, Any] = {
                 "color": FADED if faded else colour,
                 "linestyle": style_of(boundary, curves["boundary"].unique()),
                 "marker": "o" if name.startswith("valid") else "",
@@ -144,15 +145,17 @@ def draw(axes: Axes, curves: pd.DataFrame, name: str, highlighted: str | None = 
 
 
 def set_log_scale(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers."""
+    """A logarithmic y axis with plain numbers: 1, 2, 5 of each decade, or 1 if there are many."""
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def mark_sessions(axes: Axes, curves: pd.DataFrame, x: str = "x") -> None:
     """A dotted line at every boundary, and the numbers of the sessions above the axes."""
-    ends = curves.groupby("session")[x].max()
+    ends = {int(str(session)): end for session, end in curves.groupby("session")[x].max().items()}
     for session, end in ends.items():
         start = ends.get(session - 1, 0)
         if session > 1:
@@ -167,8 +170,8 @@ def learning_rate_figure(steps: pd.DataFrame) -> Figure:
     """The learning rate of every step, a row for each schedule, a column for each data set."""
     schedules, datasets = sorted(steps["schedule"].unique()), sorted(steps["dataset"].unique())
     figure, grid = plt.subplots(
-        len(schedules), len(datasets), figsize=(1 + 4.5 * len(datasets), 0.8 + 2.4 * len(schedules)),
-        layout="constrained", sharex="col", sharey="row", squeeze=False,
+        len(schedules), len(datasets), layout="constrained", squeeze=False, sharex="col",
+        sharey="row", figsize=(1 + 4.5 * len(datasets), 0.8 + 2.4 * len(schedules)),
     )  # fmt: skip
     colours = cycled(COLOURS, len(schedules))
     for row, (schedule, colour) in enumerate(zip(schedules, colours, strict=True)):

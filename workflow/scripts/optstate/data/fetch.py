@@ -14,7 +14,7 @@ from tqdm import tqdm
 from optstate.data import packaged
 from optstate.job import InputError, require_space, run
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16  # as much is lost when a connection breaks off
 TIMEOUT_SECONDS = 30
 TRIES = 6  # connections in a row that bring nothing, before giving up
 BACKOFF_SECONDS = 1.0  # doubled after each of them

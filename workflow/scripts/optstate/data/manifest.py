@@ -10,7 +10,7 @@ from optstate.job import InputError, replacing
 
 
 def folder_sha256(folder: Path, cache: Path | None = None) -> str:
-    """SHA-256 of the manifest of a folder: a line ``sha256  path`` for every file that is not hidden.
+    """SHA-256 of a folder's manifest: a line ``sha256  path`` for every file that is not hidden.
 
     Args:
         folder: any folder; paths in the manifest are relative to it, in name order.

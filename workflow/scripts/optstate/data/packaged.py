@@ -24,7 +24,7 @@ VALID_FRACTION = 0.2
 
 
 def write_archive(name: str, path: Path) -> None:
-    """Write the packaged set ``name`` as a tar to ``path``: of each class the last fifth is ``val``.
+    """Write the set ``name`` as a tar to ``path``; the last fifth of each class is ``val``.
 
     The order is the package's own. Neighbours in it are often of one writer, so that a random
     choice would put the same hands into both splits.

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import lzma
 import os
 import shutil
 import tarfile
@@ -94,12 +95,12 @@ def extract(archive: Path, folder: Path) -> None:
                 for name in zipped.namelist():
                     if not (folder / name).resolve().is_relative_to(folder.resolve()):
                         raise InputError(f"{archive}: member {name!r} would leave the folder")
-                zipped.extractall(folder)
+                zipped.extractall(folder)  # noqa: S202 - every name was checked
         else:
             raise InputError(f"{archive}: neither a tar nor a zip archive")
     except tarfile.FilterError as error:
         raise InputError(f"{archive}: refused as unsafe: {error}") from error
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{archive}: the archive is damaged ({error}): replace it") from error
 
 
@@ -122,11 +123,19 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
     classes, splits = list_images(root)
     num_images = sum(len(split.paths) for split in splits)
     require_space(output, num_images * image_size**2 * 3)
-    decoded = {
-        split.name: decode_split(split, image_size, workers, output, root) for split in splits
-    }
-    card = describe(root, image_size, classes, splits, decoded, output)
-    with replacing(output / "dataset.json") as path:
+    names = [f"{split.name}_{what}.npy" for split in splits for what in ("images", "labels")]
+    with contextlib.ExitStack() as outputs:  # all of them appear, or none
+        arrays = {name: outputs.enter_context(replacing(output / name)) for name in names}
+        decoded = {}
+        for split in splits:
+            with arrays[f"{split.name}_labels.npy"].open("wb") as file:
+                np.save(file, split.labels)
+            images = arrays[f"{split.name}_images.npy"]
+            decoded[split.name] = decode_split(split, image_size, workers, images)
+        hashes = files_sha256(list(arrays.values()))
+        checksums = {name: hashes[path] for name, path in arrays.items()}
+        card = describe(root, image_size, classes, splits, decoded) | {"sha256": checksums}
+        path = outputs.enter_context(replacing(output / "dataset.json"))
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     log_card(card)
 
@@ -174,29 +183,21 @@ def _files_by_class(root: Path, folder: str) -> dict[str, list[Path]]:
     }
 
 
-def decode_split(
-    split: Split, image_size: int, workers: int, output: Path, root: Path
-) -> list[Decoded]:
-    """Write the two arrays of a split."""
-    images_path = output / f"{split.name}_images.npy"
-    shape = (len(split.paths), image_size, image_size, 3)
-    with replacing(output / f"{split.name}_labels.npy") as path, path.open("wb") as file:
-        np.save(file, split.labels)
-    with replacing(images_path) as path:
-        allocate(path, shape)
-        tasks = [(path, index, image, image_size) for index, image in enumerate(split.paths)]
-        with ProcessPoolExecutor(workers) as pool:
-            results = pool.map(_decode_into, tasks, chunksize=16)
-            bar = tqdm(results, f"decode {split.name}", len(tasks), unit="image", disable=None)
-            try:
-                return list(bar)
-            except BrokenProcessPool as error:
-                raise InputError(
-                    f"{root}: a decoding process was killed, probably for lack of memory: "
-                    "use fewer cores"
-                ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+def decode_split(split: Split, image_size: int, workers: int, output: Path) -> list[Decoded]:
+    """Write the array of a split's images."""
+    allocate(output, (len(split.paths), image_size, image_size, 3))
+    tasks = [(output, index, path, image_size) for index, path in enumerate(split.paths)]
+    with ProcessPoolExecutor(workers) as pool:
+        results = pool.map(_decode_into, tasks, chunksize=16)
+        bar = tqdm(results, f"decode {split.name}", len(tasks), unit="image", disable=None)
+        try:
+            return list(bar)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a decoding process was killed, probably for lack of memory: use fewer cores"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def allocate(path: Path, shape: tuple[int, ...]) -> None:
@@ -240,9 +241,8 @@ def describe(
     classes: Sequence[str],
     splits: Sequence[Split],
     decoded: dict[str, list[Decoded]],
-    output: Path,
 ) -> dict[str, object]:
-    """What ``dataset.json`` says: classes, counts, greyscale images, duplicates, checksums."""
+    """What ``dataset.json`` says: classes, counts, greyscale images, duplicates."""
     names = {s.name: [p.relative_to(root).as_posix() for p in s.paths] for s in splits}
     counts = {s.name: np.bincount(s.labels, minlength=len(classes)) for s in splits}
     return {
@@ -258,9 +258,6 @@ def describe(
             for split, paths in names.items()
         },
         "duplicates": duplicates(names, decoded),
-        "sha256": {
-            path.name: digest for path, digest in files_sha256(sorted(output.glob("*.npy"))).items()
-        },
     }
 
 

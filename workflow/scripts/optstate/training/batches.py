@@ -23,6 +23,7 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int:
+        """Classes of the data set."""
         return int(self.labels.max()) + 1
 
 
@@ -42,7 +43,7 @@ def train_order(image_set: ImageSet, seed: int, epoch: int) -> np.ndarray:
 def batches(
     image_set: ImageSet, order: np.ndarray, batch_size: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """uint8 images (batch, size, size, 3) and labels (batch,) on ``device``; the last may be short."""
+    """uint8 images (batch, size, size, 3) and labels (batch,) on ``device``, batch by batch."""
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         images = torch.from_numpy(image_set.images[chosen])

@@ -55,10 +55,11 @@ class Trained:
 
 def random_states() -> dict[str, Any]:
     """The state of every global random number generator that a model or library may draw from."""
-    algorithm, keys, *rest = np.random.get_state(legacy=True)
+    numpy_state = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     return {
         "python": random.getstate(),
-        "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": numpy_state,
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -67,8 +68,10 @@ def random_states() -> dict[str, Any]:
 def set_random_states(states: dict[str, Any]) -> None:
     """Put back what :func:`random_states` gave."""
     random.setstate(states["python"])
-    algorithm, keys, *rest = states["numpy"]
-    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
+    inner = states["numpy"]["state"]
+    np.random.set_state(
+        states["numpy"] | {"state": inner | {"key": inner["key"].numpy().astype(np.uint32)}}
+    )
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])

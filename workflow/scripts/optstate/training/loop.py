@@ -42,9 +42,7 @@ def num_steps_per_epoch(num_images: int, batch_size: int) -> int:
     return num_images // batch_size + (num_images % batch_size > 1)
 
 
-def train_session(
-    session: Session, trained: Trained, save_progress: Callable[[], None]
-) -> None:
+def train_session(session: Session, trained: Trained, save_progress: Callable[[], None]) -> None:
     """Train the epochs of a session that ``trained`` has not behind it yet."""
     end = session.first_epoch + session.spec.num_epochs
     for epoch in range(trained.position.epoch + 1, end):

@@ -1,4 +1,4 @@
-"""The record of a session: a row per step, a row per epoch and split, and live TensorBoard curves."""
+"""The record of a session: a row per step, rows per epoch, and live TensorBoard curves."""
 
 import csv
 import logging

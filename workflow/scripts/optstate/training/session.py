@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from torch import nn
 
 from optstate import job
 from optstate.training import checkpoint
@@ -89,7 +88,8 @@ def set_up(spec: SessionSpec) -> torch.device:
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # else cuBLAS refuses
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, finds bugs
+        # Else every new tensor is filled first, which costs time and is there to find bugs.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
     return torch.device(name)
 
@@ -182,13 +182,14 @@ def describe(spec: SessionSpec, device: torch.device) -> dict[str, Any]:
     }
 
 
+PARSER = argparse.ArgumentParser(description=__doc__)
+PARSER.add_argument("--spec", required=True, help="JSON of the fields of SessionSpec")
+PARSER.add_argument("--dataset", type=Path, required=True, help="folder of the arrays")
+PARSER.add_argument("--previous", type=Path, help="folder of the session before this one")
+PARSER.add_argument("--weights", type=Path, help="state dict that the first session starts from")
+PARSER.add_argument("--output", type=Path, required=True, help="folder")
+PARSER.add_argument("--progress", type=Path, required=True, help="folder of resumable states")
+PARSER.add_argument("--curves", type=Path, nargs="*", default=[], help="TensorBoard folders")
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", required=True, help="JSON of the fields of SessionSpec")
-    parser.add_argument("--dataset", type=Path, required=True, help="folder of the arrays")
-    parser.add_argument("--previous", type=Path, help="folder of the session before this one")
-    parser.add_argument("--weights", type=Path, help="state dict that the first session starts from")
-    parser.add_argument("--output", type=Path, required=True, help="folder")
-    parser.add_argument("--progress", type=Path, required=True, help="folder of resumable states")
-    parser.add_argument("--curves", type=Path, nargs="*", default=[], help="TensorBoard folders")
-    job.run(parser, main)
+    job.run(PARSER, main)

@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all that a fresh clone needs; Python >= 3.11 is all they need.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SNAKEMAKE := $(BIN)/snakemake
+LOCK := envs/requirements.lock
+export PYTHONPATH := workflow/scripts
+
+.PHONY: demo test check lock
+
+demo: .venv/installed ## the whole pipeline on small, real images
+	$(SNAKEMAKE) --cores 2 --configfile config/demo.yaml
+	@$(BIN)/python -m optstate.analysis.show results/demo
+
+test: check ## every test
+	$(BIN)/python -m pytest
+
+check: .venv/installed ## style, types, and the shape of the code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(SNAKEMAKE) --lint
+
+lock: .venv/installed ## resolve envs/requirements.in anew
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --custom-compile-command "make lock" \
+		envs/requirements.in --output-file $(LOCK)
+
+# The lock file names uv itself, which then installs it. Bytecode is compiled here, once:
+# otherwise every job would spend seconds on it.
+.venv/installed: $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || \
+		{ echo "Python >= 3.11.4 is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(BIN)/uv || { $(PYTHON) -m venv --clear .venv && \
+		$(BIN)/python -m pip install --quiet "$$(grep -o '^uv==[^ ;]*' $(LOCK))"; }
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --compile-bytecode $(LOCK)
+	touch $@

@@ -1,0 +1,131 @@
+"""Tiny images, and a copy of the project to run Snakemake in."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ("ant", "bee", "cat")
+
+
+def write_images(
+    folder: Path, per_class: int = 6, size: int = 32, classes: tuple[str, ...] = CLASSES
+) -> Path:
+    """A folder of {train,val}/CLASS/*.png: noise, of another brightness in each class."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label, name in enumerate(classes):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(per_class):
+                pixels = rng.integers(0, 60, (size, size, 3)) + 60 * label
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def write_tar(images: Path, archive: Path) -> Path:
+    """A .tgz of a folder, below one top-level folder, as the published archives have."""
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(images, "images")
+    return archive
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images")
+
+
+def run_module(module: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+    """Run a stage's command as its job does."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "workflow" / "scripts")},
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
+    """The job failed with one line on stderr, which has all of the words."""
+    assert result.returncode == 1, result
+    assert "Traceback" not in result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+class Project:
+    """A copy of the project's files, with a configuration for tiny images."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("Snakefile", "config", "workflow", "profiles", "envs"):
+            source = ROOT / name
+            ignore = shutil.ignore_patterns("__pycache__")
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=ignore)
+            else:
+                shutil.copy(source, folder / name)
+
+    def configure(self, text: str) -> None:
+        (self.folder / "tiny.yaml").write_text(text)
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "tiny.yaml"]
+            + list(arguments),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> str:
+        """Run Snakemake, which must succeed. Returns all it printed."""
+        result = self.snakemake(*arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout + result.stderr
+
+    def refused(self, *arguments: str) -> str:
+        """Dry-run Snakemake, which must refuse. Returns the one line that says why."""
+        result = self.snakemake("--dry-run", "--quiet", "all", *arguments)
+        assert result.returncode != 0, result.stdout
+        (line,) = [
+            line
+            for line in (result.stdout + result.stderr).splitlines()
+            if not line.startswith(("Using workflow specific profile", "Config file"))
+        ]
+        assert not (self.folder / "results").exists()
+        return line
+
+
+TINY = """
+experiment: tiny
+datasets:
+  imagenette: null
+  imagewoof: null
+  noise: {{folder: {images}}}
+image_size: 32
+model: resnet18
+batch_size: 6
+sessions: [2, 1, 1]
+schedules:
+  constant: {{lr: [1.0e-3, 5.0e-4, 3.0e-4]}}
+  onecycle: {{initial_lr: [4.0e-5, 2.0e-5, 5.0e-6], max_lr: [1.0e-3, 5.0e-4, 1.0e-4]}}
+device: cpu
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, images: Path) -> Project:
+    project = Project(tmp_path / "project")
+    project.configure(TINY.format(images=images))
+    return project

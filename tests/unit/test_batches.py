@@ -1,0 +1,86 @@
+"""Which images are trained on, in which order, and what augmentation does to them."""
+
+import numpy as np
+import pytest
+import torch
+
+from optstate.training.batches import as_input, augmented, batches, load_split, train_order
+from optstate.training.loop import num_steps_per_epoch
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images of four pixels, each filled with its own number; labels 0, 0, ... 1, 1, ..."""
+    images = np.zeros((12, 2, 2, 3), np.uint8) + np.arange(12, dtype=np.uint8)[:, None, None, None]
+    np.save(tmp_path / "train_images.npy", images)
+    np.save(tmp_path / "train_labels.npy", np.repeat([0, 1, 2], 4))
+    return tmp_path
+
+
+def test_the_first_of_each_class_are_used(folder):
+    assert load_split(folder, "train", 2).indices.tolist() == [0, 1, 4, 5, 8, 9]
+    assert load_split(folder, "train", None).indices.tolist() == list(range(12))
+    assert load_split(folder, "train", 100).indices.tolist() == list(range(12))
+
+
+def test_the_order_is_of_seed_and_epoch(folder):
+    train = load_split(folder, "train", None)
+    order = train_order(train, seed=0, epoch=1)
+    assert sorted(order) == list(range(12))
+    assert np.array_equal(order, train_order(train, seed=0, epoch=1))
+    assert not np.array_equal(order, train_order(train, seed=1, epoch=1))
+    assert not np.array_equal(order, train_order(train, seed=0, epoch=2))
+
+
+def test_batches_hold_the_images_of_their_labels(folder):
+    train = load_split(folder, "train", None)
+    order = np.array([11, 0, 5, 6, 1])
+    pairs = list(batches(train, order, 2, torch.device("cpu")))
+    assert [images[:, 0, 0, 0].tolist() for images, _ in pairs] == [[11, 0], [5, 6], [1]]
+    assert [labels.tolist() for _, labels in pairs] == [[2, 0], [1, 1], [0]]
+
+
+@pytest.mark.parametrize(("images", "steps"), [(100, 10), (101, 10), (102, 11), (1, 0), (9, 1)])
+def test_a_last_batch_of_one_image_is_no_step(images, steps):
+    assert num_steps_per_epoch(images, 10) == steps
+
+
+def test_input_is_scaled_and_channels_last():
+    images = torch.arange(2 * 4 * 4 * 3, dtype=torch.uint8).reshape(2, 4, 4, 3)
+    inputs = as_input(images)
+    assert inputs.shape == (2, 3, 4, 4)
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    assert inputs[1, 2, 3, 0] == images[1, 3, 0, 2] / 255
+
+
+class TestAugmentation:
+    images = torch.randint(0, 255, (64, 16, 16, 3), dtype=torch.uint8)
+
+    def test_none(self):
+        assert augmented(self.images, "none", np.random.default_rng(0)) is self.images
+
+    def test_flip_mirrors_about_half(self):
+        result = augmented(self.images, "flip", np.random.default_rng(0))
+        kept = (result == self.images).flatten(1).all(1)
+        mirrored = (result == self.images.flip(2)).flatten(1).all(1)
+        assert (kept | mirrored).all()
+        assert 16 < mirrored.sum() < 48
+
+    def test_crop_moves_by_at_most_an_eighth(self):
+        result = augmented(self.images, "crop_flip", np.random.default_rng(0))
+        inner = slice(2, 14)  # what no reflection reaches
+        for image, original in zip(result, self.images, strict=True):
+            candidates = [
+                source.roll((-down, -right), (0, 1))[inner, inner]
+                for source in (original, original.flip(1))
+                for down in range(-2, 3)
+                for right in range(-2, 3)
+            ]
+            assert any(torch.equal(image[inner, inner], c) for c in candidates)
+        assert len({tuple(image[0, 0].tolist()) for image in result}) > 32
+
+    def test_it_is_of_the_generator_alone(self):
+        first, second = (
+            augmented(self.images, "crop_flip", np.random.default_rng(7)) for _ in range(2)
+        )
+        assert torch.equal(first, second)

@@ -1,0 +1,134 @@
+"""What each boundary keeps of an optimizer, for several optimizers."""
+
+import pytest
+import torch
+from torch import nn
+
+from optstate.training.boundary import carry_over, initial_state
+from optstate.training.schedule import make_optimizer, make_scheduler
+
+STEPS = 5
+ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
+OPTIMIZERS = {
+    "Adam": ({"name": "Adam", "betas": (0.8, 0.99)}, ADAM_STATE),
+    "AdamW": ({"name": "AdamW", "weight_decay": 0.1}, ADAM_STATE),
+    "SGD": ({"name": "SGD", "momentum": 0.9}, {"momentum_buffer"}),
+}
+CONSTANT = {"kind": "constant", "lr": 3e-4}
+ONECYCLE = {"kind": "onecycle", "initial_lr": 2e-5, "max_lr": 1e-3}
+
+
+def parameters(seed: int = 0) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(4, 3), (4,)]
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def trained(optimizer: dict, learning_rate: dict) -> torch.optim.Optimizer:
+    """An optimizer after a session of a few steps."""
+    made = make_optimizer(parameters(), optimizer, learning_rate)
+    scheduler = make_scheduler(made, learning_rate, STEPS)
+    for _ in range(STEPS):
+        made.zero_grad()
+        sum((p**2).sum() for p in made.param_groups[0]["params"]).backward()
+        made.step()
+        scheduler.step()
+    return made
+
+
+def cross(optimizer: dict, learning_rate: dict, keep) -> tuple:
+    """The optimizers before and after a boundary at which the learning rate changes."""
+    before = trained(optimizer, learning_rate | {"lr": 1e-3} if "lr" in learning_rate else ONECYCLE)
+    after = make_optimizer(parameters(), optimizer, learning_rate)
+    carry_over(after, before.state_dict(), keep)
+    make_scheduler(after, learning_rate, STEPS)
+    return before, after
+
+
+@pytest.mark.parametrize("learning_rate", [CONSTANT, ONECYCLE], ids=["constant", "onecycle"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+class TestNewAndPreserve:
+    def test_preserve_keeps_every_entry(self, name, learning_rate):
+        optimizer, entries = OPTIMIZERS[name]
+        before, after = cross(optimizer, learning_rate, "all")
+        old, new = before.state_dict()["state"], after.state_dict()["state"]
+        assert old.keys() == new.keys() == {0, 1}
+        for index in old:
+            assert old[index].keys() == new[index].keys() == entries
+            for entry in entries:
+                assert torch.equal(torch.as_tensor(old[index][entry]), new[index][entry])
+            if "step" in entries:
+                assert new[index]["step"] == STEPS
+
+    def test_new_keeps_none(self, name, learning_rate):
+        _, after = cross(OPTIMIZERS[name][0], learning_rate, [])
+        assert after.state_dict()["state"] == {}
+
+    @pytest.mark.parametrize("keep", ["all", []], ids=["preserve", "new"])
+    def test_settings_are_those_of_the_session(self, name, learning_rate, keep):
+        optimizer, _ = OPTIMIZERS[name]
+        _, after = cross(optimizer, learning_rate, keep)
+        fresh = make_optimizer(parameters(), optimizer, learning_rate)
+        make_scheduler(fresh, learning_rate, STEPS)
+        (group,), (expected,) = after.param_groups, fresh.param_groups
+        assert {k: v for k, v in group.items() if k != "params"} == {
+            k: v for k, v in expected.items() if k != "params"
+        }
+        assert group["lr"] == pytest.approx(learning_rate.get("lr") or 2e-5, rel=1e-12)
+        if learning_rate is ONECYCLE:
+            momentum = group["betas"][0] if "betas" in group else group["momentum"]
+            assert momentum == 0.95
+        elif "betas" in optimizer:
+            assert group["betas"] == optimizer["betas"]
+
+
+@pytest.mark.parametrize("kept", ["step", "exp_avg", "exp_avg_sq"])
+def test_a_part_is_kept_and_the_rest_begins_anew(kept):
+    before, after = cross(OPTIMIZERS["Adam"][0], CONSTANT, [kept])
+    for index, entries in after.state_dict()["state"].items():
+        assert entries.keys() == ADAM_STATE
+        for entry, value in entries.items():
+            old = before.state_dict()["state"][index][entry]
+            assert torch.equal(value, old if entry == kept else torch.zeros_like(value))
+
+
+def test_keeping_every_entry_by_name_is_keeping_all():
+    _, by_name = cross(OPTIMIZERS["Adam"][0], CONSTANT, sorted(ADAM_STATE))
+    _, all_ = cross(OPTIMIZERS["Adam"][0], CONSTANT, "all")
+    for index, entries in all_.state_dict()["state"].items():
+        for entry, value in entries.items():
+            assert torch.equal(by_name.state_dict()["state"][index][entry], value)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "value"),
+    [("NAdam", "mu_product", 1.0), ("Adagrad", "sum", 0.5), ("Rprop", "step_size", 3e-4)],
+)
+def test_entries_that_do_not_begin_at_zero(name, entry, value):
+    """The initial state is the optimizer's own, not a guess."""
+    extra = {"initial_accumulator_value": 0.5} if name == "Adagrad" else {}
+    optimizer = make_optimizer(parameters(), {"name": name, **extra}, CONSTANT)
+    state = initial_state(optimizer)
+    assert torch.all(torch.as_tensor(state[0][entry]) == value)
+    assert all(p.grad is None for p in optimizer.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize(
+    "name", "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop".split()
+)
+def test_every_optimizer_can_keep_a_part(name):
+    """Each entry alone is carried into an optimizer that can go on from it."""
+    before = trained({"name": name}, CONSTANT)
+    for kept in before.state_dict()["state"][0]:
+        after = make_optimizer(parameters(), {"name": name}, CONSTANT)
+        carry_over(after, before.state_dict(), [kept])
+        sum((p**2).sum() for p in after.param_groups[0]["params"]).backward()
+        after.step()
+        assert all(torch.isfinite(p).all() for p in after.param_groups[0]["params"])
+
+
+def test_adagrad_begins_anew_when_nothing_is_kept():
+    """Its state is made with the optimizer, so that there is some to lose."""
+    before, after = cross({"name": "Adagrad"}, CONSTANT, [])
+    assert before.state_dict()["state"][0]["sum"].any()
+    assert not after.state_dict()["state"][0]["sum"].any()

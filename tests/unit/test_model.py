@@ -1,0 +1,109 @@
+"""Models by name, the ones that are refused, and weights to start from."""
+
+import pytest
+import torch
+
+from optstate.job import InputError
+from optstate.training.check import check
+from optstate.training.model import load_weights, make_model, require_runs
+
+CONFIG = {
+    "model": "resnet18",
+    "image_size": 32,
+    "optimizer": {"name": "Adam"},
+    "schedules": {"constant": {"kind": "constant", "lr": [1e-3, 1e-3]}},
+    "boundaries": {"new": {"keep": []}, "part": {"keep": ["exp_avg"]}},
+    "methods": ["constant-new", "constant-part"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet50", 224),
+        ("googlenet", 64),  # auxiliary heads
+        ("inception_v3", 96),
+        ("vit_b_16", 64),  # a fixed input size
+        ("maxvit_t", 224),
+        ("squeezenet1_0", 64),  # a head that is a convolution
+        ("regnet_y_400mf", 32),
+    ],
+)
+def test_models_that_run(name, size):
+    require_runs(name, size, num_classes=7)
+
+
+@pytest.mark.parametrize(("name", "size"), [("inception_v3", 64), ("vit_b_16", 65)])
+def test_a_size_that_a_model_cannot_take_is_refused_by_name(name, size):
+    with pytest.raises(InputError, match=f"{name}.*`image_size` {size}"):
+        require_runs(name, size, num_classes=7)
+
+
+class TestCheck:
+    def test_good(self):
+        check(CONFIG)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"model": "resnet51"}, "`model`: 'resnet51' is unknown: did you mean 'resnet50'"),
+            ({"optimizer": {"name": "Adamm"}}, "`optimizer.name`: 'Adamm' .* mean 'Adam'"),
+            ({"optimizer": {"name": "Adam", "beta": 1}}, "`optimizer` .*beta.* mend"),
+            ({"optimizer": {"name": "LBFGS"}}, "`optimizer` .*LBFGS.* does not work"),
+            (
+                {"optimizer": {"name": "SGD"}},
+                "`boundaries.part.keep`: 'exp_avg' is no entry of SGD",
+            ),
+            ({"image_size": 1, "model": "vgg11"}, "`model` 'vgg11' .* `image_size` 1"),
+        ],
+    )
+    def test_bad(self, change, words):
+        with pytest.raises(InputError, match=words):
+            check(CONFIG | change)
+
+    def test_a_schedule_has_its_own_optimizer(self):
+        schedules = {"constant": CONFIG["schedules"]["constant"] | {"optimizer": {"name": "SGX"}}}
+        with pytest.raises(InputError, match="`schedules.constant.optimizer.name`: 'SGX'"):
+            check(CONFIG | {"schedules": schedules})
+
+
+class TestWeights:
+    def load(self, model, path, num_classes=4):
+        return load_weights(model, "resnet18", 32, num_classes, path)
+
+    def test_all_but_a_head_of_another_size(self, tmp_path):
+        source, target = make_model("resnet18", 32, 10), make_model("resnet18", 32, 4)
+        head = target.fc.weight.clone()
+        torch.save(source.state_dict(), tmp_path / "weights.pt")
+        assert self.load(target, tmp_path / "weights.pt") == ["fc.bias", "fc.weight"]
+        assert torch.equal(target.fc.weight, head)
+        assert torch.equal(target.conv1.weight, source.conv1.weight)
+
+    @pytest.mark.parametrize("key", ["model", "state_dict"])
+    def test_the_head_too_where_it_fits(self, tmp_path, key):
+        source, target = make_model("resnet18", 32, 4), make_model("resnet18", 32, 4)
+        torch.save({key: source.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
+        assert self.load(target, tmp_path / "weights.pt") == []
+        assert torch.equal(target.fc.weight, source.fc.weight)
+
+    def test_of_another_model(self, tmp_path):
+        torch.save(make_model("resnet34", 32, 4).state_dict(), tmp_path / "weights.pt")
+        with pytest.raises(InputError, match=r"weights.pt: not the weights of resnet18"):
+            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+
+    def test_no_weights_at_all(self, tmp_path):
+        (tmp_path / "weights.pt").write_bytes(b"hello")
+        with pytest.raises(InputError, match=r"weights.pt: not a file of weights"):
+            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+
+    def test_code_in_a_pickle_is_not_run(self, tmp_path):
+        import os
+
+        class Bad:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "pwned"),)
+
+        torch.save({"model": Bad()}, tmp_path / "weights.pt")
+        with pytest.raises(InputError, match="loads safely"):
+            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+        assert not (tmp_path / "pwned").exists()

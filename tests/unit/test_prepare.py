@@ -1,0 +1,217 @@
+"""From an archive or a folder to arrays."""
+
+import io
+import json
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, assert_one_line, run_module, write_images, write_tar
+from PIL import Image
+
+from optstate.data.manifest import files_sha256, folder_sha256
+
+SIZE = 16
+
+
+def run(output: Path, *arguments: object, workers: int = 1, **options):
+    return run_module(
+        "optstate.data.prepare", *arguments, "--image-size", SIZE, "--workers", workers,
+        "--output", output, "--log", output.with_name("log"), **options,
+    )  # fmt: skip
+
+
+def prepare_folder(folder: Path, output: Path, workers: int = 1):
+    return run(output, "--folder", folder, "--sha256", folder_sha256(folder), workers=workers)
+
+
+def prepared(folder: Path, output: Path) -> dict:
+    """What dataset.json says, with the arrays beside it under their names."""
+    result = prepare_folder(folder, output)
+    assert result.returncode == 0, result.stderr
+    card = json.loads((output / "dataset.json").read_text())
+    return card | {path.stem: np.load(path) for path in output.glob("*.npy")}
+
+
+def test_pixels_are_pillows_and_labels_are_alike_in_both_splits(images, tmp_path):
+    result = prepared(images, tmp_path / "out")
+    for split, folder in (("train", "train"), ("valid", "val")):
+        paths = sorted((images / folder).rglob("*.png"))
+        expected = [
+            np.asarray(Image.open(p).convert("RGB").resize((SIZE, SIZE), Image.BILINEAR))
+            for p in paths
+        ]
+        assert np.array_equal(result[f"{split}_images"], expected)
+        assert [CLASSES[label] for label in result[f"{split}_labels"]] == [
+            p.parent.name for p in paths
+        ]
+    assert [c["name"] for c in result["classes"]] == list(CLASSES)
+    assert result["classes"][1] == {"label": 1, "name": "bee", "train": 6, "valid": 6}
+
+
+def test_archives_folders_and_workers_give_the_same_bytes(images, tmp_path):
+    tar = write_tar(images, tmp_path / "a.tgz")
+    zipped = Path(shutil.make_archive(str(tmp_path / "z"), "zip", images))
+    results = [
+        prepare_folder(images, tmp_path / "1"),
+        prepare_folder(images, tmp_path / "2", workers=2),
+        run(tmp_path / "3", "--archive", tar),
+        run(tmp_path / "4", "--archive", zipped),
+    ]
+    assert [r.returncode for r in results] == [0] * 4
+    for name in sorted(p.name for p in (tmp_path / "1").iterdir()):
+        contents = {(tmp_path / str(n) / name).read_bytes() for n in (1, 2, 3, 4)}
+        assert len(contents) == 1, name
+    assert len(list((tmp_path / "3").iterdir())) == 5  # nothing extracted is left
+
+
+def test_greyscale_and_duplicates_are_reported_not_dropped(images, tmp_path):
+    grey = Image.open(images / "train/ant/0.png").convert("L")
+    grey.save(images / "train/ant/0.png")
+    picture = Image.open(images / "train/bee/1.png")
+    picture.save(images / "val/cat/1.bmp")  # another file, the same picture
+    picture.save(images / "val/cat/2.png", compress_level=1)
+    shutil.copy(images / "val/ant/3.png", images / "val/bee/3.png")
+    result = prepared(images, tmp_path / "out")
+    assert result["greyscale"] == {"train": ["train/ant/0.png"], "valid": []}
+    assert result["duplicates"] == {
+        "train": [],
+        "valid": [["val/ant/3.png", "val/bee/3.png"]],
+        "across_splits": [["train/bee/1.png", "val/cat/1.bmp", "val/cat/2.png"]],
+    }
+    assert result["num_images"] == {"train": 18, "valid": 19}
+    assert len(result["valid_images"]) == 19
+
+
+def test_checksums_are_of_the_arrays(images, tmp_path):
+    card = prepared(images, tmp_path / "out")
+    for name, digest in card["sha256"].items():
+        path = tmp_path / "out" / name
+        assert files_sha256([path]) == {path: digest}
+    assert len(card["sha256"]) == 4
+
+
+def test_other_files_are_left_out(images, tmp_path):
+    (images / "train/ant/.DS_Store").write_text("x")
+    (images / "train/ant/notes.txt").write_text("x")
+    assert prepared(images, tmp_path / "out")["num_images"]["train"] == 18
+    assert "notes.txt" in (tmp_path / "log").read_text()
+
+
+def test_names_with_spaces_quotes_and_other_letters(tmp_path):
+    classes = ("a b", "c'\"d", "línea\n2")
+    images = write_images(tmp_path / "images", classes=classes)
+    assert [c["name"] for c in prepared(images, tmp_path / "out")["classes"]] == sorted(classes)
+
+
+class TestBadInput:
+    """One line, which names the file and the mend; and no output."""
+
+    @pytest.fixture(autouse=True)
+    def no_output(self, tmp_path):
+        yield
+        output = tmp_path / "out"
+        assert not output.exists() or list(output.iterdir()) == []
+
+    def test_an_image_that_does_not_decode(self, images, tmp_path):
+        (images / "val/bee/2.png").write_bytes(b"no image")
+        assert_one_line(
+            prepare_folder(images, tmp_path / "out"), "val/bee/2.png", "does not decode", "replace"
+        )
+
+    def test_a_truncated_image(self, images, tmp_path):
+        path = images / "val/bee/2.png"
+        path.write_bytes(path.read_bytes()[:300])
+        assert_one_line(prepare_folder(images, tmp_path / "out"), "val/bee/2.png", "decode")
+
+    def test_an_image_bomb(self, images, tmp_path):
+        Image.new("1", (20_000, 20_000)).save(images / "train/ant/bomb.png")
+        assert_one_line(prepare_folder(images, tmp_path / "out"), "bomb.png", "decompression bomb")
+
+    def test_an_empty_class(self, images, tmp_path):
+        shutil.rmtree(images / "train/cat")
+        (images / "train/cat").mkdir()
+        assert_one_line(prepare_folder(images, tmp_path / "out"), "train/cat", "no image", "add")
+
+    @pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
+    def test_a_class_missing_in_one_split(self, images, tmp_path, split, other):
+        shutil.rmtree(images / split / "cat")
+        words = (f"'cat' is in {other} but not in {split}",)
+        assert_one_line(prepare_folder(images, tmp_path / "out"), *words)
+
+    def test_a_split_missing(self, images, tmp_path):
+        shutil.rmtree(images / "val")
+        assert_one_line(prepare_folder(images, tmp_path / "out"), "'val'", "{train,val}/CLASS")
+
+    def test_a_truncated_archive(self, images, tmp_path):
+        archive = write_tar(images, tmp_path / "a.tgz")
+        archive.write_bytes(archive.read_bytes()[:-2000])
+        assert_one_line(run(tmp_path / "out", "--archive", archive), "a.tgz", "damaged", "replace")
+
+    def test_no_archive(self, tmp_path):
+        (tmp_path / "a.tgz").write_bytes(b"hello")
+        assert_one_line(run(tmp_path / "out", "--archive", tmp_path / "a.tgz"), "neither a tar")
+
+    @pytest.mark.parametrize("name", ["../outside.png", "train/../../outside.png"])
+    def test_a_tar_member_outside(self, images, tmp_path, name):
+        archive = write_tar(images, tmp_path / "a.tgz")
+        with tarfile.open(archive, "w") as tar:
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"bad"))
+        assert_one_line(run(tmp_path / "out", "--archive", archive), "a.tgz", "outside.png")
+        assert not list(tmp_path.rglob("outside.png"))
+
+    def test_a_tar_link_outside(self, tmp_path):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            member = tarfile.TarInfo("train")
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+            tar.addfile(member)
+        assert_one_line(run(tmp_path / "out", "--archive", tmp_path / "a.tar"), "unsafe")
+
+    def test_a_zip_member_outside(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+            zipped.writestr("../outside.png", b"bad")
+        assert_one_line(run(tmp_path / "out", "--archive", tmp_path / "a.zip"), "outside.png")
+
+    def test_a_file_size_limit(self, images, tmp_path):
+        def limit() -> None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+
+        digest = folder_sha256(images)
+        result = run(tmp_path / "out", "--folder", images, "--sha256", digest, preexec_fn=limit)
+        assert_one_line(result, "ulimit -f")
+
+    def test_a_folder_that_changes(self, images, tmp_path):
+        result = run(tmp_path / "out", "--folder", images, "--sha256", "0" * 64)
+        assert_one_line(result, str(images), "changed", "run again")
+
+
+class TestManifest:
+    def test_it_is_what_sha256sum_prints(self, images, tmp_path):
+        import hashlib
+        import subprocess
+
+        names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
+        printed = subprocess.run(["sha256sum", *names], cwd=images, capture_output=True).stdout
+        assert folder_sha256(images) == hashlib.sha256(printed).hexdigest()
+
+    def test_cached_hashes_follow_the_content(self, images, tmp_path):
+        cache = tmp_path / "cache.json"
+        before = folder_sha256(images, cache)
+        (images / "train/ant/0.png").touch()
+        assert folder_sha256(images, cache) == before == folder_sha256(images)
+        content = (images / "train/ant/0.png").read_bytes()
+        (images / "train/ant/0.png").write_bytes(content[::-1])
+        assert folder_sha256(images, cache) == folder_sha256(images) != before
+
+    def test_unchanged_files_are_not_read_again(self, images, tmp_path, monkeypatch):
+        cache = tmp_path / "cache.json"
+        before = folder_sha256(images, cache)
+        monkeypatch.setattr("optstate.data.manifest._sha256", lambda path: "read again")
+        assert folder_sha256(images, cache) == before

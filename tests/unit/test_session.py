@@ -1,0 +1,252 @@
+"""Sessions in one process: what they write, that validation is held out, that they go on."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from optstate.training import loop, session
+from optstate.training.checkpoint import random_states, set_random_states
+from optstate.training.loop import num_correct, records_norms
+
+SPEC = {
+    "dataset": "noise",
+    "schedule": "onecycle",
+    "seed": 3,
+    "image_size": 32,
+    "train_per_class": None,
+    "valid_per_class": None,
+    "model": "resnet18",
+    "weights_sha256": None,
+    "batch_size": 4,
+    "augment": "crop_flip",
+    "optimizer": {"name": "Adam"},
+    "learning_rate": {"kind": "onecycle", "initial_lr": 1e-4, "max_lr": 1e-3},
+    "device": "cpu",
+    "precision": "auto",
+    "cpu_threads": 1,
+    "deterministic": "auto",
+}
+FIRST = SPEC | {"boundary": "", "method": "onecycle", "session": 1, "num_epochs": 3, "keep": []}
+SECOND = SPEC | {
+    "boundary": "preserve", "method": "onecycle-preserve", "session": 2, "num_epochs": 2,
+    "keep": "all",
+}  # fmt: skip
+
+
+def write_arrays(folder: Path, valid_labels: list[int] | None = None) -> Path:
+    """Two classes of noise, bright at the left or at the right; validation labels as planted."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for split, labels in (("train", [0] * 8 + [1] * 9), ("valid", [0] * 5 + [1] * 5)):
+        images = rng.integers(0, 100, (len(labels), 32, 32, 3))
+        for image, label in zip(images, labels, strict=True):
+            image[:, 16 * label : 16 * (label + 1)] += 150
+        planted = labels if split == "train" else valid_labels or labels
+        np.save(folder / f"{split}_images.npy", images.astype(np.uint8))
+        np.save(folder / f"{split}_labels.npy", np.array(planted))
+    (folder / "dataset.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    return write_arrays(tmp_path / "arrays")
+
+
+def train(root: Path, spec: dict, arrays: Path, previous: Path | None = None) -> Path:
+    """Train one session below ``root``; returns its folder."""
+    output = root / f"session{spec['session']}"
+    arguments = [
+        "--spec", json.dumps(spec), "--dataset", arrays, "--output", output,
+        "--progress", root / "in_progress", "--curves", root / "curves",
+    ]  # fmt: skip
+    if previous:
+        arguments += ["--previous", previous]
+    session.main(session.PARSER.parse_args([str(a) for a in arguments]))
+    return output
+
+
+def rows(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_seconds(path: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
+
+
+def assert_equal_bits(first, second, where: str = "checkpoint") -> None:
+    assert type(first) is type(second), where
+    if torch.is_tensor(first):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal_bits(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal_bits(*pair, f"{where}[{index}]")
+    else:
+        assert first == second, where
+
+
+def checkpoint(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def points(folder: Path, tag: str) -> list[tuple[int, float]]:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+
+def test_what_a_session_writes(tmp_path, arrays):
+    first = train(tmp_path, FIRST, arrays)
+    second = train(tmp_path, SECOND, arrays, previous=first)
+    saved = checkpoint(second)
+    assert saved["position"] == {"session": 2, "epoch": 5, "step": 20}
+    assert saved["meta"]["configuration"] == SECOND
+    assert saved["meta"]["device_type"] == "cpu"
+    assert saved["meta"]["deterministic"] is True
+    assert saved["optimizer"]["state"][0]["step"] == 20
+
+    steps, epochs = rows(second / "steps.csv"), rows(second / "epochs.csv")
+    assert [int(row["step"]) for row in steps] == list(range(13, 21))
+    assert [int(row["epoch"]) for row in steps] == [4] * 4 + [5] * 4
+    assert [(int(r["epoch"]), r["split"]) for r in epochs] == [
+        (4, "train"), (4, "valid"), (5, "train"), (5, "valid"),
+    ]  # fmt: skip
+    assert {row["method"] for row in steps + epochs} == {"onecycle-preserve"}
+    assert {r["images"] for r in epochs if r["split"] == "train"} == {"16"}  # of 17: one is alone
+    assert {r["images"] for r in epochs if r["split"] == "valid"} == {"10"}
+    for epoch in (4, 5):
+        losses = [float(row["loss"]) for row in steps if int(row["epoch"]) == epoch]
+        (mean,) = (
+            float(r["loss"]) for r in epochs if (r["epoch"], r["split"]) == (str(epoch), "train")
+        )
+        assert mean == pytest.approx(np.mean(losses))
+    assert not list((tmp_path / "in_progress").iterdir())
+
+
+def test_curves_are_continuous(tmp_path, arrays):
+    first = train(tmp_path, FIRST, arrays)
+    train(tmp_path, SECOND, arrays, previous=first)
+    for tag in ("train/loss", "train/top1", "lr", "momentum"):
+        assert [step for step, _ in points(tmp_path / "curves", tag)] == list(range(1, 21))
+    for tag in ("valid/loss", "valid/top1", "valid/top2", "valid/top3"):
+        assert [step for step, _ in points(tmp_path / "curves", tag)] == [4, 8, 12, 16, 20]
+
+
+def test_a_boundary_added_later_has_the_shared_session(tmp_path, arrays):
+    first = train(tmp_path / "shared", FIRST, arrays)
+    train(tmp_path / "added", SECOND, arrays, previous=first)
+    losses = points(tmp_path / "added" / "curves", "train/loss")
+    assert [step for step, _ in losses] == list(range(1, 21))
+    assert losses[:12] == points(tmp_path / "shared" / "curves", "train/loss")
+
+
+def test_the_same_again_and_not_the_same_with_another_seed(tmp_path, arrays):
+    one, again = (checkpoint(train(tmp_path / name, FIRST, arrays)) for name in "ab")
+    assert_equal_bits(one, again)
+    other = checkpoint(train(tmp_path / "c", FIRST | {"seed": 4}, arrays))
+    assert not torch.equal(one["model"]["fc.weight"], other["model"]["fc.weight"])
+
+
+@pytest.mark.parametrize("finished_epochs", [1, 2, 3])
+def test_an_interrupted_session_goes_on(tmp_path, arrays, monkeypatch, finished_epochs):
+    straight = train(tmp_path / "straight", FIRST, arrays)
+
+    def killed_in_the_next(session_, trained, epoch):
+        if epoch > finished_epochs:
+            raise KeyboardInterrupt
+        return train_epoch(session_, trained, epoch)
+
+    train_epoch = loop.train_epoch
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_epoch", killed_in_the_next)
+        if finished_epochs == 3:
+            patched.setattr(session.Recorder, "write", lambda *_: 1 / 0)
+        with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+            train(tmp_path / "killed", FIRST, arrays)
+    trained_epochs = []
+    monkeypatch.setattr(
+        loop, "train_epoch", lambda s, t, e: trained_epochs.append(e) or train_epoch(s, t, e)
+    )
+    resumed = train(tmp_path / "killed", FIRST, arrays)
+
+    assert trained_epochs == list(range(finished_epochs + 1, 4))
+    assert_equal_bits(checkpoint(resumed), checkpoint(straight))
+    for name in ("steps.csv", "epochs.csv"):
+        assert without_seconds(resumed / name) == without_seconds(straight / name)
+    for tag in ("train/loss", "valid/loss", "lr"):
+        assert points(tmp_path / "killed/curves", tag) == points(tmp_path / "straight/curves", tag)
+
+
+def test_progress_of_another_configuration_is_not_taken(tmp_path, arrays, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(session.Recorder, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tmp_path, FIRST, arrays)
+    other = FIRST | {"batch_size": 8}
+    straight = train(tmp_path / "straight", other, arrays)
+    assert_equal_bits(checkpoint(train(tmp_path, other, arrays)), checkpoint(straight))
+
+
+def test_validation_reads_the_validation_images_and_training_does_not(tmp_path):
+    """Planted: in one of two data sets the validation images have each other's labels."""
+    epochs = []
+    for name, valid_labels in (("honest", None), ("planted", [1] * 5 + [0] * 5)):
+        arrays = write_arrays(tmp_path / f"{name}-arrays", valid_labels)
+        output = train(tmp_path / name, FIRST | {"batch_size": 8}, arrays)
+        epochs.append(without_seconds(output / "epochs.csv"))
+    for honest, planted in zip(*epochs, strict=True):
+        if honest["split"] == "train":
+            assert honest == planted
+        else:  # of two classes, one of both labels is right
+            assert float(honest["top1"]) + float(planted["top1"]) == 1
+            assert honest["loss"] != planted["loss"]
+
+
+def test_a_loss_that_is_not_finite_ends_nothing(tmp_path, arrays):
+    learning_rate = {"kind": "constant", "lr": 1e30}
+    output = train(tmp_path, FIRST | {"learning_rate": learning_rate}, arrays)
+    assert rows(output / "steps.csv")[-1]["loss"] == "nan"
+    assert len(rows(output / "epochs.csv")) == 6
+
+
+def test_bfloat16(tmp_path, arrays):
+    output = train(tmp_path, FIRST | {"precision": "bfloat16"}, arrays)
+    saved = checkpoint(output)
+    assert saved["meta"]["precision"] == "bfloat16"
+    assert saved["model"]["fc.weight"].dtype == torch.float32
+
+
+def test_top_k_is_capped_at_the_number_of_classes():
+    logits = torch.tensor([[3.0, 2, 1, 0], [0, 1, 2, 3], [0, 3, 2, 1]])
+    labels = torch.tensor([0, 1, 0])
+    assert [int(n) for n in num_correct(logits, labels)] == [1, 1, 2]
+    assert [int(n) for n in num_correct(logits[:, :2], torch.tensor([0, 0, 0]))] == [1, 3, 3]
+
+
+def test_norms_are_recorded_early_and_every_tenth_step(tmp_path, arrays):
+    assert [step for step in range(1, 81) if records_norms(step)] == [*range(1, 51), 60, 70, 80]
+    output = train(tmp_path, FIRST | {"num_epochs": 14, "augment": "none"}, arrays)
+    steps = rows(output / "steps.csv")
+    recorded = [int(row["step"]) for row in steps if row["update_norm"]]
+    assert recorded == [*range(1, 51)]
+    assert all(bool(row["grad_norm"]) == bool(row["update_norm"]) for row in steps)
+    assert len(steps) == 56
+
+
+def test_random_states_return():
+    states = random_states()
+    drawn = torch.rand(3), np.random.rand(3)
+    set_random_states(states)
+    assert torch.equal(torch.rand(3), drawn[0])
+    assert np.array_equal(np.random.rand(3), drawn[1])
