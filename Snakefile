@@ -24,3 +24,7 @@ rule all:
         f"{RESULTS}/report.html",
         FIGURES,
         TABLES,
+
+
+onerror:
+    repeat_errors()

@@ -68,6 +68,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir()
         for name in ("Snakefile", "config", "workflow", "profiles", "envs"):
             source = ROOT / name
             ignore = shutil.ignore_patterns("__pycache__")
@@ -115,7 +116,7 @@ datasets:
   noise: {{folder: {images}}}
 image_size: 32
 model: resnet18
-batch_size: 6
+batch_size: 4
 sessions: [2, 1, 1]
 schedules:
   constant: {{lr: [1.0e-3, 5.0e-4, 3.0e-4]}}

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from hashlib import sha256
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def require_works(settled):
 
 config = checked(config)
 
+STARTED = time.time()
 RESULTS = f"results/{config['experiment']}"
 RUNS = f"{RESULTS}/runs"
 LOGS = f"logs/{config['experiment']}"
@@ -97,6 +99,14 @@ def locked(*packages):
         re.findall(rf"^{package}==[^\\\n]*", lock, re.MULTILINE) for package in packages
     )
     return [line.strip() for found in lines for line in found]
+
+
+def repeat_errors():
+    """Say again, below all that Snakemake prints, the one line with which each failed job ended."""
+    for log in sorted(Path(LOGS).rglob("*.log")):
+        last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+        if log.stat().st_mtime >= STARTED and " error: " in last:
+            print(last[last.index("error: ") :], file=sys.stderr)
 
 
 def untracked(function):

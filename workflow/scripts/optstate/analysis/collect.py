@@ -90,12 +90,13 @@ def write(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(rows)
 
 
+PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+PARSER.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+PARSER.add_argument("--datasets", nargs="+", required=True)
+PARSER.add_argument("--methods", nargs="+", required=True)
+PARSER.add_argument("--seeds", nargs="+", type=int, required=True)
+PARSER.add_argument("--sessions", type=int, required=True, help="their number")
+PARSER.add_argument("--output", type=Path, required=True, help="folder")
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--datasets", nargs="+", required=True)
-    parser.add_argument("--methods", nargs="+", required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, required=True)
-    parser.add_argument("--sessions", type=int, required=True, help="their number")
-    parser.add_argument("--output", type=Path, required=True, help="folder")
-    run(parser, main)
+    run(PARSER, main)

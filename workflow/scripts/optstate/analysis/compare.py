@@ -88,8 +88,9 @@ def _verdict(n: int, low: float, high: float) -> str:
     return "lower" if high < 0 else "undecided"
 
 
+PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+PARSER.add_argument("--tables", type=Path, required=True, help="folder")
+PARSER.add_argument("--baseline", required=True, help="boundary compared with")
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tables", type=Path, required=True, help="folder")
-    parser.add_argument("--baseline", required=True, help="boundary compared with")
-    run(parser, main)
+    run(PARSER, main)

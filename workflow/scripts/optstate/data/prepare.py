@@ -289,13 +289,14 @@ def log_card(card: dict) -> None:
             logging.info("equal pictures (%s): %s", kind, " = ".join(group))
 
 
+PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+source = PARSER.add_mutually_exclusive_group(required=True)
+source.add_argument("--archive", type=Path, help="a verified tar or zip archive")
+source.add_argument("--folder", type=Path, help="a folder of {train,val}/CLASS/IMAGE")
+PARSER.add_argument("--sha256", help="of the manifest of --folder")
+PARSER.add_argument("--image-size", type=int, required=True, help="pixels")
+PARSER.add_argument("--workers", type=int, default=1, help="decoding processes")
+PARSER.add_argument("--output", type=Path, required=True, help="folder")
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--archive", type=Path, help="a verified tar or zip archive")
-    source.add_argument("--folder", type=Path, help="a folder of {train,val}/CLASS/IMAGE")
-    parser.add_argument("--sha256", help="of the manifest of --folder")
-    parser.add_argument("--image-size", type=int, required=True, help="pixels")
-    parser.add_argument("--workers", type=int, default=1, help="decoding processes")
-    parser.add_argument("--output", type=Path, required=True, help="folder")
-    run(parser, main)
+    run(PARSER, main)

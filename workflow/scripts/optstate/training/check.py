@@ -52,7 +52,7 @@ def state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any])
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten())
     try:
         tried = make_optimizer(model.parameters(), optimizer, learning_rate)
-        scheduler = make_scheduler(tried, learning_rate, num_steps=2)
+        scheduler = make_scheduler(tried, learning_rate, num_steps=4)
         model(torch.ones(2, 1, 1, 1)).sum().backward()
         tried.step()
         scheduler.step()

@@ -1,10 +1,13 @@
 """Optimizers and learning-rate schedules by name, from torch.optim."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
+
+MIN_ONECYCLE_STEPS = 4  # of fewer, the 30 % for the way up are less than one
 
 
 def make_optimizer(
@@ -24,6 +27,8 @@ def make_scheduler(
     """The scheduler of a session of ``num_steps`` steps, stepped after every step."""
     if learning_rate["kind"] == "constant":
         return ConstantLR(optimizer, factor=1.0, total_iters=0)
+    if num_steps < MIN_ONECYCLE_STEPS:
+        logging.warning("OneCycleLR over %d steps never has its initial LR", num_steps)
     return OneCycleLR(
         optimizer,
         max_lr=learning_rate["max_lr"],

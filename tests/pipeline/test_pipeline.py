@@ -1,0 +1,319 @@
+"""The whole DAG on tiny images: what it makes, what is fresh after it, what is refused."""
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from conftest import TINY, Project, write_images, write_tar
+from torch import nn
+
+from optstate.data.manifest import files_sha256
+
+METHODS = ["constant-new", "constant-preserve", "onecycle-new", "onecycle-preserve"]
+NOTHING = "Nothing to be done"
+
+
+def read(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Project:
+    """A project whose tiny experiment has run."""
+    root = tmp_path_factory.mktemp("finished")
+    project = Project(root / "project")
+    project.configure(TINY.format(images=write_images(root / "images")))
+    project.run()
+    return project
+
+
+@pytest.fixture
+def results(finished) -> Path:
+    return finished.folder / "results" / "tiny"
+
+
+def jobs(project: Project, *arguments: str) -> dict[str, int]:
+    """The jobs that a dry run would start, by rule."""
+    printed = project.run("--dry-run", *arguments)
+    if NOTHING in printed:
+        return {}
+    table = printed.split("Job stats:")[-1].split("\n\n")[0].splitlines()[3:]
+    return {
+        rule: int(count)
+        for rule, count in (line.split() for line in table if len(line.split()) == 2)
+        if rule not in ("total", "all")
+    }
+
+
+class TestResults:
+    def test_files(self, finished, results):
+        for path in (
+            *[f"tables/{name}.csv" for name in ("steps", "epochs", "summary", "comparisons")],
+            *[
+                f"figures/noise/{name}.{suffix}"
+                for name in "train_loss train_accuracy valid_loss valid_accuracy overview".split()
+                for suffix in ("png", "svg")
+            ],
+            *["figures/learning_rate.png", "figures/learning_rate.svg", "report.html"],
+            *[
+                f"runs/noise/{run}/{name}"
+                for run in (
+                    *[f"{s}/seed0/session1" for s in ("constant", "onecycle")],
+                    *[f"{method}/seed0/session{n}" for method in METHODS for n in (2, 3)],
+                )
+                for name in ("checkpoint.pt", "steps.csv", "epochs.csv")
+            ],
+        ):
+            assert (results / path).stat().st_size > 0, path
+        assert not list((results / "in_progress").iterdir())
+        logs = finished.folder / "logs" / "tiny"
+        assert "epoch 4/4" in (logs / "train/noise/onecycle-new/seed0-session3.log").read_text()
+
+    def test_the_first_step_after_the_fork_is_equal_to_the_bit(self, results):
+        for schedule in ("constant", "onecycle"):
+            first = [
+                read(results / f"runs/noise/{schedule}-{boundary}/seed0/session2/steps.csv")[0]
+                for boundary in ("new", "preserve")
+            ]
+            for column in ("step", "loss", "top1", "lr", "momentum", "grad_norm"):
+                assert first[0][column] == first[1][column] != ""
+            assert first[0]["update_norm"] != first[1]["update_norm"]
+
+    def test_learning_rates_are_pytorchs(self, results):
+        expected = []
+        for num_steps, initial_lr, max_lr in ((10, 4e-5, 1e-3), (5, 2e-5, 5e-4), (5, 5e-6, 1e-4)):
+            optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))])
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr, total_steps=num_steps, div_factor=max_lr / initial_lr
+            )
+            for _ in range(num_steps):
+                expected.append((optimizer.param_groups[0]["lr"],
+                                 optimizer.param_groups[0]["betas"][0]))  # fmt: skip
+                optimizer.step()
+                scheduler.step()
+        assert [expected[i][0] for i in (0, 10, 15)] == pytest.approx([4e-5, 2e-5, 5e-6])
+        constant = [(lr, 0.9) for lr, n in ((1e-3, 10), (5e-4, 5), (3e-4, 5)) for _ in range(n)]
+        for row_set in self.by_method(results).values():
+            used = [(float(row["lr"]), float(row["momentum"])) for row in row_set]
+            schedule = row_set[0]["schedule"]
+            assert used == (expected if schedule == "onecycle" else constant)
+
+    def by_method(self, results) -> dict[str, list[dict]]:
+        rows = read(results / "tables/steps.csv")
+        return {method: [r for r in rows if r["method"] == method] for method in METHODS}
+
+    def test_tables(self, results):
+        for rows in self.by_method(results).values():
+            assert [int(row["step"]) for row in rows] == list(range(1, 21))
+            assert [int(row["session"]) for row in rows] == [1] * 10 + [2] * 5 + [3] * 5
+        assert [row["method"] for row in read(results / "tables/summary.csv")] == METHODS
+        comparisons = read(results / "tables/comparisons.csv")
+        assert {row["measure"] for row in comparisons} == {
+            "final_valid_top1", "final_valid_loss",
+            "train_loss_first_40_steps_session2", "train_loss_first_40_steps_session3",
+        }  # fmt: skip
+        assert len(comparisons) == 8
+
+    def test_curves(self, results):
+        for method in METHODS:
+            files = list((results / f"tensorboard/noise/{method}/seed0").iterdir())
+            assert len(files) == 3
+
+    def test_the_splits_are_disjoint_and_their_classes_alike(self, finished):
+        (card,) = finished.folder.glob("results/datasets/noise/*/32px/dataset.json")
+        content = json.loads(card.read_text())
+        assert content["duplicates"] == {"train": [], "valid": [], "across_splits": []}
+        assert [c["name"] for c in content["classes"]] == ["ant", "bee", "cat"]
+        assert all(c["train"] == c["valid"] == 6 for c in content["classes"])
+
+    def test_the_report_is_one_file(self, results):
+        page = (results / "report.html").read_text()
+        assert page.count('src="data:image/png;base64,') == 6
+        assert 'src="http' not in page
+        assert 'href="http' not in page
+        assert "constant-preserve" in page
+
+    def test_no_absolute_path_of_the_project_is_in_params(self, finished):
+        metadata = finished.folder.glob(".snakemake/metadata/**/*")
+        params = str([json.loads(p.read_text())["params"] for p in metadata if p.is_file()])
+        assert "batch_size" in params
+        assert str(finished.folder) not in params
+
+
+class TestFreshness:
+    def test_a_second_run_has_nothing_to_do(self, finished):
+        assert NOTHING in finished.run()
+
+    def test_touched_files_are_fresh(self, finished):
+        for path in finished.folder.rglob("*"):
+            if path.is_file() and ".snakemake" not in path.parts:
+                path.touch()
+        assert jobs(finished) == {}
+
+    def test_a_plotting_source_redraws(self, finished):
+        source = finished.folder / "workflow/scripts/optstate/analysis/figures.py"
+        before = source.read_text()
+        source.write_text(before + "# a comment\n")
+        try:
+            assert jobs(finished) == {"figures": 1, "learning_rate_figure": 1, "report": 1}
+        finally:
+            source.write_text(before)
+        assert jobs(finished) == {}
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            ("schedules={onecycle: {initial_lr: [4e-5, 2e-5, 1e-6]}}", {"last_session": 2}),
+            ("seeds=[0, 1]", {"first_session": 2, "later_session": 4, "last_session": 4}),
+            ("methods=[constant-new, constant-preserve]", {}),
+            ("batch_size=9", {"first_session": 2, "later_session": 4, "last_session": 4}),
+            ("train_per_class=5", {"first_session": 2, "later_session": 4, "last_session": 4}),
+            ("image_size=40", {"prepare": 1, "first_session": 2, "later_session": 4,
+                               "last_session": 4}),
+            ("boundaries={reset: {keep: [exp_avg]}}", None),
+            ("keep_checkpoints=last", None),
+            ("mirror=/somewhere", None),
+        ],
+    )  # fmt: skip
+    def test_a_change_makes_its_own_part_stale(self, finished, change, expected):
+        stale = jobs(finished, "--config", change)
+        stages = {"fetch", "prepare", "first_session", "later_session", "last_session"}
+        assert {k: v for k, v in stale.items() if k in stages} == (expected or {})
+        assert "report" in stale  # it shows the configuration
+        assert ("collect" in stale) == (expected is not None)
+
+
+def test_a_changed_image_is_prepared_again_and_trained_on(tmp_path, project, images):
+    project.run("--until", "prepare")
+    assert "prepare" not in jobs(project)
+    shutil.copy(images / "train/ant/0.png", images / "train/ant/1.png")
+    assert jobs(project)["prepare"] == 1
+
+
+def test_checkpoints_that_are_not_kept(tmp_path, images):
+    """Sessions fork all the same, the tables are the same, and a second run has nothing to do."""
+    tables = []
+    for keep in ("all", "last", "none"):
+        project = Project(tmp_path / keep)
+        overlay = "sessions: [1, 1]\nmethods: [constant-new, constant-preserve]\n"
+        project.configure(
+            TINY.format(images=images).replace("sessions: [2, 1, 1]\n", overlay)
+            .replace(", 3.0e-4]", "]").replace(", 5.0e-6]", "]").replace(", 1.0e-4]", "]")
+            + f"keep_checkpoints: {keep}\n"
+        )  # fmt: skip
+        project.run()
+        runs = project.folder / "results/tiny/runs"
+        kept = sorted(p.parent.relative_to(runs).as_posix() for p in runs.rglob("checkpoint.pt"))
+        last = [f"noise/constant-{boundary}/seed0/session2" for boundary in ("new", "preserve")]
+        expected = {"all": [*last, "noise/constant/seed0/session1"], "last": last, "none": []}
+        assert kept == expected[keep]
+        assert NOTHING in project.run()
+        tables.append((project.folder / "results/tiny/tables/steps.csv").read_bytes())
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_from_an_archive_with_weights_and_another_optimizer(tmp_path, images):
+    """The other sources and keys that a user may set, in one run."""
+    project = Project(tmp_path / "project")
+    archive = write_tar(images, tmp_path / "images.tgz")
+    weights = torchvision.models.resnet18(num_classes=7).state_dict()
+    torch.save({"model": weights}, project.folder / "weights.pt")
+    digest = files_sha256([archive])[archive]
+    (tmp_path / "mirror").mkdir()
+    shutil.move(archive, tmp_path / "mirror" / "images.tgz")
+    project.configure(f"""
+experiment: other
+datasets:
+  imagenette: null
+  imagewoof: null
+  noise: {{archive: "https://example.org/images.tgz", sha256: {digest}}}
+mirror: {tmp_path / "mirror"}
+image_size: 32
+train_per_class: 5
+valid_per_class: 2
+model: resnet18
+weights: weights.pt
+batch_size: 7
+augment: crop_flip
+optimizer: {{name: SGD, momentum: 0.9}}
+sessions: [1, 1]
+schedules:
+  onecycle: null
+  constant: {{lr: [1e-2, 1e-3]}}
+  adam: {{kind: constant, lr: [1e-3, 1e-3], optimizer: {{name: AdamW, weight_decay: 0.01}}}}
+boundaries: {{part: {{keep: [exp_avg_sq]}}}}
+methods: [constant-new, constant-preserve, adam-new, adam-part]
+seeds: [0, 1]
+device: cpu
+""")
+    project.run()
+    results = project.folder / "results/other"
+    comparisons = read(results / "tables/comparisons.csv")
+    assert {(r["schedule"], r["boundary"], r["n"]) for r in comparisons} == {
+        ("constant", "preserve", "2"), ("adam", "part", "2"),
+    }  # fmt: skip
+    assert all(row["low"] and row["high"] for row in comparisons)
+    epochs = read(results / "tables/epochs.csv")
+    assert {(r["split"], r["images"]) for r in epochs} == {("train", "14"), ("valid", "6")}
+    log = (project.folder / "logs/other/train/noise/adam/seed0-session1.log").read_text()
+    assert "new: fc.bias, fc.weight" in log
+    assert "alone in its batch" in log
+    saved = torch.load(results / "runs/noise/adam-part/seed1/session2/checkpoint.pt",
+                       weights_only=True)  # fmt: skip
+    assert saved["optimizer"]["state"][0]["step"] == 2  # begun anew
+    assert NOTHING in project.run()
+
+
+def assert_said_last(result: subprocess.CompletedProcess, words: str) -> None:
+    """Below all that Snakemake says of a failed job, its one line stands once more."""
+    assert "Traceback" not in result.stderr
+    assert any(words in line for line in result.stderr.strip().splitlines()[-6:])
+
+
+class TestRefused:
+    """Bad input ends in one line that names it, and leaves nothing."""
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (
+                "bach_size=3",
+                "`bach_size` is no key of the configuration: did you mean `batch_size`",
+            ),
+            ("model=resnet19", "`model`: 'resnet19' is unknown: did you mean 'resnet1"),
+            ("optimizer={name: Adan}", "`optimizer.name`: 'Adan' is unknown: did you mean 'Adam'"),
+            ("methods=[constant-keep]", "`boundaries` has no 'keep'"),
+            ("sessions=[1, 1]", "has 3 values: it should have 2"),
+            ("device=gpu", '`device` is "gpu": it should be one of auto, cpu, cuda'),
+        ],
+    )
+    def test_configuration(self, project, change, words):
+        line = project.refused("--config", change)
+        assert line.startswith("configuration: ")
+        assert words in line
+
+    def test_an_image_that_does_not_decode(self, project, images):
+        (images / "val/bee/0.png").write_text("no image")
+        result = project.snakemake()
+        assert result.returncode != 0
+        assert_said_last(result, "val/bee/0.png: does not decode as an image")
+        left = [path for path in (project.folder / "results").rglob("*") if path.is_file()]
+        assert left == []
+
+    def test_a_wrong_checksum(self, project, images, tmp_path):
+        archive = write_tar(images, tmp_path / "images.tgz")
+        (project.folder / "tiny.yaml").write_text(
+            (project.folder / "tiny.yaml")
+            .read_text()
+            .replace(f"{{folder: {images}}}", f"{{archive: {archive}, sha256: '{'0' * 64}'}}")
+        )
+        result = project.snakemake()
+        assert result.returncode != 0
+        assert_said_last(result, "images.tgz: the bytes are not those expected")
+        assert not [path for path in (project.folder / "results").rglob("*") if path.is_file()]
