@@ -81,12 +81,9 @@ class Project:
         (self.folder / "tiny.yaml").write_text(text)
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "tiny.yaml"]
         return subprocess.run(
-            [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "tiny.yaml"]
-            + list(arguments),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
+            [*command, *arguments], cwd=self.folder, capture_output=True, text=True
         )
 
     def run(self, *arguments: str) -> str:

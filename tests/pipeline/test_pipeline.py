@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import TINY, Project, write_images, write_tar
 from torch import nn
 
+from conftest import TINY, Project, write_images, write_tar
 from optstate.data.manifest import files_sha256
 
 METHODS = ["constant-new", "constant-preserve", "onecycle-new", "onecycle-preserve"]

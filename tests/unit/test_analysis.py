@@ -10,7 +10,10 @@ from scipy import stats
 
 from optstate.analysis import collect, compare, figures, report, show
 
-STEP = "dataset,schedule,boundary,method,seed,session,epoch,step,loss,top1,lr,momentum,grad_norm,update_norm"
+STEP = (
+    "dataset,schedule,boundary,method,seed,session,epoch,step,loss,top1,lr,momentum,"
+    "grad_norm,update_norm"
+)
 EPOCH = (
     "dataset,schedule,boundary,method,seed,session,epoch,split,loss,top1,top2,top3,images,seconds"
 )
@@ -20,7 +23,7 @@ METHODS = ("constant-new", "constant-preserve", "onecycle-new", "onecycle-preser
 
 
 def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
-    """Runs whose preserved arm is better by a known difference; seed 0's is 0.1, seed 1's 0.2 ..."""
+    """Runs whose preserved arm is better by a known difference: 0.1, 0.2, 0.3 for the seeds."""
     for method in METHODS:
         schedule, _, boundary = method.partition("-")
         for seed in SEEDS:

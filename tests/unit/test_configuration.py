@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+from conftest import ROOT
 from optstate.configuration import (
     baseline,
     explain,

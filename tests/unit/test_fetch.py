@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 import http.server
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
-from conftest import assert_one_line, run_module
 
+from conftest import assert_one_line, run_module
 from optstate.data import fetch as fetching
 from optstate.data import packaged
 from optstate.data.fetch import fetch, mirrored
@@ -204,6 +205,12 @@ class TestCommand:
         result = self.run(output, "--archive", tmp_path / "images.tgz", "--sha256", "0" * 64)
         assert_one_line(result, "images.tgz", "0" * 64, "mend")
         assert not output.exists()
+
+    def test_the_checksum_stands_beside_the_archive(self, output):
+        digest = packaged.SHA256["digits"]
+        assert self.run(output, "--packaged", "digits", "--sha256", digest).returncode == 0
+        check = subprocess.run(["sha256sum", "-c", "archive.sha256"], cwd=output.parent)
+        assert check.returncode == 0
 
     def test_not_in_the_mirror(self, tmp_path, output):
         result = self.run(

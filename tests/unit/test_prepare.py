@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, assert_one_line, run_module, write_images, write_tar
 from PIL import Image
 
+from conftest import CLASSES, assert_one_line, run_module, write_images, write_tar
 from optstate.data.manifest import files_sha256, folder_sha256
 
 SIZE = 16

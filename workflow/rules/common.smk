@@ -145,10 +145,11 @@ def location(wildcards):
 
 
 def archive_to_prepare(wildcards):
-    """The verified archive; a folder needs none. Its content is in its path, not in its time."""
+    """The verified archive, whose content is told by the file beside it; a folder needs none."""
     if "folder" in config["datasets"][wildcards.dataset]:
         return []
-    return ancient(f"results/datasets/{wildcards.dataset}/{wildcards.key}/archive")
+    archive = f"results/datasets/{wildcards.dataset}/{wildcards.key}/archive"
+    return [ancient(archive), f"{archive}.sha256"]
 
 
 def images_to_prepare(wildcards):

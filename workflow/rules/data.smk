@@ -1,11 +1,12 @@
 # From an archive, a folder or a package to arrays of pixels.
 
 
+# Its sources are no inputs: the archive is verified by the checksum that is in its path, so that no
+# change of a source could make it another one.
 rule fetch:
-    input:
-        sources=sources("data/__init__.py", "data/fetch.py", "data/packaged.py"),
     output:
-        "results/datasets/{dataset}/{key}/archive",
+        archive="results/datasets/{dataset}/{key}/archive",
+        checksum="results/datasets/{dataset}/{key}/archive.sha256",
     log:
         f"{LOGS}/fetch/{{dataset}}-{{key}}.log",
     conda:
@@ -19,7 +20,7 @@ rule fetch:
         "Fetch {wildcards.dataset}"
     shell:
         "python -m optstate.data.fetch {params.location} --sha256 {params.sha256} "
-        "--output {output} --log {log}"
+        "--output {output.archive} --log {log}"
 
 
 PREPARED = "results/datasets/{dataset}/{key}/{image_size}px"
@@ -39,7 +40,7 @@ rule prepare:
         f"{LOGS}/prepare/{{dataset}}-{{key}}-{{image_size}}px.log",
     conda:
         "../../envs/optstate.yaml"
-    threads: workflow.cores or 1
+    threads: 16  # at most: Snakemake gives no more than --cores
     params:
         images=untracked(images_to_prepare),
         folder=subpath(output.card, parent=True),

@@ -12,7 +12,7 @@ import requests
 from tqdm import tqdm
 
 from optstate.data import packaged
-from optstate.job import InputError, require_space, run
+from optstate.job import InputError, replacing, require_space, run
 
 CHUNK_BYTES = 1 << 16  # as much is lost when a connection breaks off
 TIMEOUT_SECONDS = 30
@@ -21,12 +21,14 @@ BACKOFF_SECONDS = 1.0  # doubled after each of them
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the verified archive to ``--output``."""
+    """Write the verified archive to ``--output``, and beside it the file of its checksum."""
     if arguments.packaged:
         fetch(f"package:{arguments.packaged}", arguments.sha256, arguments.output)
     else:
         source = mirrored(arguments.archive, arguments.mirror)
         fetch(source, arguments.sha256, arguments.output)
+    with replacing(arguments.output.with_name(arguments.output.name + ".sha256")) as path:
+        path.write_text(f"{arguments.sha256}  {arguments.output.name}\n")
 
 
 def mirrored(archive: str, mirror: str | None) -> str:
