@@ -244,6 +244,16 @@ def test_norms_are_recorded_early_and_every_tenth_step(tmp_path, arrays):
     assert len(steps) == 56
 
 
+def test_when_records_are_fetched_changes_nothing(tmp_path, arrays, monkeypatch):
+    once_an_epoch = train(tmp_path / "slow", FIRST, arrays)
+    monkeypatch.setattr(loop, "FETCH_SECONDS", -1)
+    every_step = train(tmp_path / "fast", FIRST, arrays)
+    assert (once_an_epoch / "steps.csv").read_text() == (every_step / "steps.csv").read_text()
+    assert without_seconds(once_an_epoch / "epochs.csv") == without_seconds(
+        every_step / "epochs.csv"
+    )
+
+
 def test_random_states_return():
     states = random_states()
     drawn = torch.rand(3), np.random.rand(3)

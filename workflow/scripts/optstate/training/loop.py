@@ -158,6 +158,8 @@ class StepRecords:
 
     def fetch(self) -> None:
         """Bring the measures to the host, to the recorder and into the epoch's totals."""
+        if not self.waiting:
+            return
         lengths = [len(record.measures) for record in self.waiting]
         values = torch.cat([record.measures for record in self.waiting]).cpu().split(lengths)
         rows = []
