@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from optstate.job import InputError
 from optstate.training import loop, session
 from optstate.training.checkpoint import random_states, set_random_states
 from optstate.training.loop import num_correct, records_norms
@@ -218,6 +219,24 @@ def test_a_loss_that_is_not_finite_ends_nothing(tmp_path, arrays):
     output = train(tmp_path, FIRST | {"learning_rate": learning_rate}, arrays)
     assert rows(output / "steps.csv")[-1]["loss"] == "nan"
     assert len(rows(output / "epochs.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.cuda.OutOfMemoryError("x"), "`batch_size` 4 at `image_size` 32: choose smaller"),
+        (
+            RuntimeError("cumsum_cuda does not have a deterministic implementation, but you set"),
+            "resnet18 needs cumsum_cuda, .* set `deterministic` to false",
+        ),
+    ],
+)
+def test_what_a_device_cannot_do_is_explained(error, words):
+    with (
+        pytest.raises(InputError, match=words),
+        session.explained(session.SessionSpec(**FIRST)),
+    ):
+        raise error
 
 
 def test_bfloat16(tmp_path, arrays):

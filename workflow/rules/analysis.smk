@@ -155,6 +155,7 @@ rule learning_rate_figure:
 rule report:
     input:
         FIGURES,
+        epochs=f"{RESULTS}/tables/epochs.csv",
         summary=f"{RESULTS}/tables/summary.csv",
         comparisons=f"{RESULTS}/tables/comparisons.csv",
         learning_rate=f"{RESULTS}/figures/learning_rate.png",

@@ -37,6 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
         cards=dict(zip(sorted(config["datasets"]), map(read_card, arguments.cards), strict=True)),
         curves=CURVES,
         image=lambda name: data_uri(arguments.figures / f"{name}.png"),
+        epochs=read_table(arguments.tables / "epochs.csv"),
         summary=read_table(arguments.tables / "summary.csv"),
         comparisons=read_table(arguments.tables / "comparisons.csv"),
     )

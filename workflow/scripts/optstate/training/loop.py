@@ -135,10 +135,9 @@ def num_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor
     Returns:
         Three float tensors without dimensions.
     """
-    num_classes = logits.shape[1]
-    highest = logits.topk(min(max(TOP_K), num_classes)).indices
-    hits = (highest == labels[:, None]).float().sum(0).cumsum(0)
-    return [hits[min(k, num_classes) - 1] for k in TOP_K]
+    highest = logits.topk(min(max(TOP_K), logits.shape[1])).indices
+    hits = (highest == labels[:, None]).float()
+    return [hits[:, :k].sum() for k in TOP_K]
 
 
 @dataclass

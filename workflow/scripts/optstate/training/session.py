@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,8 @@ def main(arguments: argparse.Namespace) -> None:
         first_epoch=started_at.epoch + 1,
         first_step=started_at.step + 1,
     )
-    try:
+    with explained(spec):
         train_session(session, trained, save_progress)
-    except torch.cuda.OutOfMemoryError as error:
-        raise job.InputError(
-            f"the GPU's memory is too small for `batch_size` {spec.batch_size} at `image_size` "
-            f"{spec.image_size}: choose smaller ones"
-        ) from error
     recorder.write(arguments.output)
     meta = describe(spec, device)
     checkpoint.save(trained.state_dict() | {"meta": meta}, arguments.output / "checkpoint.pt")
@@ -149,6 +145,26 @@ def start(
     num_steps = spec.num_epochs * num_steps_per_epoch(len(train), spec.batch_size)
     scheduler = make_scheduler(optimizer, spec.learning_rate, num_steps)
     return Trained(model, optimizer, scheduler, position)
+
+
+@contextlib.contextmanager
+def explained(spec: SessionSpec) -> Iterator[None]:
+    """Turn what the configuration asks too much of a device for into one line with the mend."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise job.InputError(
+            f"the GPU's memory is too small for `batch_size` {spec.batch_size} at `image_size` "
+            f"{spec.image_size}: choose smaller ones"
+        ) from error
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        operation = str(error).partition(" ")[0]
+        raise job.InputError(
+            f"`model` {spec.model} needs {operation}, which has no deterministic implementation "
+            "here: set `deterministic` to false, or choose another model"
+        ) from error
 
 
 def fingerprint(arguments: argparse.Namespace) -> str:
