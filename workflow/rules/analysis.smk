@@ -2,10 +2,7 @@
 
 CURVES = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "overview"]
 BOUNDARIES = sorted({method.partition("-")[2] for method in METHODS})
-TABLES = [
-    f"{RESULTS}/tables/{name}.csv"
-    for name in ("steps", "epochs", "summary", "comparisons")
-]
+TABLES = [f"{RESULTS}/tables/{name}.csv" for name in ("steps", "epochs", "summary", "comparisons")]
 FIGURES = [
     f"{RESULTS}/figures/{name}.{suffix}"
     for suffix in ("png", "svg")
@@ -106,10 +103,7 @@ rule figures:
             for boundary in BOUNDARIES
         ],
         [f"{RESULTS}/figures/{{dataset}}/{curve}.svg" for curve in CURVES],
-        [
-            f"{RESULTS}/figures/{{dataset}}/overview_{boundary}.svg"
-            for boundary in BOUNDARIES
-        ],
+        [f"{RESULTS}/figures/{{dataset}}/overview_{boundary}.svg" for boundary in BOUNDARIES],
     log:
         f"{LOGS}/figures/{{dataset}}.log",
     conda:

@@ -22,9 +22,8 @@ from optstate import configuration
 from optstate.data.manifest import files_sha256, folder_sha256
 from optstate.job import InputError
 
-CACHE = Path(
-    ".snakemake/optstate"
-)  # of hashes and checks, all of which can be made again
+CACHE = Path(".snakemake/optstate")  # of hashes and checks, which can be made again
+LOCK = Path(f"{workflow.basedir}/envs/requirements.lock").read_text()
 SCHEMA = f"{workflow.basedir}/workflow/schemas/config.schema.yaml"
 
 
@@ -45,8 +44,7 @@ def checked(given):
 def require_works(settled):
     """Try model and optimizers with torch, once for each state of configuration and lock file."""
     what = json.dumps(configuration.tried_by_torch(settled), sort_keys=True)
-    lock = Path(f"{workflow.basedir}/envs/requirements.lock").read_bytes()
-    passed = CACHE / f"passed-{sha256(what.encode() + lock).hexdigest()[:16]}"
+    passed = CACHE / f"passed-{sha256((what + LOCK).encode()).hexdigest()[:16]}"
     if not passed.exists():
         check = [sys.executable, "-m", "optstate.training.check", what]
         tried = subprocess.run(check, cwd=SCRIPTS, stderr=subprocess.PIPE, text=True)
@@ -69,9 +67,9 @@ NUM_SESSIONS = len(config["sessions"])
 
 # Jobs use the interpreter that Snakemake runs on, unless each rule has an environment of its own.
 uses_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
-own_python = "" if uses_conda else f"python() {{{{ '{sys.executable}' \"$@\"; }}}}; "
-search_path = f"export PYTHONPATH='{SCRIPTS}'\"${{{{PYTHONPATH:+:$PYTHONPATH}}}}\"; "
-shell.prefix(search_path + own_python)
+own_python = "" if uses_conda else f'python() {{ {shlex.quote(sys.executable)} "$@"; }}; '
+search_path = f'export PYTHONPATH={shlex.quote(SCRIPTS)}"${{PYTHONPATH:+:$PYTHONPATH}}"; '
+shell.prefix((search_path + own_python).replace("{", "{{").replace("}", "}}"))
 
 
 wildcard_constraints:
@@ -94,10 +92,7 @@ def sources(*names):
 
 def locked(*packages):
     """The locked versions of the packages that a stage imports: a parameter, for the same reason."""
-    lock = Path(f"{workflow.basedir}/envs/requirements.lock").read_text()
-    lines = (
-        re.findall(rf"^{package}==[^\\\n]*", lock, re.MULTILINE) for package in packages
-    )
+    lines = (re.findall(rf"^{package}==[^\\\n]*", LOCK, re.MULTILINE) for package in packages)
     return [line.strip() for found in lines for line in found]
 
 
@@ -130,9 +125,7 @@ DATASET_KEYS = {dataset: content_key(dataset) for dataset in DATASETS}
 
 def prepared(dataset):
     """The folder of a data set's arrays."""
-    return (
-        f"results/datasets/{dataset}/{DATASET_KEYS[dataset]}/{config['image_size']}px"
-    )
+    return f"results/datasets/{dataset}/{DATASET_KEYS[dataset]}/{config['image_size']}px"
 
 
 def location(wildcards):
@@ -156,9 +149,7 @@ def images_to_prepare(wildcards):
     """The option that says where the images are."""
     source = config["datasets"][wildcards.dataset]
     if "folder" in source:
-        sha256 = folder_sha256(
-            Path(source["folder"]), CACHE / f"{wildcards.dataset}.json"
-        )
+        sha256 = folder_sha256(Path(source["folder"]), CACHE / f"{wildcards.dataset}.json")
         return f"--folder {shlex.quote(source['folder'])} --sha256 {sha256}"
     return f"--archive results/datasets/{wildcards.dataset}/{wildcards.key}/archive"
 
