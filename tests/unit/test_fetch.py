@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import resource
 import subprocess
 import threading
 from pathlib import Path
@@ -229,8 +230,6 @@ class TestCommand:
 
 
 def limit_file_size() -> None:
-    import resource
-
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import shutil
 import tarfile
 import zipfile
@@ -179,8 +180,6 @@ class TestBadInput:
 
     def test_a_file_size_limit(self, images, tmp_path):
         def limit() -> None:
-            import resource
-
             resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
 
         digest = folder_sha256(images)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from conftest import assert_one_line, run_module
 from optstate.job import InputError
 from optstate.training import loop, session
 from optstate.training.checkpoint import random_states, set_random_states
@@ -237,6 +239,22 @@ def test_what_a_device_cannot_do_is_explained(error, words):
         session.explained(session.SessionSpec(**FIRST)),
     ):
         raise error
+
+
+def test_a_full_disk_is_one_line_and_no_output(tmp_path, arrays):
+    """Here a limit on file sizes, which a state in progress, of 100 MB and more, runs into."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    result = run_module(
+        "optstate.training.session", "--spec", json.dumps(FIRST), "--dataset", arrays,
+        "--output", tmp_path / "out", "--progress", tmp_path / "in_progress",
+        "--log", tmp_path / "log", preexec_fn=limit,
+    )  # fmt: skip
+    assert_one_line(result, str(tmp_path / "in_progress"), "ulimit -f")
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "in_progress").iterdir())
 
 
 def test_bfloat16(tmp_path, arrays):
