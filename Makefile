@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all that a fresh clone needs; Python >= 3.11 is all they need.
+# `make demo` and `make test` do all that a fresh clone needs; Python >= 3.11.4 is all they need.
 
 PYTHON ?= python3
 BIN := .venv/bin

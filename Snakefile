@@ -26,5 +26,10 @@ rule all:
         TABLES,
 
 
+onsuccess:
+    if Path(f"{RESULTS}/report.html").exists():
+        print(f"Report: {RESULTS}/report.html")
+
+
 onerror:
     repeat_errors()

@@ -138,6 +138,37 @@ class TestCompare:
         assert "verdict" in (alone / "comparisons.csv").read_text()
 
 
+def test_names_that_look_like_numbers_or_missing_values(tables, tmp_path):
+    """They stay text all the way to the tables and figures."""
+    root = tmp_path / "odd"
+    names = {"noise": "2024", "new": "1", "preserve": "null", "constant": "nan", "onecycle": "0"}
+    for path in (tmp_path / "runs").rglob("*.csv"):
+        renamed = path.relative_to(tmp_path / "runs").as_posix()
+        content = path.read_text()
+        for old, new in names.items():
+            renamed = renamed.replace(old, new)
+            content = content.replace(old, new)
+        (root / renamed).parent.mkdir(parents=True, exist_ok=True)
+        (root / renamed).write_text(content)
+    options = ["--runs", root, "--datasets", "2024", "--methods", "nan-1", "nan-null", "0-1",
+               "0-null", "--seeds", 0, 1, 2, "--sessions", 2, "--output", root]  # fmt: skip
+    collect.main(collect.PARSER.parse_args(list(map(str, options))))
+    compare.main(compare.PARSER.parse_args(["--tables", str(root), "--baseline", "1"]))
+    usual, odd = read(tables / "comparisons.csv"), read(root / "comparisons.csv")
+    assert {row["schedule"] for row in odd} == {"nan", "0"}
+    assert sorted(r["mean_difference"] for r in odd) == sorted(r["mean_difference"] for r in usual)
+    draw(root, tmp_path / "figures", "--dataset", "2024")
+    assert (tmp_path / "figures" / "overview_1.png").exists()
+
+
+def test_figures_of_runs_without_a_finite_loss(tables, tmp_path):
+    for name in ("steps", "epochs"):
+        table = pd.read_csv(tables / f"{name}.csv").assign(loss=np.nan)
+        table.to_csv(tables / f"{name}.csv", index=False)
+    draw(tables, tmp_path / "figures", "--dataset", "noise")
+    assert (tmp_path / "figures" / "valid_loss.svg").exists()
+
+
 class TestDiverged:
     """A run whose loss is not finite is kept, flagged, and breaks nothing else."""
 
@@ -207,6 +238,8 @@ def test_show_prints_the_answer(tables, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "constant-preserve" in printed
     assert "preserve - new" in printed
+    assert "train_loss_40_s2" in printed
+    assert "One seed" not in printed
     assert str(tmp_path / "report.html") in printed
 
 

@@ -1,6 +1,7 @@
 """The configuration: types, sense, and the one line that says what is wrong."""
 
 import copy
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,14 @@ def test_every_key_is_in_the_schema_and_explained():
         ({"datasets__a": {"folder": "/nowhere"}}, "`datasets.a.folder` is '/nowhere': .* no such"),
         ({"datasets__a": {"packaged": "mnist"}}, "packaged` is .* one of digits, mnist5k"),
         ({"datasets": {"imagenette": None}}, "`datasets` is {}: it should be not empty"),
+        ({"datasets": {1: {"folder": "."}}}, "`datasets` has the name 1, .* quote it"),
+        ({"optimizer": {"name": "Adam", "at": date(2020, 1, 1)}}, "`optimizer.at` is 2020-01-01"),
+        ({"datasets__x/y": {"folder": "."}}, '`datasets` has the name "x/y": it should be'),
+        ({"schedules__constant__lr": [1e-3, float("nan"), 1e-3]}, r"`.*lr\[1\]` is nan: .* finite"),
+        ({"schedules__constant__lr": [1e-3, 1e-3, float("inf")]}, r"`.*lr\[2\]` is inf: .* finite"),
+        ({"seeds": [2**32]}, r"`seeds\[0\]` is 4294967296: it should be at most 4294967295"),
+        ({"experiment": "x\n"}, "`experiment` is "),
+        ({"experiment": "README.md"}, "`experiment` is "),
         ({"weights": "/nowhere.pt"}, "`weights` is '/nowhere.pt': there is no such file"),
     ],
 )

@@ -1,6 +1,7 @@
 """Fetching over HTTP, from a path, from a mirror, from a package."""
 
 import contextlib
+import functools
 import hashlib
 import http.server
 import resource
@@ -163,7 +164,7 @@ def test_wrong_bytes(server, output):
 
 def test_no_space(server, output, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
-    with pytest.raises(InputError, match="2 MB are needed and 1 MB are free"):
+    with pytest.raises(InputError, match="2.0 MB are needed and 1.0 MB are free"):
         fetch(server.url, SHA256, output)
     assert not output.exists()
 
@@ -188,9 +189,18 @@ def test_mirror_has_the_file_of_the_same_name(mirror, place):
     assert mirrored("https://example.org/a/images.tgz?x=1", mirror) == place
 
 
+@pytest.mark.parametrize(
+    ("address", "words"), [("s3://x/a.tgz", "cannot fetch s3"), ("http://[::1/a", "no valid")]
+)
+def test_addresses_of_no_use(address, words, output):
+    with pytest.raises(InputError, match=words):
+        fetch(address, SHA256, output)
+
+
 @pytest.mark.parametrize("name", packaged.SHA256)
 def test_packaged_sets_have_their_checksums(name, output):
-    fetch(f"package:{name}", packaged.SHA256[name], output)
+    write = functools.partial(packaged.write_archive, name)
+    fetching.verified(name, write, packaged.SHA256[name], output)
     assert output.stat().st_size > 1_000_000
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from optstate.check import check
 from optstate.job import InputError
-from optstate.training.check import check
 from optstate.training.model import load_weights, make_model, require_runs
 
 CONFIG = {
@@ -91,9 +91,16 @@ class TestWeights:
         with pytest.raises(InputError, match=r"weights.pt: not the weights of resnet18"):
             self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
 
-    def test_no_weights_at_all(self, tmp_path):
-        (tmp_path / "weights.pt").write_bytes(b"hello")
-        with pytest.raises(InputError, match=r"weights.pt: not a file of weights"):
+    @pytest.mark.parametrize(
+        "content", [{1: torch.ones(1)}, {"a": torch.ones(1).to_sparse()}, [1, 2], None]
+    )
+    def test_no_weights_at_all(self, tmp_path, content):
+        torch.save(content, tmp_path / "weights.pt")
+        if content is None:
+            (tmp_path / "weights.pt").write_bytes(b"hello")
+        with pytest.raises(
+            InputError, match=r"weights.pt: no state dict that loads safely: make the file by"
+        ):
             self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
 
     def test_code_in_a_pickle_is_not_run(self, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import resource
 import shutil
 import tarfile
@@ -123,6 +124,38 @@ class TestBadInput:
             prepare_folder(images, tmp_path / "out"), "val/bee/2.png", "does not decode", "replace"
         )
 
+    @pytest.mark.parametrize(("dtype", "suffix"), [(np.uint16, "png"), (np.float32, "tiff")])
+    def test_pixels_of_more_than_8_bits(self, images, tmp_path, dtype, suffix):
+        image = Image.fromarray(np.linspace(0, 60_000, 64).reshape(8, 8).astype(dtype))
+        image.save(images / f"train/ant/deep.{suffix}")
+        assert_one_line(prepare_folder(images, tmp_path / "out"), f"deep.{suffix}", "8 bits")
+
+    def test_a_name_that_is_not_utf8(self, images, tmp_path):
+        Path(os.fsdecode(os.fsencode(images / "val/bee") + b"/\xff.png")).touch()
+        assert_one_line(prepare_folder(images, tmp_path / "out"), "not UTF-8: rename it")
+
+    def test_no_classes_at_all(self, tmp_path):
+        for split in ("train", "val"):
+            (tmp_path / "images" / split).mkdir(parents=True)
+        result = prepare_folder(tmp_path / "images", tmp_path / "out")
+        assert_one_line(result, "images/train: has no class folder")
+
+    def test_an_encrypted_archive(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+            zipped.writestr("train/a/x.png", b"x")
+        content = bytearray((tmp_path / "a.zip").read_bytes())
+        for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            content[content.index(header) + flags] |= 1  # the bit that says encrypted
+        (tmp_path / "a.zip").write_bytes(content)
+        result = run(tmp_path / "out", "--archive", tmp_path / "a.zip")
+        assert_one_line(result, "a.zip", "encrypted", "replace")
+
+    def test_an_image_in_an_archive_is_named_by_it(self, images, tmp_path):
+        (images / "val/bee/2.png").write_bytes(b"no image")
+        archive = write_tar(images, tmp_path / "a.tgz")
+        result = run(tmp_path / "out", "--archive", archive)
+        assert_one_line(result, "a.tgz/images/val/bee/2.png: does not decode")
+
     def test_a_truncated_image(self, images, tmp_path):
         path = images / "val/bee/2.png"
         path.write_bytes(path.read_bytes()[:300])
@@ -199,6 +232,15 @@ class TestManifest:
         names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
         printed = subprocess.run(["sha256sum", *names], cwd=images, capture_output=True).stdout
         assert folder_sha256(images) == hashlib.sha256(printed).hexdigest()
+
+    def test_files_behind_links_count(self, images, tmp_path):
+        linked = tmp_path / "linked"
+        linked.mkdir()
+        (linked / "train").symlink_to(images / "train")
+        (linked / "val").mkdir()
+        for class_ in (images / "val").iterdir():
+            (linked / "val" / class_.name).symlink_to(class_)
+        assert folder_sha256(linked) == folder_sha256(images)
 
     def test_cached_hashes_follow_the_content(self, images, tmp_path):
         cache = tmp_path / "cache.json"

@@ -54,7 +54,7 @@ rule compare:
     input:
         f"{RESULTS}/tables/summary.csv",
         f"{RESULTS}/tables/steps.csv",
-        sources=sources("analysis/__init__.py", "analysis/compare.py"),
+        sources=sources("analysis/__init__.py", "analysis/compare.py", "analysis/tables.py"),
     output:
         report(
             f"{RESULTS}/tables/comparisons.csv",
@@ -81,7 +81,7 @@ rule figures:
     input:
         f"{RESULTS}/tables/steps.csv",
         f"{RESULTS}/tables/epochs.csv",
-        sources=sources("analysis/__init__.py", "analysis/figures.py"),
+        sources=sources("analysis/__init__.py", "analysis/figures.py", "analysis/tables.py"),
     output:
         [
             report(
@@ -122,7 +122,7 @@ rule figures:
 rule learning_rate_figure:
     input:
         f"{RESULTS}/tables/steps.csv",
-        sources=sources("analysis/__init__.py", "analysis/figures.py"),
+        sources=sources("analysis/__init__.py", "analysis/figures.py", "analysis/tables.py"),
     output:
         report(
             f"{RESULTS}/figures/learning_rate.png",
@@ -163,7 +163,7 @@ rule report:
     conda:
         "../../envs/optstate.yaml"
     params:
-        config=json.dumps(config),
+        config=lambda wildcards: json.dumps(config),
         tables=subpath(input.summary, parent=True),
         figures=subpath(input.learning_rate, parent=True),
         packages=locked("jinja2", "pyyaml"),

@@ -37,6 +37,8 @@ def checked(given):
         sys.exit(f"configuration: {configuration.explain(error.__context__)}")
     except InputError as error:
         sys.exit(f"configuration: {error}")
+    except RecursionError:
+        sys.exit("configuration: a YAML alias refers to what it is part of: write it out")
     require_works(settled)
     return settled
 
@@ -46,7 +48,7 @@ def require_works(settled):
     what = json.dumps(configuration.tried_by_torch(settled), sort_keys=True)
     passed = CACHE / f"passed-{sha256((what + LOCK).encode()).hexdigest()[:16]}"
     if not passed.exists():
-        check = [sys.executable, "-m", "optstate.training.check", what]
+        check = [sys.executable, "-m", "optstate.check", what]
         tried = subprocess.run(check, cwd=SCRIPTS, stderr=subprocess.PIPE, text=True)
         if tried.returncode:
             sys.exit(f"configuration: {tried.stderr.strip()}")
@@ -217,11 +219,11 @@ def arrays(wildcards):
 
 
 def previous(wildcards):
-    """The session before: its epochs.csv is new whenever its checkpoint is."""
+    """The session before. Its steps.csv has every loss: it is another if the checkpoint is."""
     number = int(wildcards.session) - 1
     folder = session_folder(wildcards.dataset, wildcards.method, wildcards.seed, number)
-    files = [ancient(f"{folder}/{name}") for name in ("checkpoint.pt", "steps.csv")]
-    return [*files, f"{folder}/epochs.csv"]
+    files = [ancient(f"{folder}/{name}") for name in ("checkpoint.pt", "epochs.csv")]
+    return [*files, f"{folder}/steps.csv"]
 
 
 def checkpoint_of(folder, is_last):

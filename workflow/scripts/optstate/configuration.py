@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,30 @@ def settled(config: Config, schema: dict[str, Any]) -> Config:
 
     Values on the command line arrive as text, and YAML takes 3e-4, without a point, for text.
     """
+    _require_plain(config, "")
     typed = _typed(config, schema)
     for section in SECTIONS:
         typed[section] = _without_nulls(typed.get(section))
     order = [*schema["properties"], *typed]
     return {key: typed[key] for key in sorted(typed, key=order.index)}
+
+
+def _require_plain(value: Any, key: str) -> None:
+    """Refuse what YAML knows and JSON does not, such as names that are numbers, and dates."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if not isinstance(name, str):
+                raise InputError(
+                    f"`{key}` has the name {name}, which YAML takes for no text: quote it"
+                )
+            _require_plain(entry, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _require_plain(entry, f"{key}[{index}]")
+    elif value is not None and not isinstance(value, (str, int, float)):
+        raise InputError(
+            f"`{key}` is {value}, which YAML takes for a {type(value).__name__}: quote it"
+        )
 
 
 def _typed(value: Any, schema: dict[str, Any]) -> Any:
@@ -79,6 +99,7 @@ def explain(error: jsonschema.ValidationError) -> str:
         ),
         "type": lambda: _words(error.validator_value),
         "minimum": lambda: f"at least {error.validator_value}",
+        "maximum": lambda: f"at most {error.validator_value}",
         "exclusiveMinimum": lambda: f"above {error.validator_value}",
         "minItems": lambda: "not empty",
         "minProperties": lambda: "not empty",
@@ -86,6 +107,8 @@ def explain(error: jsonschema.ValidationError) -> str:
         "uniqueItems": lambda: "without repetitions",
     }.get(str(error.validator), lambda: error.message)
     right = error.schema.get("description") or should_be()
+    if "propertyNames" in error.absolute_schema_path:
+        return f"`{key}` has the name {json.dumps(error.instance)}: it should be {right}"
     return f"`{key}` is {json.dumps(error.instance, default=str)}: it should be {right}"
 
 
@@ -160,6 +183,9 @@ def _require_learning_rates(key: str, schedule: dict[str, Any], num_sessions: in
                 f"`{key}.{name}` has {len(schedule[name])} values: it should have "
                 f"{num_sessions}, one for each of the `sessions`"
             )
+        for index, value in enumerate(schedule[name]):
+            if not math.isfinite(value):
+                raise InputError(f"`{key}.{name}[{index}]` is {value}: it should be finite")
 
 
 def archive_sha256(source: dict[str, str]) -> str:
@@ -168,7 +194,7 @@ def archive_sha256(source: dict[str, str]) -> str:
 
 
 def tried_by_torch(config: Config) -> Config:
-    """The part of the configuration that :mod:`optstate.training.check` tries."""
+    """The part of the configuration that :mod:`optstate.check` tries."""
     keys = ("model", "image_size", "optimizer", "schedules", "boundaries", "methods")
     return {key: config[key] for key in keys}
 

@@ -52,7 +52,8 @@ def start_log(path: Path) -> None:
 
 def fail(message: str) -> None:
     """Say ``message`` as one line and end the job with exit code 1."""
-    logging.error("error: %s", " ".join(message.split()))
+    printable = message.encode("utf-8", "backslashreplace").decode()
+    logging.error("error: %s", " ".join(printable.split()))
     sys.exit(1)
 
 
@@ -78,7 +79,7 @@ def require_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise InputError(
-            f"{folder}: {num_bytes / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free: "
+            f"{folder}: {num_bytes / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free: "
             "free some disk space, then run again"
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from optstate.analysis import tables
 from optstate.job import replacing, run
 
 CONFIDENCE = 0.95
@@ -24,8 +25,8 @@ CELL = ["dataset", "schedule"]
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``comparisons.csv``."""
-    summary = pd.read_csv(arguments.tables / "summary.csv")
-    steps = pd.read_csv(arguments.tables / "steps.csv")
+    summary = tables.read(arguments.tables / "summary.csv")
+    steps = tables.read(arguments.tables / "steps.csv")
     table = compare(measures(summary, steps), arguments.baseline)
     with replacing(arguments.tables / "comparisons.csv") as path:
         table.to_csv(path, index=False, lineterminator="\n")

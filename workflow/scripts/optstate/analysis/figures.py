@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
+from optstate.analysis import tables
 from optstate.job import replacing, run
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
@@ -54,11 +55,11 @@ def main(arguments: argparse.Namespace) -> None:
             "svg.hashsalt": "optstate",  # the same figure, the same bytes
         }
     )
-    steps = pd.read_csv(arguments.tables / "steps.csv")
+    steps = tables.read(arguments.tables / "steps.csv")
     if arguments.dataset is None:
         save(learning_rate_figure(steps), arguments.output / "learning_rate")
         return
-    epochs = pd.read_csv(arguments.tables / "epochs.csv")
+    epochs = tables.read(arguments.tables / "epochs.csv")
     of_dataset = [table[table["dataset"] == arguments.dataset] for table in (steps, epochs)]
     curves = curves_of(*of_dataset)
     for name in MEASURES:
@@ -119,7 +120,9 @@ def draw(axes: Axes, curves: pd.DataFrame, name: str, highlighted: str | None = 
     schedules = sorted(curves["schedule"].unique())
     boundaries = sorted(curves["boundary"].unique(), key=lambda b: (b == highlighted, b))
     of_measure = curves[curves["measure"] == name]
-    of_measure = of_measure[np.isfinite(of_measure["value"])]
+    is_loss = name.endswith("loss")
+    drawable = np.isfinite(of_measure["value"]) & ((of_measure["value"] > 0) | (not is_loss))
+    of_measure = of_measure[drawable]
     for boundary in boundaries:
         for schedule, colour in zip(schedules, cycled(COLOURS, len(schedules)), strict=True):
             method = of_measure.query("schedule == @schedule and boundary == @boundary")
@@ -129,18 +132,22 @@ def draw(axes: Axes, curves: pd.DataFrame, name: str, highlighted: str | None = 
             look: dict[str, Any] = {
                 "color": FADED if faded else colour,
                 "linestyle": style_of(boundary, curves["boundary"].unique()),
-                "marker": "o" if name.startswith("valid") else "",
-                "markersize": 3,
             }
             wide = method.pivot(index="x", columns="seed", values="value")
             if wide.shape[1] > 1:
                 axes.plot(wide.index, wide, linewidth=0.6, alpha=0.45, **look)
             label = f"{schedule}, {boundary_words(boundary)}"
-            axes.plot(wide.index, wide.mean(axis=1), linewidth=1.8, label=label, **look)
+            marker = "o" if name.startswith("valid") else ""
+            axes.plot(
+                wide.index, wide.mean(axis=1), linewidth=1.8, marker=marker, markersize=3,
+                label=label, **look,
+            )  # fmt: skip
     mark_sessions(axes, curves)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel(MEASURES[name] + (", log scale" if name.endswith("loss") else ""))
-    if name.endswith("loss"):
+    axes.set_ylabel(MEASURES[name] + (", log scale" if is_loss else ""))
+    if is_loss:
         set_log_scale(axes)
 
 
@@ -149,7 +156,8 @@ def set_log_scale(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-    axes.yaxis.set_major_formatter("{x:g}")
+    narrow = high / low < 2  # ticks are no powers then, and may differ in many digits
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False) if narrow else "{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -184,6 +192,7 @@ def learning_rate_figure(steps: pd.DataFrame) -> Figure:
             mark_sessions(axes, run_, x="step")
             set_log_scale(axes)
             axes.set_title(f"{dataset}: {schedule}", loc="left", pad=TITLE_PAD)
+            axes.set_xlim(left=0)
             axes.set_xlabel("step" if row == len(schedules) - 1 else "")
             axes.set_ylabel("learning rate, log scale" if column == 0 else "")
     return figure

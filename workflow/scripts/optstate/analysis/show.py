@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-import pandas as pd
+from optstate.analysis import tables
 
 
 def main(results: Path) -> None:
     """Print the final validation metrics of every method, and the differences."""
-    summary = pd.read_csv(results / "tables" / "summary.csv")
+    summary = tables.read(results / "tables" / "summary.csv")
     final = summary.groupby(["dataset", "method"]).agg(
         seeds=("seed", "size"),
         valid_top1=("final_valid_top1", "mean"),
@@ -16,13 +16,20 @@ def main(results: Path) -> None:
         train_loss=("final_train_loss", "mean"),
     )
     print(f"\nAfter the last session, mean over seeds:\n{final.round(4).to_string()}")
-    differences = pd.read_csv(results / "tables" / "comparisons.csv")
+    differences = tables.read(results / "tables" / "comparisons.csv")
     if len(differences):
-        differences["contrast"] = differences["boundary"] + " - " + differences["baseline"]
-        wide = differences.pivot(
-            index="measure", columns=["contrast", "dataset", "schedule"], values="mean_difference"
+        differences["difference"] = differences["boundary"] + " - " + differences["baseline"]
+        differences["measure"] = differences["measure"].str.replace(
+            r"train_loss_first_(\d+)_steps_session", r"train_loss_\1_s", regex=True
         )
-        print(f"\nDifferences between the boundaries:\n{wide.round(4).to_string()}")
+        wide = differences.pivot(
+            index=["dataset", "schedule", "difference"], columns="measure", values="mean_difference"
+        )
+        print(f"\nDifferences, mean over seeds:\n{wide.round(4).to_string()}")
+        print("Below zero is better in a loss, above zero in top-1. train_loss_40_s2 is the mean")
+        print("train loss of the first 40 steps of session 2, after the first boundary.")
+        if (differences["n"] < 2).all():
+            print("One seed shows what a boundary does here, not whether it would do so again.")
     print(f"\nReport:  {results / 'report.html'}")
     print(f"Figures: {results / 'figures'}")
     print(f"Tables:  {results / 'tables'}")

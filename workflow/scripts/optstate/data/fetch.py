@@ -1,11 +1,13 @@
 """Bring a data set's archive here and verify it: from a URL, a path, a mirror or a package."""
 
 import argparse
+import functools
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import pooch
 import requests
@@ -23,7 +25,8 @@ BACKOFF_SECONDS = 1.0  # doubled after each of them
 def main(arguments: argparse.Namespace) -> None:
     """Write the verified archive to ``--output``, and beside it the file of its checksum."""
     if arguments.packaged:
-        fetch(f"package:{arguments.packaged}", arguments.sha256, arguments.output)
+        write = functools.partial(packaged.write_archive, arguments.packaged)
+        verified(f"packaged {arguments.packaged}", write, arguments.sha256, arguments.output)
     else:
         source = mirrored(arguments.archive, arguments.mirror)
         fetch(source, arguments.sha256, arguments.output)
@@ -35,52 +38,72 @@ def mirrored(archive: str, mirror: str | None) -> str:
     """The place of ``archive``: its own, or the file of the same name in ``mirror``."""
     if mirror is None:
         return archive
-    return f"{mirror.rstrip('/')}/{Path(urlsplit(archive).path).name}"
+    name = Path(_split(archive).path).name
+    if _split(archive).scheme and not _split(mirror).scheme:
+        name = unquote(name)
+    return f"{mirror.rstrip('/')}/{name}"
 
 
 def fetch(source: str, sha256: str, output: Path) -> None:
-    """Copy ``source`` to ``output``, which appears only once its SHA-256 is the one expected.
+    """Copy ``source``, a URL or path, to ``output``, which appears only when it is verified.
 
     A download that breaks off leaves ``{output}.part``, where the next one goes on.
 
     Raises:
         InputError: the source is not there, cannot be reached, or has other bytes.
     """
+    url = _split(source)
+    if url.scheme in ("http", "https"):
+        partial = output.with_name(output.name + ".part")
+        # A download resumed from a damaged part deserves a second try, from its first byte.
+        tries = 2 if partial.exists() else 1
+        verified(source, functools.partial(download, source), sha256, output, tries)
+    elif url.scheme in ("", "file"):
+        path = Path(unquote(url.path) if url.scheme else source)
+        verified(source, functools.partial(copy, path), sha256, output)
+    else:
+        raise InputError(f"{source}: cannot fetch {url.scheme}: use https, http, file or a path")
+
+
+def verified(
+    name: str, write: Callable[[Path], None], sha256: str, output: Path, tries: int = 1
+) -> None:
+    """Let ``write`` make ``{output}.part``, and rename it once its SHA-256 is the one expected."""
     partial = output.with_name(output.name + ".part")
-    scheme = urlsplit(source).scheme
     pooch.get_logger().setLevel(logging.ERROR)
 
     def bring(_url: str, temporary: str, _pooch: object) -> None:
-        if scheme in ("http", "https"):
-            download(source, partial)
-        elif scheme == "package":
-            packaged.write_archive(urlsplit(source).path, partial)
-        else:
-            copy(Path(unquote(urlsplit(source).path) if scheme == "file" else source), partial)
+        write(partial)
         partial.replace(temporary)
 
     archive = pooch.create(
         path=output.parent,
         base_url="",
         registry={output.name: f"sha256:{sha256}"},
-        urls={output.name: source},
-        # A download resumed from a damaged part deserves a second try, from its first byte.
-        retry_if_failed=1 if partial.exists() and scheme in ("http", "https") else 0,
+        urls={output.name: name},
+        retry_if_failed=tries - 1,
     )
     try:
         archive.fetch(output.name, downloader=bring)
     except ValueError as error:  # pooch's word for a hash that does not match
         raise InputError(
-            f"{source}: the bytes are not those expected (sha256 {sha256}): "
+            f"{name}: the bytes are not those expected (sha256 {sha256}): "
             "mend the archive, its address or its `sha256` in the configuration"
         ) from error
-    logging.info("verified %s: sha256 %s", source, sha256)
+    logging.info("verified %s: sha256 %s", name, sha256)
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise InputError(f"{address}: no valid address ({error}): mend it") from error
 
 
 def copy(source: Path, output: Path) -> None:
     """Copy a local file."""
     if not source.is_file():
-        raise InputError(f"{source}: no such archive: mend the path of `archive` or `mirror`")
+        raise InputError(f"{source}: no such file: mend the path of `archive` or `mirror`")
     require_space(output.parent, source.stat().st_size)
     shutil.copyfile(source, output)
 

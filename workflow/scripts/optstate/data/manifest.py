@@ -10,10 +10,11 @@ from optstate.job import InputError, replacing
 
 
 def folder_sha256(folder: Path, cache: Path | None = None) -> str:
-    """SHA-256 of a folder's manifest: a line ``sha256  path`` for every file that is not hidden.
+    """SHA-256 of a data set's manifest: a line ``sha256  path`` for each of its files.
 
     Args:
-        folder: any folder; paths in the manifest are relative to it, in name order.
+        folder: holds {train,val}/CLASS/FILE, through links as well. Hidden files are no part of
+            it. Paths in the manifest are relative to it, in name order.
         cache: a file that remembers hashes, so that only files whose size or times have changed
             are read again.
     """
@@ -21,7 +22,8 @@ def folder_sha256(folder: Path, cache: Path | None = None) -> str:
         raise InputError(f"{folder}: no such folder: mend the path of `folder`")
     files = sorted(
         path
-        for path in folder.rglob("*")
+        for split in ("train", "val")
+        for path in (folder / split).glob("*/*")
         if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
     hashes = files_sha256(files, cache)

@@ -16,6 +16,7 @@ import lzma
 import os
 import shutil
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections import defaultdict
@@ -33,7 +34,13 @@ from optstate.data.manifest import files_sha256, folder_sha256
 from optstate.job import InputError, replacing, require_space, run
 
 FOLDERS = {"train": "train", "valid": "val"}  # split: folder of the archive
-COLOURLESS = {"1", "L", "LA", "La", "I", "I;16", "F"}  # Pillow's modes without colour
+COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of 8 bits without colour
+
+
+BAD_ARCHIVE = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError,
+    OSError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ def images_folder(arguments: argparse.Namespace) -> Iterator[Path]:
     try:
         extract(arguments.archive, extracted)
         yield find_root(extracted)
+    except InputError as error:  # a path below the archive means more than one soon removed
+        raise InputError(str(error).replace(str(extracted), str(arguments.archive))) from error
     finally:
         shutil.rmtree(extracted, ignore_errors=True)
 
@@ -100,14 +109,19 @@ def extract(archive: Path, folder: Path) -> None:
             raise InputError(f"{archive}: neither a tar nor a zip archive")
     except tarfile.FilterError as error:
         raise InputError(f"{archive}: refused as unsafe: {error}") from error
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{archive}: the archive is damaged ({error}): replace it") from error
+    except BAD_ARCHIVE as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the disk, not of the archive
+        raise InputError(
+            f"{archive}: the archive is damaged, encrypted or of an unknown kind ({error}): "
+            "replace it"
+        ) from error
 
 
 def find_root(folder: Path) -> Path:
     """The folder in or below ``folder`` that holds the splits, through lone top-level folders."""
     while not any((folder / name).is_dir() for name in FOLDERS.values()):
-        inside = [path for path in folder.iterdir() if path.is_dir()]
+        inside = [p for p in folder.iterdir() if p.is_dir() and p.name != "__MACOSX"]
         if len(inside) != 1:
             break
         folder = inside[0]
@@ -149,6 +163,10 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
     readable = Image.registered_extensions()
     found = {name: _files_by_class(root, folder) for name, folder in FOLDERS.items()}
     classes = sorted(found["train"])
+    if not classes:
+        raise InputError(
+            f"{root / 'train'}: has no class folder: expected {{train,val}}/CLASS/IMAGE"
+        )
     for class_ in sorted(set(found["train"]) ^ set(found["valid"])):
         there, missing = ("train", "val") if class_ in found["train"] else ("val", "train")
         raise InputError(
@@ -176,11 +194,17 @@ def _files_by_class(root: Path, folder: str) -> dict[str, list[Path]]:
     """The files of each class of one split, in name order; hidden ones are no part of it."""
     if not (root / folder).is_dir():
         raise InputError(f"{root}: has no folder {folder!r}: expected {{train,val}}/CLASS/IMAGE")
-    return {
+    files = {
         class_.name: sorted(p for p in class_.iterdir() if p.is_file() and p.name[0] != ".")
         for class_ in (root / folder).iterdir()
         if class_.is_dir() and class_.name[0] != "."
     }
+    for path in (path for paths in files.values() for path in paths):
+        try:
+            path.name.encode(), path.parent.name.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{path}: its name is not UTF-8: rename it") from error
+    return files
 
 
 def decode_split(split: Split, image_size: int, workers: int, output: Path) -> list[Decoded]:
@@ -217,13 +241,18 @@ def _decode_into(task: tuple[Path, int, Path, int]) -> Decoded:
     """Decode one image into its row of the array."""
     array_path, index, image_path, image_size = task
     try:
-        with Image.open(image_path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(image_path) as image:
             mode = image.mode
             picture = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's plugins raise what they like on damaged files
         raise InputError(
             f"{image_path}: does not decode as an image ({error}): replace or remove it"
         ) from error
+    if mode == "F" or mode.startswith("I"):
+        raise InputError(
+            f"{image_path}: has more than 8 bits a pixel (mode {mode}), which would be clipped: "
+            "convert it to 8 bits"
+        )
     pixels = np.asarray(picture.resize((image_size, image_size), Image.Resampling.BILINEAR))
     _rows(array_path)[index] = pixels
     content = f"{picture.size}".encode() + picture.tobytes()

@@ -1,6 +1,8 @@
 """Any torchvision classification model, by name, with a head for the data set's classes."""
 
 import inspect
+import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -103,13 +105,18 @@ def _head_parameters(name: str, image_size: int, num_classes: int) -> set[str]:
 
 def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("model", "state_dict"):
+            if isinstance(content, dict) and isinstance(content.get(key), dict):
+                content = content[key]
+        if all(isinstance(k, str) and v.layout == torch.strided for k, v in content.items()):
+            return content
+    except OSError:
+        raise
     except Exception as error:  # pickle and torch raise what they like on foreign files
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{path}: not a file of weights that loads safely ({reason})") from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
-        raise InputError(f"{path}: no state dict: expected names and tensors")
-    return content
+        logging.info("%s: %s", path, error)
+    raise InputError(
+        f"{path}: no state dict that loads safely: make the file by "
+        "`torch.save(model.state_dict(), PATH)`"
+    )

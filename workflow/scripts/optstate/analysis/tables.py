@@ -1,0 +1,15 @@
+"""Reading the tables."""
+
+from pathlib import Path
+
+import pandas as pd
+
+NAMES = ["dataset", "schedule", "boundary", "baseline", "method", "measure", "verdict"]
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A table, with names as text, even those that look like a number or like a missing value."""
+    columns = pd.read_csv(path, nrows=0).columns
+    missing = {column: ["", "nan"] for column in columns.difference(NAMES)}
+    names = dict.fromkeys(columns.intersection(NAMES), str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=missing)
