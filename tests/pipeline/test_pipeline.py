@@ -269,6 +269,12 @@ device: cpu
     assert saved["optimizer"]["state"][0]["step"] == 2  # begun anew
     assert NOTHING in project.run()
 
+    # Whatever is missing or stale runs in one go, also behind a job whose output stays the same.
+    next(project.folder.glob("results/datasets/noise/*/archive")).unlink()
+    assert jobs(project) == {}
+    stale = jobs(project, "--config", "image_size=40")
+    assert {"fetch", "prepare", "first_session", "last_session", "collect"} <= stale.keys()
+
 
 def assert_said_last(result: subprocess.CompletedProcess, words: str) -> None:
     """Below all that Snakemake says of a failed job, its one line stands once more."""
