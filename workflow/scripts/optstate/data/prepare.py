@@ -37,6 +37,8 @@ FOLDERS = {"train": "train", "valid": "val"}  # split: folder of the archive
 COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of 8 bits without colour
 
 
+Image.init()
+FORMATS = sorted(Image.OPEN.keys() - {"EPS"})  # to read that one, Pillow would run a program
 BAD_ARCHIVE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError,
     OSError, RuntimeError,
@@ -160,7 +162,7 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
     Raises:
         InputError: a split or a class is missing or empty.
     """
-    readable = Image.registered_extensions()
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     found = {name: _files_by_class(root, folder) for name, folder in FOLDERS.items()}
     classes = sorted(found["train"])
     if not classes:
@@ -241,7 +243,10 @@ def _decode_into(task: tuple[Path, int, Path, int]) -> Decoded:
     """Decode one image into its row of the array."""
     array_path, index, image_path, image_size = task
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(image_path) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(image_path, formats=FORMATS) as image,
+        ):
             mode = image.mode
             picture = image.convert("RGB")
     except Exception as error:  # Pillow's plugins raise what they like on damaged files
