@@ -129,6 +129,7 @@ def test_text_becomes_what_the_schema_asks_for():
         batch_size="50",
         seeds=["0", "1"],
         train_per_class="null",
+        weights="null",
         deterministic="true",
         schedules__constant__lr=["3e-4", "1", ".5"],
         optimizer={"name": "SGD", "momentum": "0.9", "nesterov": "true"},
@@ -139,6 +140,7 @@ def test_text_becomes_what_the_schema_asks_for():
     assert result["batch_size"] == 50
     assert result["seeds"] == [0, 1]
     assert result["train_per_class"] is None
+    assert result["weights"] is None
     assert result["deterministic"] is True
     assert result["schedules"]["constant"]["lr"] == [3e-4, 1, 0.5]
     assert result["optimizer"] == {"name": "SGD", "momentum": 0.9, "nesterov": True}

@@ -19,12 +19,12 @@ def steps_of(optimizer: dict, learning_rate: dict, num_steps: int) -> list[tuple
 
 
 def test_onecycle_is_pytorchs_own_from_the_initial_lr():
-    learning_rate = {"kind": "onecycle", "initial_lr": 4e-5, "max_lr": 1e-3}
+    learning_rate = {"kind": "onecycle", "initial_lr": 1e-5, "max_lr": 1e-3}
     used = steps_of({"name": "Adam"}, learning_rate, 40)
 
     reference = torch.optim.Adam([nn.Parameter(torch.ones(1))])
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        reference, max_lr=1e-3, total_steps=40, div_factor=25
+        reference, max_lr=1e-3, total_steps=40, div_factor=100
     )
     expected = []
     for _ in range(40):
@@ -33,7 +33,7 @@ def test_onecycle_is_pytorchs_own_from_the_initial_lr():
         reference.step()
         scheduler.step()
     assert used == [pytest.approx(pair, rel=1e-12) for pair in expected]
-    assert used[0][0] == pytest.approx(4e-5, rel=1e-12)
+    assert used[0][0] == pytest.approx(1e-5, rel=1e-12)
     assert max(lr for lr, _ in used) == pytest.approx(1e-3)
 
 

@@ -291,6 +291,20 @@ def test_when_records_are_fetched_changes_nothing(tmp_path, arrays, monkeypatch)
     )
 
 
+def test_random_states_go_on_at_the_fork(tmp_path, arrays):
+    """A model with dropout must not see the masks of the first session again."""
+    spec = FIRST | {"model": "mobilenet_v3_small", "num_epochs": 1}
+    first = train(tmp_path, spec, arrays)
+    drawn_from = checkpoint(first)["random"]["torch"]
+    later = session.SessionSpec(**spec | {"session": 2, "keep": "all"})
+    images = session.load_split(arrays, "train", None)
+    session.start(later, images, first, None, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), drawn_from)
+    torch.manual_seed(spec["seed"])
+    session.make_model(spec["model"], 32, 2)
+    assert not torch.equal(torch.get_rng_state(), drawn_from)
+
+
 def test_random_states_return():
     states = random_states()
     drawn = torch.rand(3), np.random.rand(3)

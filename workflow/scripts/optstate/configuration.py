@@ -62,9 +62,10 @@ def _typed(value: Any, schema: dict[str, Any]) -> Any:
         }
     if isinstance(value, list):
         return [_typed(entry, schema.get("items", {})) for entry in value]
-    if isinstance(value, str) and "string" not in schema.get("type", ()):
+    types = schema.get("type", ())
+    if isinstance(value, str) and ("string" not in types or ("null" in types and value == "null")):
         value = _number_or_word(value)
-    if isinstance(value, float) and schema.get("type") == "integer" and value.is_integer():
+    if isinstance(value, float) and types == "integer" and value.is_integer():
         return int(value)
     return value
 
