@@ -37,9 +37,10 @@ def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
                 folder.mkdir(parents=True, exist_ok=True)
                 first = (session - 1) * STEPS_PER_EPOCH
                 # Beyond the first 40 steps of a session the loss is another, to be left out.
+                losses = [1 if loss == "nan" else loss] * 20 + [loss] * 20 + [7] * 10
                 steps = [
-                    f"{start},{session},{first + i + 1},{loss if i < 40 else 7},0.5,0.001,0.9,,"
-                    for i in range(STEPS_PER_EPOCH)
+                    f"{start},{session},{first + i + 1},{step_loss},0.5,0.001,0.9,,"
+                    for i, step_loss in enumerate(losses)
                 ]
                 top1 = 0.5 + gain / 10
                 epochs = [

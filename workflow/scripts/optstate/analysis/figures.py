@@ -152,10 +152,10 @@ def draw(axes: Axes, curves: pd.DataFrame, name: str, highlighted: str | None = 
 
 
 def set_log_scale(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers: 1, 2, 5 of each decade, or 1 if there are many."""
+    """A logarithmic y axis with plain numbers: 1, 2, 3, 5 of each decade, or 1 of many."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high / low < 100 else (1,)))
     narrow = high / low < 2  # ticks are no powers then, and may differ in many digits
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False) if narrow else "{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
