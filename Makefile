@@ -6,7 +6,9 @@ SNAKEMAKE := $(BIN)/snakemake
 LOCK := envs/requirements.lock
 export PYTHONPATH := workflow/scripts
 
-.PHONY: demo test check lock
+.PHONY: install demo test check lock
+
+install: .venv/installed ## the environment, from the lock file
 
 demo: .venv/installed ## the whole pipeline on small, real images
 	$(SNAKEMAKE) --cores 2 --configfile config/demo.yaml
