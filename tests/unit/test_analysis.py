@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from optstate.analysis import collect, compare, figures, report, show
+from optstate.analysis import tables as tables_of_analysis
 
 STEP = (
     "dataset,schedule,boundary,method,seed,session,epoch,step,loss,top1,lr,momentum,"
@@ -210,7 +211,7 @@ class TestFigures:
             "overview",
             "overview_new",
             "overview_preserve",
-            *figures.MEASURES,
+            *tables_of_analysis.CURVES,
         }
         assert set(names) == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
         for name in names:

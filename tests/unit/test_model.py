@@ -46,8 +46,8 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"model": "resnet51"}, "`model`: 'resnet51' is unknown: did you mean 'resnet50'"),
-            ({"optimizer": {"name": "Adamm"}}, "`optimizer.name`: 'Adamm' .* mean 'Adam'"),
+            ({"model": "resnet51"}, "`model`: 'resnet51' is unknown: did you mean `resnet50`"),
+            ({"optimizer": {"name": "Adamm"}}, "`optimizer.name`: 'Adamm' .* mean `Adam`"),
             ({"optimizer": {"name": "Adam", "beta": 1}}, "`optimizer` .*beta.* mend"),
             ({"optimizer": {"name": "LBFGS"}}, "`optimizer` .*LBFGS.* does not work"),
             (

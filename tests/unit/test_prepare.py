@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from conftest import CLASSES, assert_one_line, run_module, write_images, write_tar
+from optstate.data import prepare
 from optstate.data.manifest import files_sha256, folder_sha256
+from optstate.job import InputError
 
 SIZE = 16
 
@@ -218,6 +220,15 @@ class TestBadInput:
         digest = folder_sha256(images)
         result = run(tmp_path / "out", "--folder", images, "--sha256", digest, preexec_fn=limit)
         assert_one_line(result, "ulimit -f")
+
+    def test_too_little_space(self, images, tmp_path, monkeypatch):
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+        (tmp_path / "out").mkdir()
+        with pytest.raises(InputError, match="are needed and .* are free"):
+            prepare.prepare(images, SIZE, 1, tmp_path / "out")
+        archive = write_tar(images, tmp_path / "a.tgz")
+        with pytest.raises(InputError, match="are needed and .* are free"):
+            prepare.extract(archive, tmp_path / "extracted")
 
     def test_a_folder_that_changes(self, images, tmp_path):
         result = run(tmp_path / "out", "--folder", images, "--sha256", "0" * 64)

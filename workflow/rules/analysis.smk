@@ -155,7 +155,7 @@ rule report:
         learning_rate=f"{RESULTS}/figures/learning_rate.png",
         cards=[f"{prepared(dataset)}/dataset.json" for dataset in DATASETS],
         template="workflow/report/report.html.j2",
-        sources=sources("analysis/__init__.py", "analysis/report.py"),
+        sources=sources("analysis/__init__.py", "analysis/report.py", "analysis/tables.py"),
     output:
         f"{RESULTS}/report.html",
     log:
@@ -166,7 +166,7 @@ rule report:
         config=lambda wildcards: json.dumps(config),
         tables=subpath(input.summary, parent=True),
         figures=subpath(input.learning_rate, parent=True),
-        packages=locked("jinja2", "pyyaml"),
+        packages=locked("jinja2", "pandas", "pyyaml"),
     message:
         "Write the report"
     shell:

@@ -114,20 +114,20 @@ def untracked(function):
 # Data sets
 
 
-def content_key(dataset):
-    """What a data set is, by content: the start of its archive's or manifest's SHA-256."""
+def content_sha256(dataset):
+    """What a data set is, by content: the SHA-256 of its archive, or of its folder's manifest."""
     source = config["datasets"][dataset]
     if "folder" not in source:
-        return configuration.archive_sha256(source)[:16]
-    return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json")[:16]
+        return configuration.archive_sha256(source)
+    return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json")
 
 
-DATASET_KEYS = {dataset: content_key(dataset) for dataset in DATASETS}
+DATASET_SHA256 = {dataset: content_sha256(dataset) for dataset in DATASETS}
 
 
 def prepared(dataset):
     """The folder of a data set's arrays."""
-    return f"results/datasets/{dataset}/{DATASET_KEYS[dataset]}/{config['image_size']}px"
+    return f"results/datasets/{dataset}/{DATASET_SHA256[dataset][:16]}/{config['image_size']}px"
 
 
 def location(wildcards):
@@ -151,7 +151,7 @@ def images_to_prepare(wildcards):
     """The option that says where the images are."""
     source = config["datasets"][wildcards.dataset]
     if "folder" in source:
-        sha256 = folder_sha256(Path(source["folder"]), CACHE / f"{wildcards.dataset}.json")
+        sha256 = DATASET_SHA256[wildcards.dataset]
         return f"--folder {shlex.quote(source['folder'])} --sha256 {sha256}"
     return f"--archive results/datasets/{wildcards.dataset}/{wildcards.key}/archive"
 

@@ -12,7 +12,7 @@ rule fetch:
     conda:
         "../../envs/optstate.yaml"
     params:
-        sha256=lambda wildcards: configuration.archive_sha256(config["datasets"][wildcards.dataset]),
+        sha256=lambda wildcards: DATASET_SHA256[wildcards.dataset],
         location=untracked(location),
     message:
         "Fetch {wildcards.dataset}"

@@ -1,6 +1,5 @@
 """Try a configuration's model, optimizers and boundaries before any job starts."""
 
-import difflib
 import json
 import sys
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optstate.configuration import hint
 from optstate.job import InputError
 from optstate.training.model import model_names, require_runs
 from optstate.training.schedule import make_optimizer, make_scheduler
@@ -68,10 +68,8 @@ def state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any])
 def require_known(key: str, value: str, known: list[str], of: str = "") -> None:
     """Refuse a ``value`` that is not among the ``known``."""
     if value not in known:
-        close = difflib.get_close_matches(value, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
         owner = f" is no entry of {of}'s state" if of else " is unknown"
-        raise InputError(f"`{key}`: {value!r}{owner}: {hint}")
+        raise InputError(f"`{key}`: {value!r}{owner}: {hint(value, known)}")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def explain(error: jsonschema.ValidationError) -> str:
         known = list(error.schema["properties"])
         unknown = next(name for name in error.instance if name not in known)
         path = f"{key}.{unknown}" if error.absolute_path else unknown
-        return f"`{path}` is no key of the configuration: {_hint(str(unknown), known)}"
+        return f"`{path}` is no key of the configuration: {hint(str(unknown), known)}"
     if error.validator == "required":
         missing = next(name for name in error.validator_value if name not in error.instance)
         path = f"{key}.{missing}" if error.absolute_path else missing
@@ -131,7 +131,8 @@ def _key(path: Any) -> str:
     return "".join(parts).lstrip(".") or "configuration"
 
 
-def _hint(value: str, known: list[str]) -> str:
+def hint(value: str, known: list[str]) -> str:
+    """What may have been meant by an unknown ``value``: the closest of the ``known``, or all."""
     close = difflib.get_close_matches(value, known, n=1)
     return f"did you mean `{close[0]}`?" if close else f"choose one of {', '.join(known)}"
 
@@ -152,7 +153,7 @@ def require_sense(config: Config) -> None:
             if part not in config[section]:
                 raise InputError(
                     f"`methods`: {method!r} should be SCHEDULE-BOUNDARY, and `{section}` has no "
-                    f"{part!r}: {_hint(part, list(config[section]))}"
+                    f"{part!r}: {hint(part, list(config[section]))}"
                 )
     if config["weights"] and not Path(config["weights"]).is_file():
         raise InputError(f"`weights` is {config['weights']!r}: there is no such file")

@@ -31,12 +31,6 @@ FADED = "#C8C8C8"
 TITLE_PAD = 18  # points: leaves a line for the numbers of the sessions
 MAX_POINTS_PER_EPOCH = 10  # of the curves of training, each a mean over steps,
 MIN_STEPS_PER_POINT = 5  # and over no fewer than these: single steps are mostly noise
-MEASURES = {
-    "train_loss": "train loss",
-    "train_accuracy": "train top-1 accuracy",
-    "valid_loss": "valid loss",
-    "valid_accuracy": "valid top-1 accuracy",
-}
 RUN = ["schedule", "boundary", "seed"]
 
 
@@ -62,7 +56,7 @@ def main(arguments: argparse.Namespace) -> None:
     epochs = tables.read(arguments.tables / "epochs.csv")
     of_dataset = [table[table["dataset"] == arguments.dataset] for table in (steps, epochs)]
     curves = curves_of(*of_dataset)
-    for name in MEASURES:
+    for name in tables.CURVES:
         save(single_figure(curves, name, arguments.dataset), arguments.output / name)
     save(overview_figure(curves, arguments.dataset), arguments.output / "overview")
     for boundary in curves["boundary"].unique():
@@ -98,7 +92,7 @@ def single_figure(curves: pd.DataFrame, name: str, dataset: str) -> Figure:
     """One measure of one data set."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     draw(axes, curves, name)
-    axes.set_title(f"{dataset}: {MEASURES[name]}", loc="left", pad=TITLE_PAD)
+    axes.set_title(f"{dataset}: {tables.CURVES[name]}", loc="left", pad=TITLE_PAD)
     add_legend(figure, axes)
     return figure
 
@@ -106,9 +100,9 @@ def single_figure(curves: pd.DataFrame, name: str, dataset: str) -> Figure:
 def overview_figure(curves: pd.DataFrame, dataset: str, highlighted: str | None = None) -> Figure:
     """All four measures of one data set; with ``highlighted``, other boundaries are faded."""
     figure, grid = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained", sharex=True)
-    for axes, name in zip(grid.flat, MEASURES, strict=True):
+    for axes, name in zip(grid.flat, tables.CURVES, strict=True):
         draw(axes, curves, name, highlighted)
-        axes.set_title(MEASURES[name], loc="left", pad=TITLE_PAD)
+        axes.set_title(tables.CURVES[name], loc="left", pad=TITLE_PAD)
     suffix = f", {boundary_words(highlighted)}" if highlighted else ""
     figure.suptitle(f"{dataset}{suffix}", x=0.01, ha="left")
     add_legend(figure, grid.flat[0])
@@ -146,7 +140,7 @@ def draw(axes: Axes, curves: pd.DataFrame, name: str, highlighted: str | None = 
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel(MEASURES[name] + (", log scale" if is_loss else ""))
+    axes.set_ylabel(tables.CURVES[name] + (", log scale" if is_loss else ""))
     if is_loss:
         set_log_scale(axes)
 

@@ -10,14 +10,8 @@ from typing import Any
 import jinja2
 import yaml
 
+from optstate.analysis import tables
 from optstate.job import replacing, run
-
-CURVES = {
-    "train_loss": "train loss",
-    "train_accuracy": "train top-1 accuracy",
-    "valid_loss": "valid loss",
-    "valid_accuracy": "valid top-1 accuracy",
-}
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -35,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
         config=config,
         config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         cards=dict(zip(sorted(config["datasets"]), map(read_card, arguments.cards), strict=True)),
-        curves=CURVES,
+        curves=tables.CURVES,
         image=lambda name: data_uri(arguments.figures / f"{name}.png"),
         epochs=read_table(arguments.tables / "epochs.csv"),
         summary=read_table(arguments.tables / "summary.csv"),

@@ -1,10 +1,16 @@
-"""Reading the tables."""
+"""Reading the tables, and what their curves are called."""
 
 from pathlib import Path
 
 import pandas as pd
 
 NAMES = ["dataset", "schedule", "boundary", "baseline", "method", "measure", "verdict"]
+CURVES = {  # name of the figure: name of the axis
+    "train_loss": "train loss",
+    "train_accuracy": "train top-1 accuracy",
+    "valid_loss": "valid loss",
+    "valid_accuracy": "valid top-1 accuracy",
+}
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -93,13 +93,6 @@ def verified(
     logging.info("verified %s: sha256 %s", name, sha256)
 
 
-def _split(address: str) -> SplitResult:
-    try:
-        return urlsplit(address)
-    except ValueError as error:
-        raise InputError(f"{address}: no valid address ({error}): mend it") from error
-
-
 def copy(source: Path, output: Path) -> None:
     """Copy a local file."""
     if not source.is_file():
@@ -173,6 +166,13 @@ def _download_rest(url: str, partial: Path) -> None:
                 bar.update(len(chunk))
         if rest and _size(partial) < start + rest:
             raise requests.ConnectionError("the connection broke off")
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise InputError(f"{address}: no valid address ({error}): mend it") from error
 
 
 def _size(path: Path) -> int:
