@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from docutils.core import publish_parts
 
 from optstate.analysis import tables
 from optstate.job import replacing, run
@@ -31,12 +32,20 @@ def main(arguments: argparse.Namespace) -> None:
         cards=dict(zip(sorted(config["datasets"]), map(read_card, arguments.cards), strict=True)),
         curves=tables.CURVES,
         image=lambda name: data_uri(arguments.figures / f"{name}.png"),
+        text=lambda name: text(arguments.template.with_name(f"{name}.rst"), config),
         epochs=read_table(arguments.tables / "epochs.csv"),
         summary=read_table(arguments.tables / "summary.csv"),
         comparisons=read_table(arguments.tables / "comparisons.csv"),
     )
     with replacing(arguments.output) as path:
         path.write_text(page, encoding="utf-8")
+
+
+def text(path: Path, config: dict[str, Any]) -> str:
+    """A text of Snakemake's report as HTML: a template in reStructuredText, as it is there."""
+    filled = jinja2.Template(path.read_text(encoding="utf-8")).render(snakemake={"config": config})
+    parts = publish_parts(filled, writer="html5", settings_overrides={"embed_stylesheet": False})
+    return parts["fragment"]
 
 
 def read_table(path: Path) -> dict[str, list]:
