@@ -108,7 +108,15 @@ def test_other_files_are_left_out(images, tmp_path):
 def test_names_with_spaces_quotes_and_other_letters(tmp_path):
     classes = ("a b", "c'\"d", "línea\n2")
     images = write_images(tmp_path / "images", classes=classes)
-    assert [c["name"] for c in prepared(images, tmp_path / "out")["classes"]] == sorted(classes)
+    for name in ("two words.png", 'it\'s "quoted".png', "línea\n2.png", "-rf *.png", "\\.png"):
+        shutil.copy(images / "train/a b/0.png", images / "train/a b" / name)
+    card = prepared(images, tmp_path / "out")
+    assert [c["name"] for c in card["classes"]] == sorted(classes)
+    assert card["num_images"]["train"] == 23
+    archive = write_tar(images, tmp_path / "a.tgz")
+    assert run(tmp_path / "archived", "--archive", archive).returncode == 0
+    cards = [(tmp_path / name / "dataset.json").read_bytes() for name in ("out", "archived")]
+    assert cards[0] == cards[1]
 
 
 class TestBadInput:
@@ -208,6 +216,48 @@ class TestBadInput:
             tar.addfile(member)
         assert_one_line(run(tmp_path / "out", "--archive", tmp_path / "a.tar"), "unsafe")
 
+    def test_a_tar_device(self, tmp_path):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            member = tarfile.TarInfo("train/a/zero.png")
+            member.type, member.devmajor, member.devminor = tarfile.CHRTYPE, 1, 5
+            tar.addfile(member)
+        assert_one_line(run(tmp_path / "out", "--archive", tmp_path / "a.tar"), "unsafe")
+
+    def test_an_absolute_tar_member_stays_inside(self, images, tmp_path):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            tar.add(images, "images")
+            member = tarfile.TarInfo(str(tmp_path / "outside.png"))
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"bad"))
+        run(tmp_path / "out", "--archive", tmp_path / "a.tar")
+        assert not (tmp_path / "outside.png").exists()
+        shutil.rmtree(tmp_path / "out")
+
+    def test_a_tar_bomb(self, tmp_path):
+        """4 kB that say that they are 4 TB: refused at the header."""
+        with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
+            member = tarfile.TarInfo("train/a/x.png")
+            member.size = 4 * 10**12
+            tar.addfile(member)
+        result = run(tmp_path / "out", "--archive", tmp_path / "a.tgz")
+        assert_one_line(result, "a.tgz", "decompression bomb", "1.0 GB")
+
+    def test_a_bomb_of_many_small_files(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(prepare, "SMALL_BYTES", 1_000_000)
+        with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
+            for number in range(1000):
+                tar.addfile(tarfile.TarInfo(f"train/a/{number}.png"))
+        with pytest.raises(InputError, match="decompression bomb"):
+            prepare.extract(tmp_path / "a.tgz", tmp_path / "extracted")
+        assert list((tmp_path / "extracted").iterdir()) == []
+
+    def test_a_zip_bomb(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(prepare, "SMALL_BYTES", 1_000_000)
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr("train/a/x.png", bytes(10_000_000))
+        with pytest.raises(InputError, match="decompression bomb"):
+            prepare.extract(tmp_path / "a.zip", tmp_path / "extracted")
+
     def test_a_zip_member_outside(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
             zipped.writestr("../outside.png", b"bad")
@@ -240,6 +290,8 @@ class TestManifest:
         import hashlib
         import subprocess
 
+        for name in ("two\nlines.png", "back\\slash.png", "re\rturn.png", "e ñ'\".png"):
+            shutil.copy(images / "train/ant/0.png", images / "train/ant" / name)
         names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
         printed = subprocess.run(["sha256sum", *names], cwd=images, capture_output=True).stdout
         assert folder_sha256(images) == hashlib.sha256(printed).hexdigest()

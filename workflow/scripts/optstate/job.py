@@ -1,18 +1,30 @@
-"""What every job of the pipeline shares: its log, its one-line errors, its atomic outputs."""
+"""What every job shares: its log, its one-line errors, its atomic outputs, its lock, its parent."""
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
+
+LOCK_SECONDS = 60  # how long a job waits for one that was told to stop and is still saving
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
 
 class InputError(Exception):
     """Something the user can mend: the message names the file or key, what is wrong, the mend."""
+
+    def __str__(self) -> str:
+        """The message as one line that any terminal shows, whatever is in names and values."""
+        characters = super().__str__()
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in characters)
 
 
 def run(
@@ -28,15 +40,55 @@ def run(
     parser.add_argument("--log", type=Path, required=True, help="log file of the job")
     arguments = parser.parse_args(argv)
     start_log(arguments.log)
+    if parent := os.environ.get("OPTSTATE_PARENT"):
+        end_with_parent(signal.SIGTERM, int(parent))
     try:
         main(arguments)
     except InputError as error:
         fail(str(error))
     except OSError as error:
-        fail(describe(error))
+        fail(str(InputError(describe(error))))
     except Exception:
         logging.exception("unexpected error: please report it with this log")
         sys.exit(1)
+
+
+def end_with_parent(with_signal: signal.Signals, parent: int) -> None:
+    """Let the kernel send this process a signal as soon as its ``parent`` is gone (on Linux).
+
+    Nothing else tells a job that the Snakemake that started it was killed: it would go on, beside
+    the job that the next Snakemake starts.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, with_signal)
+        if os.getppid() != parent:  # it went before it could be asked for
+            os.kill(os.getpid(), with_signal)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``, which the kernel gives back whatever becomes of this process.
+
+    Raises:
+        InputError: another process has held it for ``LOCK_SECONDS``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        logging.warning("%s: another process writes here: waiting for it to end", path.parent)
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except filelock.Timeout as error:
+            raise InputError(
+                f"{path}: another process has held this lock for {LOCK_SECONDS} s: wait until it "
+                f"ends, or stop it (`fuser {path}` tells its number), then run again"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def start_log(path: Path) -> None:
@@ -52,8 +104,7 @@ def start_log(path: Path) -> None:
 
 def fail(message: str) -> None:
     """Say ``message`` as one line and end the job with exit code 1."""
-    printable = message.encode("utf-8", "backslashreplace").decode()
-    logging.error("error: %s", " ".join(printable.split()))
+    logging.error("error: %s", message)
     sys.exit(1)
 
 

@@ -27,8 +27,15 @@ def folder_sha256(folder: Path, cache: Path | None = None) -> str:
         if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
     hashes = files_sha256(files, cache)
-    lines = (f"{hashes[path]}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    lines = (_line(hashes[path], path.relative_to(folder).as_posix()) for path in files)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _line(sha256: str, name: str) -> str:
+    """A line of `sha256sum`, which begins with a backslash if it needed any in the name."""
+    escaped = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
+    mark = "\\" if escaped != name else ""
+    return f"{mark}{sha256}  {escaped}\n"
 
 
 def files_sha256(files: list[Path], cache: Path | None = None) -> dict[Path, str]:

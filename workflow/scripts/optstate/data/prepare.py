@@ -15,12 +15,13 @@ import logging
 import lzma
 import os
 import shutil
+import signal
 import tarfile
 import warnings
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -31,9 +32,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from optstate.data.manifest import files_sha256, folder_sha256
-from optstate.job import InputError, replacing, require_space, run
+from optstate.job import (
+    InputError,
+    end_with_parent,
+    exclusive,
+    replacing,
+    require_space,
+    run,
+)
 
 FOLDERS = {"train": "train", "valid": "val"}  # split: folder of the archive
+SMALL_BYTES = 1_000_000_000  # an archive may always take as much when it is unpacked,
+MAX_EXPANSION = 100  # or this many times its own size: images hardly shrink
+BLOCK_BYTES = 4096  # what the smallest file takes
 COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of 8 bits without colour
 
 
@@ -64,9 +75,10 @@ class Decoded:
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the arrays and ``dataset.json`` to ``--output``."""
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    with images_folder(arguments) as root:
-        prepare(root, arguments.image_size, arguments.workers, arguments.output)
+    output = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    with exclusive(output.with_name(f".{output.name}.lock")), images_folder(arguments) as root:
+        prepare(root, arguments.image_size, arguments.workers, output)
 
 
 @contextlib.contextmanager
@@ -98,11 +110,11 @@ def extract(archive: Path, folder: Path) -> None:
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
-                require_space(folder, sum(member.size for member in tar))
+                require_room(folder, archive, (member.size for member in tar))
                 tar.extractall(folder, filter="data")
         elif zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
-                require_space(folder, sum(member.file_size for member in zipped.infolist()))
+                require_room(folder, archive, (m.file_size for m in zipped.infolist()))
                 for name in zipped.namelist():
                     if not (folder / name).resolve().is_relative_to(folder.resolve()):
                         raise InputError(f"{archive}: member {name!r} would leave the folder")
@@ -118,6 +130,24 @@ def extract(archive: Path, folder: Path) -> None:
             f"{archive}: the archive is damaged, encrypted or of an unknown kind ({error}): "
             "replace it"
         ) from error
+
+
+def require_room(folder: Path, archive: Path, sizes: Iterable[int]) -> None:
+    """Refuse an archive whose members, of ``sizes`` bytes, would fill the disk.
+
+    Raises:
+        InputError: there is not enough space, or so much that it must be a decompression bomb.
+    """
+    limit = max(SMALL_BYTES, MAX_EXPANSION * archive.stat().st_size)
+    total = 0
+    for size in sizes:  # of a bomb, no more are read than it takes to see that it is one
+        total += max(size, BLOCK_BYTES)
+        if total > limit:
+            raise InputError(
+                f"{archive}: refused as a decompression bomb: unpacked it takes more than "
+                f"{limit / 1e9:.1f} GB: replace it"
+            )
+    require_space(folder, total)
 
 
 def find_root(folder: Path) -> Path:
@@ -213,7 +243,8 @@ def decode_split(split: Split, image_size: int, workers: int, output: Path) -> l
     """Write the array of a split's images."""
     allocate(output, (len(split.paths), image_size, image_size, 3))
     tasks = [(output, index, path, image_size) for index, path in enumerate(split.paths)]
-    with ProcessPoolExecutor(workers) as pool:
+    end_with_me = (signal.SIGKILL, os.getpid())
+    with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=end_with_me) as pool:
         results = pool.map(_decode_into, tasks, chunksize=16)
         bar = tqdm(results, f"decode {split.name}", len(tasks), unit="image", disable=None)
         try:

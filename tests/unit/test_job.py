@@ -1,0 +1,128 @@
+"""What every job shares: outputs that are whole or not there, locks, and the end of its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from optstate import guard, job
+from optstate.job import InputError, exclusive, replacing
+
+
+def python(code: str, **options) -> subprocess.Popen:
+    """Run ``code`` in a process of its own, with the package at hand."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock file ``lock``."""
+    code = f"""
+import pathlib, time
+from optstate.job import exclusive
+with exclusive(pathlib.Path({str(tmp_path / "lock")!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with python(code) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+class TestExclusive:
+    def test_a_second_is_refused(self, tmp_path, holder, monkeypatch, caplog):
+        monkeypatch.setattr(job, "LOCK_SECONDS", 0.2)
+        with (
+            pytest.raises(InputError, match="has held this lock .*fuser"),
+            exclusive(tmp_path / "lock"),
+        ):
+            pass
+        assert "waiting for it to end" in caplog.text
+
+    def test_a_second_waits_for_one_that_ends(self, tmp_path, holder):
+        threading.Timer(0.5, holder.kill).start()
+        with exclusive(tmp_path / "lock"):
+            assert holder.wait() == -signal.SIGKILL
+
+    def test_it_is_free_again_afterwards(self, tmp_path):
+        for _ in range(2):
+            with exclusive(tmp_path / "lock"):
+                pass
+
+
+class TestGuard:
+    def test_one_snakemake_in_an_experiment(self, tmp_path):
+        results = tmp_path / "results"
+        code = f"import pathlib, optstate.guard as g; g.claim(pathlib.Path({str(results)!r}))"
+        with guard.claim(results), python(code) as second:
+            assert "another Snakemake is at work on" in second.communicate()[1]
+        with python(code) as third:
+            assert third.wait() == 0
+
+    def test_a_left_lock_is_one_that_nobody_holds(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        results = Path("results")
+        assert not guard.left_lock(results)
+        (tmp_path / ".snakemake/locks").mkdir(parents=True)
+        (tmp_path / ".snakemake/locks/0.output.lock").touch()
+        assert guard.left_lock(results)
+        with guard.claim(results / "tiny"):
+            assert not guard.left_lock(results)
+        assert guard.left_lock(results)
+
+
+class TestParent:
+    def job(self, parent: str) -> str:
+        return f"""
+import os, signal, time
+from optstate.job import end_with_parent
+end_with_parent(signal.SIGTERM, {parent})
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+    def test_a_job_ends_with_its_parent(self):
+        code = f"""
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {self.job("os.getppid()")!r}])
+time.sleep(60)
+"""
+        with python(code) as parent:
+            child = int(parent.stdout.readline())
+            assert Path(f"/proc/{child}").exists()
+            parent.kill()
+            assert parent.stdout.read() == ""  # which ends when the child has, too
+
+    def test_nor_does_it_begin_without_it(self):
+        with python(self.job("1")) as child:
+            assert child.wait() == -signal.SIGTERM
+
+
+def test_a_reader_sees_the_old_or_the_new(tmp_path):
+    path, size = tmp_path / "file", 1_000_000
+    path.write_bytes(b"0" * size)
+    seen, done = set(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            content = path.read_bytes()
+            seen.add((len(content), len(set(content))))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, 100):
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"%d" % (number % 10) * size)
+    done.set()
+    reader.join()
+    assert seen == {(size, 1)}

@@ -1,0 +1,49 @@
+"""One Snakemake at a time in an experiment, and the lock that a killed one leaves behind."""
+
+import sys
+from pathlib import Path
+
+import filelock
+
+from optstate.job import InputError
+
+SNAKEMAKES_LOCKS = Path(".snakemake/locks")
+STALE = (
+    "a Snakemake that was killed left its lock here, and none is at work: clear it by "
+    "`.venv/bin/snakemake --unlock`, then run again"
+)
+
+
+def claim(results: Path) -> filelock.FileLock:
+    """Keep others out of an experiment's ``results``, until this process ends, however it does.
+
+    Raises:
+        InputError: another Snakemake is at work on them.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(results / ".lock")
+    try:
+        lock.acquire(timeout=1)
+    except filelock.Timeout as error:
+        raise InputError(
+            f"another Snakemake is at work on {results}: wait until it ends, or stop it "
+            f"(`fuser {results}/.lock` tells its number)"
+        ) from error
+    return lock
+
+
+def left_lock(results: Path) -> bool:
+    """Whether Snakemake's own lock is there, and no Snakemake at work on any of ``results``."""
+    return any(SNAKEMAKES_LOCKS.glob("*.lock")) and not any(map(_is_held, results.glob("*/.lock")))
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+if __name__ == "__main__":  # for `make`: exit code 0 if the lock may be cleared
+    sys.exit(not left_lock(Path("results")))
