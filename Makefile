@@ -11,6 +11,7 @@ export PYTHONPATH := workflow/scripts
 install: .venv/installed ## the environment, from the lock file
 
 demo: .venv/installed ## the whole pipeline on small, real images
+	@! $(BIN)/python -m optstate.guard || $(SNAKEMAKE) --unlock
 	$(SNAKEMAKE) --cores 2 --configfile config/demo.yaml
 	@$(BIN)/python -m optstate.analysis.show results/demo
 

@@ -26,6 +26,10 @@ rule all:
         TABLES,
 
 
+onstart:
+    claim_results()
+
+
 onsuccess:
     if Path(f"{RESULTS}/report.html").exists():
         print(f"Report: {RESULTS}/report.html")

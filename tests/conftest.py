@@ -1,5 +1,6 @@
 """Tiny images, and a copy of the project to run Snakemake in."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("ant", "bee", "cat")
+NOTHING = "Nothing to be done"
 
 
 def write_images(
@@ -37,16 +39,23 @@ def write_tar(images: Path, archive: Path) -> Path:
     return archive
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=20, help="how many kills the killer tries")
+    parser.addoption("--exhaustive", action="store_true", help="try every case of the slow tests")
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")
 
 
-def run_module(module: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+def run_module(
+    module: str, *arguments: object, environment: dict | None = None, **options
+) -> subprocess.CompletedProcess:
     """Run a stage's command as its job does."""
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "workflow" / "scripts")},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")} | (environment or {}),
         capture_output=True,
         text=True,
         **options,
@@ -69,7 +78,7 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in ("Snakefile", "config", "workflow", "profiles", "envs"):
+        for name in ("Snakefile", "README.md", "config", "workflow", "profiles", "envs"):
             source = ROOT / name
             ignore = shutil.ignore_patterns("__pycache__")
             if source.is_dir():
@@ -110,7 +119,7 @@ experiment: tiny
 datasets:
   imagenette: null
   imagewoof: null
-  noise: {{folder: {images}}}
+  noise: {{{source}}}
 image_size: 32
 model: resnet18
 batch_size: 4
@@ -125,5 +134,39 @@ device: cpu
 @pytest.fixture
 def project(tmp_path: Path, images: Path) -> Project:
     project = Project(tmp_path / "project")
-    project.configure(TINY.format(images=images))
+    project.configure(TINY.format(source=f"folder: {images}"))
     return project
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def archived(folder: Path) -> str:
+    """The source of a data set that lies in a new archive in ``folder``."""
+    folder.mkdir()
+    archive = write_tar(write_images(folder / "images"), folder / "images.tgz")
+    return f"archive: {archive}, sha256: {file_sha256(archive)}"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Project:
+    """A project whose tiny experiment has run; tests leave it as it is."""
+    root = tmp_path_factory.mktemp("finished")
+    project = Project(root / "project")
+    project.configure(TINY.format(source=archived(root / "noise")))
+    project.run()
+    return project
+
+
+def jobs(project: Project, *arguments: str) -> dict[str, int]:
+    """The jobs that a dry run would start, by rule."""
+    printed = project.run("--dry-run", *arguments)
+    if NOTHING in printed:
+        return {}
+    table = printed.split("Job stats:")[-1].split("\n\n")[0].splitlines()[3:]
+    return {
+        rule: int(count)
+        for rule, count in (line.split() for line in table if len(line.split()) == 2)
+        if rule not in ("total", "all")
+    }

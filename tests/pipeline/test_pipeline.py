@@ -11,11 +11,9 @@ import torch
 import torchvision
 from torch import nn
 
-from conftest import TINY, Project, write_images, write_tar
-from optstate.data.manifest import files_sha256
+from conftest import NOTHING, TINY, Project, file_sha256, jobs, write_tar
 
 METHODS = ["constant-new", "constant-preserve", "onecycle-new", "onecycle-preserve"]
-NOTHING = "Nothing to be done"
 
 
 def read(path: Path) -> list[dict]:
@@ -23,32 +21,9 @@ def read(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Project:
-    """A project whose tiny experiment has run."""
-    root = tmp_path_factory.mktemp("finished")
-    project = Project(root / "project")
-    project.configure(TINY.format(images=write_images(root / "images")))
-    project.run()
-    return project
-
-
 @pytest.fixture
 def results(finished) -> Path:
     return finished.folder / "results" / "tiny"
-
-
-def jobs(project: Project, *arguments: str) -> dict[str, int]:
-    """The jobs that a dry run would start, by rule."""
-    printed = project.run("--dry-run", *arguments)
-    if NOTHING in printed:
-        return {}
-    table = printed.split("Job stats:")[-1].split("\n\n")[0].splitlines()[3:]
-    return {
-        rule: int(count)
-        for rule, count in (line.split() for line in table if len(line.split()) == 2)
-        if rule not in ("total", "all")
-    }
 
 
 class TestResults:
@@ -146,49 +121,6 @@ class TestResults:
         assert str(finished.folder) not in params
 
 
-class TestFreshness:
-    def test_a_second_run_has_nothing_to_do(self, finished):
-        assert NOTHING in finished.run()
-
-    def test_touched_files_are_fresh(self, finished):
-        for path in finished.folder.rglob("*"):
-            if path.is_file() and ".snakemake" not in path.parts:
-                path.touch()
-        assert jobs(finished) == {}
-
-    def test_a_plotting_source_redraws(self, finished):
-        source = finished.folder / "workflow/scripts/optstate/analysis/figures.py"
-        before = source.read_text()
-        source.write_text(before + "# a comment\n")
-        try:
-            assert jobs(finished) == {"figures": 1, "learning_rate_figure": 1, "report": 1}
-        finally:
-            source.write_text(before)
-        assert jobs(finished) == {}
-
-    @pytest.mark.parametrize(
-        ("change", "expected"),
-        [
-            ("schedules={onecycle: {initial_lr: [4e-5, 2e-5, 1e-6]}}", {"last_session": 2}),
-            ("seeds=[0, 1]", {"first_session": 2, "later_session": 4, "last_session": 4}),
-            ("methods=[constant-new, constant-preserve]", {}),
-            ("batch_size=9", {"first_session": 2, "later_session": 4, "last_session": 4}),
-            ("train_per_class=5", {"first_session": 2, "later_session": 4, "last_session": 4}),
-            ("image_size=40", {"prepare": 1, "first_session": 2, "later_session": 4,
-                               "last_session": 4}),
-            ("boundaries={reset: {keep: [exp_avg]}}", None),
-            ("keep_checkpoints=last", None),
-            ("mirror=/somewhere", None),
-        ],
-    )  # fmt: skip
-    def test_a_change_makes_its_own_part_stale(self, finished, change, expected):
-        stale = jobs(finished, "--config", change)
-        stages = {"fetch", "prepare", "first_session", "later_session", "last_session"}
-        assert {k: v for k, v in stale.items() if k in stages} == (expected or {})
-        assert "report" in stale  # it shows the configuration
-        assert ("collect" in stale) == (expected is not None)
-
-
 def test_a_changed_image_is_prepared_again_and_trained_on(tmp_path, project, images):
     project.run("--until", "prepare")
     assert "prepare" not in jobs(project)
@@ -203,7 +135,7 @@ def test_checkpoints_that_are_not_kept(tmp_path, images):
         project = Project(tmp_path / keep)
         overlay = "sessions: [1, 1]\nmethods: [constant-new, constant-preserve]\n"
         project.configure(
-            TINY.format(images=images).replace("sessions: [2, 1, 1]\n", overlay)
+            TINY.format(source=f"folder: {images}").replace("sessions: [2, 1, 1]\n", overlay)
             .replace(", 3.0e-4]", "]").replace(", 5.0e-6]", "]").replace(", 1.0e-4]", "]")
             + f"keep_checkpoints: {keep}\n"
         )  # fmt: skip
@@ -224,7 +156,7 @@ def test_from_an_archive_with_weights_and_another_optimizer(tmp_path, images):
     archive = write_tar(images, tmp_path / "images.tgz")
     weights = torchvision.models.resnet18(num_classes=7).state_dict()
     torch.save({"model": weights}, project.folder / "weights.pt")
-    digest = files_sha256([archive])[archive]
+    digest = file_sha256(archive)
     (tmp_path / "mirror").mkdir()
     shutil.move(archive, tmp_path / "mirror" / "images.tgz")
     project.configure(f"""

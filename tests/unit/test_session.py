@@ -1,112 +1,34 @@
-"""Sessions in one process: what they write, that validation is held out, that they go on."""
+"""Sessions in one process: what they write, and that validation is held out."""
 
-import csv
 import json
 import resource
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import assert_one_line, run_module
 from optstate.job import InputError
 from optstate.training import loop, session
 from optstate.training.checkpoint import random_states, set_random_states
 from optstate.training.loop import num_correct, records_norms
-
-SPEC = {
-    "dataset": "noise",
-    "schedule": "onecycle",
-    "seed": 3,
-    "image_size": 32,
-    "train_per_class": None,
-    "valid_per_class": None,
-    "model": "resnet18",
-    "weights_sha256": None,
-    "batch_size": 4,
-    "augment": "crop_flip",
-    "optimizer": {"name": "Adam"},
-    "learning_rate": {"kind": "onecycle", "initial_lr": 1e-4, "max_lr": 1e-3},
-    "device": "cpu",
-    "precision": "auto",
-    "cpu_threads": 1,
-    "deterministic": "auto",
-}
-FIRST = SPEC | {"boundary": "", "method": "onecycle", "session": 1, "num_epochs": 3, "keep": []}
-SECOND = SPEC | {
-    "boundary": "preserve", "method": "onecycle-preserve", "session": 2, "num_epochs": 2,
-    "keep": "all",
-}  # fmt: skip
-
-
-def write_arrays(folder: Path, valid_labels: list[int] | None = None) -> Path:
-    """Two classes of noise, bright at the left or at the right; validation labels as planted."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for split, labels in (("train", [0] * 8 + [1] * 9), ("valid", [0] * 5 + [1] * 5)):
-        images = rng.integers(0, 100, (len(labels), 32, 32, 3))
-        for image, label in zip(images, labels, strict=True):
-            image[:, 16 * label : 16 * (label + 1)] += 150
-        planted = labels if split == "train" else valid_labels or labels
-        np.save(folder / f"{split}_images.npy", images.astype(np.uint8))
-        np.save(folder / f"{split}_labels.npy", np.array(planted))
-    (folder / "dataset.json").write_text("{}")
-    return folder
+from sessions import (
+    FIRST,
+    SECOND,
+    assert_equal_bits,
+    checkpoint,
+    files_in,
+    points,
+    rows,
+    train,
+    without_seconds,
+    write_arrays,
+)
 
 
 @pytest.fixture
 def arrays(tmp_path):
     return write_arrays(tmp_path / "arrays")
-
-
-def train(root: Path, spec: dict, arrays: Path, previous: Path | None = None) -> Path:
-    """Train one session below ``root``; returns its folder."""
-    output = root / f"session{spec['session']}"
-    arguments = [
-        "--spec", json.dumps(spec), "--dataset", arrays, "--output", output,
-        "--progress", root / "in_progress", "--curves", root / "curves",
-    ]  # fmt: skip
-    if previous:
-        arguments += ["--previous", previous]
-    session.main(session.PARSER.parse_args([str(a) for a in arguments]))
-    return output
-
-
-def rows(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def without_seconds(path: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
-
-
-def assert_equal_bits(first, second, where: str = "checkpoint") -> None:
-    assert type(first) is type(second), where
-    if torch.is_tensor(first):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_equal_bits(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_equal_bits(*pair, f"{where}[{index}]")
-    else:
-        assert first == second, where
-
-
-def checkpoint(folder: Path) -> dict:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
-
-
-def points(folder: Path, tag: str) -> list[tuple[int, float]]:
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    accumulator.Reload()
-    return [(event.step, event.value) for event in accumulator.Scalars(tag)]
 
 
 def test_what_a_session_writes(tmp_path, arrays):
@@ -134,7 +56,6 @@ def test_what_a_session_writes(tmp_path, arrays):
             float(r["loss"]) for r in epochs if (r["epoch"], r["split"]) == (str(epoch), "train")
         )
         assert mean == pytest.approx(np.mean(losses))
-    assert not list((tmp_path / "in_progress").iterdir())
 
 
 def test_curves_are_continuous(tmp_path, arrays):
@@ -159,46 +80,6 @@ def test_the_same_again_and_not_the_same_with_another_seed(tmp_path, arrays):
     assert_equal_bits(one, again)
     other = checkpoint(train(tmp_path / "c", FIRST | {"seed": 4}, arrays))
     assert not torch.equal(one["model"]["fc.weight"], other["model"]["fc.weight"])
-
-
-@pytest.mark.parametrize("finished_epochs", [1, 2, 3])
-def test_an_interrupted_session_goes_on(tmp_path, arrays, monkeypatch, finished_epochs):
-    straight = train(tmp_path / "straight", FIRST, arrays)
-
-    def killed_in_the_next(session_, trained, epoch):
-        if epoch > finished_epochs:
-            raise KeyboardInterrupt
-        return train_epoch(session_, trained, epoch)
-
-    train_epoch = loop.train_epoch
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "train_epoch", killed_in_the_next)
-        if finished_epochs == 3:
-            patched.setattr(session.Recorder, "write", lambda *_: 1 / 0)
-        with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
-            train(tmp_path / "killed", FIRST, arrays)
-    trained_epochs = []
-    monkeypatch.setattr(
-        loop, "train_epoch", lambda s, t, e: trained_epochs.append(e) or train_epoch(s, t, e)
-    )
-    resumed = train(tmp_path / "killed", FIRST, arrays)
-
-    assert trained_epochs == list(range(finished_epochs + 1, 4))
-    assert_equal_bits(checkpoint(resumed), checkpoint(straight))
-    for name in ("steps.csv", "epochs.csv"):
-        assert without_seconds(resumed / name) == without_seconds(straight / name)
-    for tag in ("train/loss", "valid/loss", "lr"):
-        assert points(tmp_path / "killed/curves", tag) == points(tmp_path / "straight/curves", tag)
-
-
-def test_progress_of_another_configuration_is_not_taken(tmp_path, arrays, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(session.Recorder, "write", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            train(tmp_path, FIRST, arrays)
-    other = FIRST | {"batch_size": 8}
-    straight = train(tmp_path / "straight", other, arrays)
-    assert_equal_bits(checkpoint(train(tmp_path, other, arrays)), checkpoint(straight))
 
 
 def test_validation_reads_the_validation_images_and_training_does_not(tmp_path):
@@ -254,7 +135,7 @@ def test_a_full_disk_is_one_line_and_no_output(tmp_path, arrays):
     )  # fmt: skip
     assert_one_line(result, str(tmp_path / "in_progress"), "ulimit -f")
     assert not (tmp_path / "out").exists()
-    assert not list((tmp_path / "in_progress").iterdir())
+    assert files_in(tmp_path / "in_progress") == ["lock"]
 
 
 def test_bfloat16(tmp_path, arrays):

@@ -41,13 +41,14 @@ rule collect:
         methods=METHODS,
         seeds=SEEDS,
         sessions=NUM_SESSIONS,
+        progress=untracked(lambda _: IN_PROGRESS),
         output=subpath(output[0], parent=True),
     message:
         "Collect the tables of all runs"
     shell:
         "python -m optstate.analysis.collect --runs {params.runs} --datasets {params.datasets} "
         "--methods {params.methods} --seeds {params.seeds} --sessions {params.sessions} "
-        "--output {params.output} --log {log}"
+        "--progress {params.progress} --output {params.output} --log {log}"
 
 
 rule compare:
@@ -155,6 +156,7 @@ rule report:
         learning_rate=f"{RESULTS}/figures/learning_rate.png",
         cards=[f"{prepared(dataset)}/dataset.json" for dataset in DATASETS],
         template="workflow/report/report.html.j2",
+        texts=sorted(map(str, Path("workflow/report").glob("*.rst"))),
         sources=sources("analysis/__init__.py", "analysis/report.py", "analysis/tables.py"),
     output:
         f"{RESULTS}/report.html",
@@ -166,7 +168,7 @@ rule report:
         config=lambda wildcards: json.dumps(config),
         tables=subpath(input.summary, parent=True),
         figures=subpath(input.learning_rate, parent=True),
-        packages=locked("jinja2", "pandas", "pyyaml"),
+        packages=locked("docutils", "jinja2", "pandas", "pyyaml"),
     message:
         "Write the report"
     shell:

@@ -9,58 +9,44 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
-import yaml
-from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
-from snakemake.utils import validate
 
 SCRIPTS = f"{workflow.basedir}/workflow/scripts"
 PACKAGE = "workflow/scripts/optstate"
 sys.path.insert(0, SCRIPTS)
 
-from optstate import configuration
+from optstate import configuration, guard
 from optstate.data.manifest import files_sha256, folder_sha256
 from optstate.job import InputError
 
 CACHE = Path(".snakemake/optstate")  # of hashes and checks, which can be made again
 LOCK = Path(f"{workflow.basedir}/envs/requirements.lock").read_text()
-SCHEMA = f"{workflow.basedir}/workflow/schemas/config.schema.yaml"
+SCHEMA = Path(f"{workflow.basedir}/workflow/schemas/config.schema.yaml")
 
 
-def checked(given):
-    """The configuration in its final types; ends with one line if something is wrong with it."""
-    try:
-        settled = configuration.settled(given, yaml.safe_load(Path(SCHEMA).read_text()))
-        validate(settled, SCHEMA)
-        configuration.require_sense(settled)
-    except WorkflowError as error:
-        sys.exit(f"configuration: {configuration.explain(error.__context__)}")
-    except InputError as error:
-        sys.exit(f"configuration: {error}")
-    except RecursionError:
-        sys.exit("configuration: a YAML alias refers to what it is part of: write it out")
-    require_works(settled)
-    return settled
-
-
-def require_works(settled):
+def require_works(config):
     """Try model and optimizers with torch, once for each state of configuration and lock file."""
-    what = json.dumps(configuration.tried_by_torch(settled), sort_keys=True)
+    what = json.dumps(configuration.tried_by_torch(config), sort_keys=True)
     passed = CACHE / f"passed-{sha256((what + LOCK).encode()).hexdigest()[:16]}"
     if not passed.exists():
         check = [sys.executable, "-m", "optstate.check", what]
         tried = subprocess.run(check, cwd=SCRIPTS, stderr=subprocess.PIPE, text=True)
         if tried.returncode:
-            sys.exit(f"configuration: {tried.stderr.strip()}")
+            raise InputError(tried.stderr.strip())
         passed.parent.mkdir(parents=True, exist_ok=True)
         passed.touch()
 
 
-config = checked(config)
+try:
+    config = configuration.checked(config, SCHEMA)
+    require_works(config)
+except InputError as error:
+    sys.exit(f"configuration: {error}")
 
 STARTED = time.time()
 RESULTS = f"results/{config['experiment']}"
 RUNS = f"{RESULTS}/runs"
+IN_PROGRESS = f"{RESULTS}/in_progress"  # what interrupted sessions continue from
 LOGS = f"logs/{config['experiment']}"
 DATASETS = sorted(config["datasets"])
 METHODS = sorted(config["methods"])
@@ -68,10 +54,17 @@ SEEDS = sorted(config["seeds"])
 NUM_SESSIONS = len(config["sessions"])
 
 # Jobs use the interpreter that Snakemake runs on, unless each rule has an environment of its own.
+# `exec` makes them its own children, which end when it is killed: a shell between them would not.
 uses_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
-own_python = "" if uses_conda else f'python() {{ {shlex.quote(sys.executable)} "$@"; }}; '
-search_path = f'export PYTHONPATH={shlex.quote(SCRIPTS)}"${{PYTHONPATH:+:$PYTHONPATH}}"; '
-shell.prefix((search_path + own_python).replace("{", "{{").replace("}", "}}"))
+interpreter = "python" if uses_conda else shlex.quote(sys.executable)
+prefix = (
+    f'export PYTHONPATH={shlex.quote(SCRIPTS)}"${{PYTHONPATH:+:$PYTHONPATH}}" '
+    f'OPTSTATE_PARENT=$PPID; python() {{ exec {interpreter} "$@"; }}; '
+)
+shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))
+
+if workflow.is_main_process and "--unlock" not in sys.argv and guard.left_lock(Path("results")):
+    print(guard.STALE, file=sys.stderr)
 
 
 wildcard_constraints:
@@ -98,12 +91,22 @@ def locked(*packages):
     return [line.strip() for found in lines for line in found]
 
 
+def claim_results():
+    """Refuse to work beside another Snakemake; the lock is held as long as this process lives."""
+    global claimed
+    try:
+        claimed = guard.claim(Path(RESULTS))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
 def repeat_errors():
     """Say again, below all that Snakemake prints, the one line with which each failed job ended."""
     for log in sorted(Path(LOGS).rglob("*.log")):
         last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
-        if log.stat().st_mtime >= STARTED and " error: " in last:
-            print(last[last.index("error: ") :], file=sys.stderr)
+        said = re.search("(error|interrupted): .*", last)
+        if log.stat().st_mtime >= STARTED and said:
+            print(said[0], file=sys.stderr)
 
 
 def untracked(function):

@@ -7,7 +7,8 @@ TRAINING_SOURCES = sources("training")
 TRAINING_PACKAGES = locked("numpy", "torch", "torchvision")
 TRAIN = (
     "python -m optstate.training.session --spec {params.spec:q} --dataset {params.dataset} "
-    "--output {params.output} --progress {params.progress} --curves {params.curves} --log {log}"
+    "--output {params.output} --progress {params.progress} --checkpoint-every {params.every:q} "
+    "--curves {params.curves} --log {log}"
 )
 
 
@@ -33,7 +34,8 @@ rule first_session:
         dataset=lambda wildcards, input: Path(input.card).parent,
         weights=untracked(weights_option),
         output=subpath(output.epochs, parent=True),
-        progress=untracked(lambda _: f"{RESULTS}/in_progress"),
+        progress=untracked(lambda _: IN_PROGRESS),
+        every=untracked(lambda _: json.dumps(config["checkpoint_every"])),
         curves=untracked(curves),
     message:
         "Train {wildcards.dataset} {wildcards.schedule} seed {wildcards.seed} session 1, shared"
@@ -64,7 +66,8 @@ rule later_session:
         dataset=lambda wildcards, input: Path(input.card).parent,
         previous=lambda wildcards, input: Path(input.previous[0]).parent,
         output=subpath(output.epochs, parent=True),
-        progress=untracked(lambda _: f"{RESULTS}/in_progress"),
+        progress=untracked(lambda _: IN_PROGRESS),
+        every=untracked(lambda _: json.dumps(config["checkpoint_every"])),
         curves=untracked(curves),
     message:
         "Train {wildcards.dataset} {wildcards.method} seed {wildcards.seed} "

@@ -8,16 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import yaml
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
 
 from optstate.data import packaged
 from optstate.job import InputError
 
 KEYS_OF_KIND = {"constant": {"lr"}, "onecycle": {"initial_lr", "max_lr"}}
-SECTIONS = ("datasets", "schedules", "boundaries", "optimizer")
+SECTIONS = ("datasets", "schedules", "boundaries", "optimizer", "checkpoint_every")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 WORDS = {"true": True, "false": False, "null": None, "": None}
 
 Config = dict[str, Any]
+
+
+def checked(given: Config, schema: Path) -> Config:
+    """The configuration in its final types.
+
+    Args:
+        given: as read from YAML and the command line.
+        schema: the file of the JSON schema.
+
+    Raises:
+        InputError: one line that names the key, its value, and what would be right.
+    """
+    try:
+        config = settled(given, yaml.safe_load(schema.read_text()))
+        validate(config, str(schema))
+    except WorkflowError as error:
+        raise InputError(explain(error.__context__)) from error
+    except RecursionError as error:
+        raise InputError("a YAML alias refers to what it is part of: write it out") from error
+    require_sense(config)
+    return config
 
 
 def settled(config: Config, schema: dict[str, Any]) -> Config:

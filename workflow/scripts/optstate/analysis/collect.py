@@ -8,6 +8,7 @@ import argparse
 import csv
 import itertools
 import math
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
         for r in runs
     )
     write(arguments.output / "summary.csv", summaries)
+    forget_progress(arguments.progress, runs)
 
 
 def session_rows(
@@ -75,6 +77,17 @@ def summary(steps: list[Row], epochs: list[Row]) -> Row:
     }
 
 
+def forget_progress(root: Path, runs: Iterable[tuple[str, str, int]]) -> None:
+    """Remove what the sessions would have continued from, had they been cut off.
+
+    Not before their rows are read here, which Snakemake lets happen when it has recorded all of
+    them as done, is that of no use any more.
+    """
+    for dataset, method, seed in runs:
+        for name in (method.partition("-")[0], method):
+            shutil.rmtree(root / dataset / name / f"seed{seed}", ignore_errors=True)
+
+
 def _total_seconds(rows: list[Row]) -> str:
     return f"{math.fsum(float(row['seconds']) for row in rows):.3f}"
 
@@ -96,6 +109,7 @@ PARSER.add_argument("--datasets", nargs="+", required=True)
 PARSER.add_argument("--methods", nargs="+", required=True)
 PARSER.add_argument("--seeds", nargs="+", type=int, required=True)
 PARSER.add_argument("--sessions", type=int, required=True, help="their number")
+PARSER.add_argument("--progress", type=Path, required=True, help="folder of states in progress")
 PARSER.add_argument("--output", type=Path, required=True, help="folder")
 
 if __name__ == "__main__":

@@ -51,13 +51,15 @@ def batches(
         yield images.to(device), labels.to(device)
 
 
-def augmented(images: torch.Tensor, augment: str, rng: np.random.Generator) -> torch.Tensor:
+def augmented(images: torch.Tensor, augment: str, seed: int, step: int) -> torch.Tensor:
     """Images (batch, size, size, 3), each mirrored at random (flip), and moved (crop_flip).
 
-    The random numbers are drawn on the CPU, so that they are the same for every device.
+    How is a function of seed and step alone, so that there is no state to keep. The random numbers
+    are drawn on the CPU, so that they are the same for every device.
     """
     if augment == "none":
         return images
+    rng = np.random.default_rng([seed, step, 1])  # of two numbers: the order of an epoch
     num_images, size = images.shape[:2]
     columns = np.tile(np.arange(size), (num_images, 1))
     rows = columns.copy()

@@ -2,8 +2,8 @@
 
 import dataclasses
 import io
-import logging
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ class Position:
     session: int = 0
     epoch: int = 0
     step: int = 0
+
+    def __str__(self) -> str:
+        return f"step {self.step}, {self.epoch} epochs finished"
 
 
 @dataclass
@@ -77,12 +80,35 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
+def serialized(checkpoint: dict[str, Any]) -> memoryview:
+    """The bytes of ``checkpoint``: the same for the same content, whatever made it."""
+    buffer = io.BytesIO()  # torch.save into a file hides a full disk behind a RuntimeError
+    torch.save(_unshared(checkpoint), buffer)
+    return buffer.getbuffer()
+
+
+def _unshared(value: Any) -> Any:
+    """``value`` built anew, so that its parts share what is equal and nothing else.
+
+    Pickle writes an object that it has met before as a reference, and a state that was loaded
+    shares other strings and containers than one that was trained up to the same point.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        rebuilt = type(value)((_unshared(key), _unshared(entry)) for key, entry in value.items())
+        if hasattr(value, "_metadata"):  # versions of the modules, in a model's state dict
+            rebuilt._metadata = _unshared(value._metadata)  # type: ignore[attr-defined]
+        return rebuilt
+    if isinstance(value, (list, tuple)):
+        return type(value)(_unshared(entry) for entry in value)
+    return value
+
+
 def save(checkpoint: dict[str, Any], path: Path) -> None:
     """Write ``checkpoint`` so that ``path`` is either whole or not there."""
-    buffer = io.BytesIO()  # torch.save into a file hides a full disk behind a RuntimeError
-    torch.save(checkpoint, buffer)
     with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(serialized(checkpoint))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -99,14 +125,3 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a checkpoint that loads: delete it, then run again"
         ) from error
-
-
-def load_progress(path: Path) -> dict[str, Any] | None:
-    """The state that an interrupted session left, if it left a readable one."""
-    if not path.exists():
-        return None
-    try:
-        return load(path)
-    except InputError:
-        logging.warning("%s: unreadable, so the session starts again", path)
-        return None

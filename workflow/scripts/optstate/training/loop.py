@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +33,11 @@ class Session:
     valid: ImageSet
     device: torch.device
     autocast: Callable[[], AbstractContextManager]
-    recorder: Recorder
+    records: "StepRecords"
     first_epoch: int  # counted through all sessions, from 1
     first_step: int
+    save_if_due: Callable[[], None]  # called after every step and every epoch
+    stop_if_asked: Callable[[], None]  # raises Interrupted
 
 
 def num_steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -42,34 +45,42 @@ def num_steps_per_epoch(num_images: int, batch_size: int) -> int:
     return num_images // batch_size + (num_images % batch_size > 1)
 
 
-def train_session(session: Session, trained: Trained, save_progress: Callable[[], None]) -> None:
-    """Train the epochs of a session that ``trained`` has not behind it yet."""
+def train_session(session: Session, trained: Trained) -> None:
+    """Train what ``trained`` has not behind it yet of the session's epochs.
+
+    Raises:
+        Interrupted: ``trained`` and the records are at a step's end, to be saved.
+    """
     end = session.first_epoch + session.spec.num_epochs
     for epoch in range(trained.position.epoch + 1, end):
         train_row = train_epoch(session, trained, epoch)
         valid_row = validate(session, trained.model, epoch)
-        session.recorder.record_epoch(train_row, valid_row)
+        session.records.end_epoch(train_row, valid_row)
         trained.position = replace(trained.position, epoch=epoch)
-        save_progress()
+        session.save_if_due()
 
 
 def train_epoch(session: Session, trained: Trained, epoch: int) -> Row:
-    """Train one epoch, recording every step. Returns the epoch's row."""
-    spec, start = session.spec, _now(session.device)
+    """Train the rest of an epoch, recording every step. Returns the epoch's row."""
+    spec, records = session.spec, session.records
     trained.model.train()
     num_steps = num_steps_per_epoch(len(session.train), spec.batch_size)
-    order = train_order(session.train, spec.seed, epoch)[: num_steps * spec.batch_size]
-    augment_rng = np.random.default_rng([spec.seed, epoch, 1])
-    records = StepRecords(session.recorder)
+    first_step = session.first_step + (epoch - session.first_epoch) * num_steps
+    taken = trained.position.step + 1 - first_step
+    order = train_order(session.train, spec.seed, epoch)
+    rest = order[taken * spec.batch_size : num_steps * spec.batch_size]
     description = f"{spec.dataset} {spec.method} seed {spec.seed} epoch {epoch}"
-    epoch_batches = batches(session.train, order, spec.batch_size, session.device)
+    records.start_clock()
     for images, labels in tqdm(
-        epoch_batches, description, num_steps, unit="step", leave=False, disable=None
-    ):
-        inputs = as_input(augmented(images, spec.augment, augment_rng))
-        records.add(train_step(session, trained, epoch, inputs, labels))
+        batches(session.train, rest, spec.batch_size, session.device),
+        description, num_steps, initial=taken, unit="step", leave=False, disable=None,
+    ):  # fmt: skip
+        images = augmented(images, spec.augment, spec.seed, trained.position.step + 1)
+        records.add(train_step(session, trained, epoch, as_input(images), labels))
+        session.save_if_due()
+        session.stop_if_asked()
     records.fetch()
-    return records.epoch_row(epoch, seconds=_now(session.device) - start)
+    return records.epoch_row(epoch)
 
 
 @dataclass(frozen=True)
@@ -140,19 +151,28 @@ def num_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor
     return [hits[:, :k].sum() for k in TOP_K]
 
 
-@dataclass
 class StepRecords:
-    """The steps of an epoch: their measures stay on the device until fetched together."""
+    """The steps of a session: their measures stay on the device until fetched together.
 
-    recorder: Recorder
-    waiting: list[StepRecord] = field(default_factory=list)
-    totals: np.ndarray = field(default_factory=lambda: np.zeros(2 + len(TOP_K)))
-    fetched_at: float = field(default_factory=time.monotonic)
+    ``totals`` (images, loss, and hits for each of ``TOP_K``) and ``seconds`` are sums over the
+    steps of the epoch in progress.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.waiting: list[StepRecord] = []
+        self.totals = np.zeros(2 + len(TOP_K))
+        self.seconds = 0.0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Leave the time since the last fetch out of the epoch's."""
+        self.fetched_at = time.perf_counter()
 
     def add(self, record: StepRecord) -> None:
         """Take a step, and fetch if the last fetch was long ago."""
         self.waiting.append(record)
-        if time.monotonic() - self.fetched_at > FETCH_SECONDS:
+        if time.perf_counter() - self.fetched_at > FETCH_SECONDS:
             self.fetch()
 
     def fetch(self) -> None:
@@ -161,6 +181,8 @@ class StepRecords:
             return
         lengths = [len(record.measures) for record in self.waiting]
         values = torch.cat([record.measures for record in self.waiting]).cpu().split(lengths)
+        now = time.perf_counter()  # with all work on the device done
+        self.seconds += now - self.fetched_at
         rows = []
         for record, measures in zip(self.waiting, values, strict=True):
             loss, *rest = measures.tolist()
@@ -169,11 +191,29 @@ class StepRecords:
             results = {"loss": loss, "top1": correct[0] / record.num_images}
             rows.append(record.row | results | dict(zip(NORMS, norms, strict=True)))
         self.recorder.record_steps(rows)
-        self.waiting, self.fetched_at = [], time.monotonic()
+        self.waiting, self.fetched_at = [], now
 
-    def epoch_row(self, epoch: int, seconds: float) -> Row:
+    def epoch_row(self, epoch: int) -> Row:
         """Means over the epoch's images, as they were trained on."""
-        return _epoch_row(epoch, "train", self.totals, seconds)
+        return _epoch_row(epoch, "train", self.totals, self.seconds)
+
+    def end_epoch(self, train: Row, valid: Row) -> None:
+        """Pass the rows of an epoch on, and begin the next."""
+        self.recorder.record_epoch(train, valid)
+        self.totals, self.seconds = np.zeros_like(self.totals), 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far, and the sums of the epoch in progress."""
+        return {
+            "recorder": self.recorder.state_dict(),
+            "totals": self.totals.tolist(),
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after ``state``."""
+        self.recorder.load_state_dict(state["recorder"])
+        self.totals, self.seconds = np.array(state["totals"]), state["seconds"]
 
 
 @torch.inference_mode()
@@ -183,11 +223,15 @@ def validate(session: Session, model: torch.nn.Module, epoch: int) -> Row:
     model.eval()
     totals = torch.zeros(1 + len(TOP_K), dtype=torch.float64, device=session.device)
     order, batch_size = session.valid.indices, session.spec.batch_size
-    for images, labels in batches(session.valid, order, batch_size, session.device):
-        with session.autocast():
-            logits = model(as_input(images))
-        loss = cross_entropy(logits.float(), labels, reduction="sum")
-        totals += torch.stack([loss, *num_correct(logits, labels)])
+    # What a model may draw here leaves no trace, so that an interrupted validation leaves none.
+    devices = [torch.cuda.current_device()] if session.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        for images, labels in batches(session.valid, order, batch_size, session.device):
+            session.stop_if_asked()
+            with session.autocast():
+                logits = model(as_input(images))
+            loss = cross_entropy(logits.float(), labels, reduction="sum")
+            totals += torch.stack([loss, *num_correct(logits, labels)])
     totals_on_host = np.array([len(order), *totals.tolist()])
     return _epoch_row(epoch, "valid", totals_on_host, _now(session.device) - start)
 

@@ -5,11 +5,14 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 import os
 import platform
 import random
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,56 +25,109 @@ from optstate.training import checkpoint
 from optstate.training.batches import ImageSet, load_split
 from optstate.training.boundary import carry_over
 from optstate.training.checkpoint import Position, Trained
-from optstate.training.loop import Session, num_steps_per_epoch, train_session
+from optstate.training.loop import Session, StepRecords, num_steps_per_epoch, train_session
 from optstate.training.model import load_weights, make_model
+from optstate.training.progress import (
+    EXIT_CODE,
+    Interrupted,
+    Progress,
+    forget_others,
+    stop_on_signals,
+)
 from optstate.training.recording import Curves, Recorder, add_shared_session
 from optstate.training.schedule import make_optimizer, make_scheduler
 from optstate.training.spec import SessionSpec
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write ``checkpoint.pt``, ``steps.csv`` and ``epochs.csv`` to ``--output``."""
+    """Write ``checkpoint.pt``, ``steps.csv`` and ``epochs.csv`` to ``--output``.
+
+    Exits with ``progress.EXIT_CODE`` after saving if a signal asks for it.
+    """
     spec = SessionSpec.from_json(arguments.spec)
+    folder = progress_folder(arguments.progress, spec, spec.session)
+    with job.exclusive(folder / "lock"), stop_on_signals() as stop_if_asked:
+        if arguments.previous:
+            # Snakemake has recorded it as done, or it would not have started this one.
+            before = progress_folder(arguments.progress, spec, spec.session - 1)
+            shutil.rmtree(before, ignore_errors=True)
+        own = folder / fingerprint(arguments)
+        train(spec, arguments, own, stop_if_asked)
+        forget_others(own)
+
+
+def train(
+    spec: SessionSpec,
+    arguments: argparse.Namespace,
+    folder: Path,
+    stop_if_asked: Callable[[], None],
+) -> None:
+    """Train the session, or what an interrupted job has left of it, and write the outputs.
+
+    The last state in progress stays: until Snakemake has recorded the job as done, it would delete
+    the outputs of a job that was cut off, and start it again.
+    """
     device = set_up(spec)
-    train = load_split(arguments.dataset, "train", spec.train_per_class)
-    valid = load_split(arguments.dataset, "valid", spec.valid_per_class)
-    log_plan(spec, train, valid, device)
-    trained = start(spec, train, arguments.previous, arguments.weights, device)
+    images = {
+        "train": load_split(arguments.dataset, "train", spec.train_per_class),
+        "valid": load_split(arguments.dataset, "valid", spec.valid_per_class),
+    }
+    log_plan(spec, images["train"], images["valid"], device)
+    trained = start(spec, images["train"], arguments.previous, arguments.weights, device)
     started_at = trained.position
 
-    progress_path = arguments.progress / f"{fingerprint(arguments)}.pt"
-    progress = checkpoint.load_progress(progress_path)
+    progress = Progress(folder, json.loads(arguments.checkpoint_every), started_at)
+    state = progress.load()
     if arguments.previous:
-        for folder in arguments.curves:
-            add_shared_session(folder, arguments.previous)
+        for curve in arguments.curves:
+            add_shared_session(curve, arguments.previous)
     curves = Curves(arguments.curves, spec.session)
-    recorder = Recorder(spec, curves, started_at.epoch + spec.num_epochs)
-    if progress:
-        trained.load_state_dict(progress["trained"])
-        recorder.load_state_dict(progress["recorder"])
-        logging.info("going on after epoch %d", trained.position.epoch)
+    records = StepRecords(Recorder(spec, curves, started_at.epoch + spec.num_epochs))
+    if state:
+        trained.load_state_dict(state["trained"])
+        records.load_state_dict(state["records"])
+        logging.info("going on after %s", trained.position)
 
     def save_progress() -> None:
-        state = {"trained": trained.state_dict(), "recorder": recorder.state_dict()}
-        checkpoint.save(state, progress_path)
+        if trained.position != progress.position:
+            records.fetch()
+            progress.save({"trained": trained.state_dict(), "records": records.state_dict()})
+            records.start_clock()
+
+    def save_if_due() -> None:
+        if progress.is_due(trained.position):
+            save_progress()
 
     session = Session(
+        **images,
         spec=spec,
-        train=train,
-        valid=valid,
         device=device,
         autocast=autocast(spec, device),
-        recorder=recorder,
+        records=records,
         first_epoch=started_at.epoch + 1,
         first_step=started_at.step + 1,
+        save_if_due=save_if_due,
+        stop_if_asked=stop_if_asked,
     )
-    with explained(spec):
-        train_session(session, trained, save_progress)
-    recorder.write(arguments.output)
+    try:
+        with explained(spec):
+            train_session(session, trained)
+    except Interrupted as signal:
+        save_progress()
+        curves.close()
+        logging.warning("interrupted: %s: saved %s: run again to go on", signal, trained.position)
+        sys.exit(EXIT_CODE)
+    save_progress()
+    records.recorder.write(arguments.output)
     meta = describe(spec, device)
     checkpoint.save(trained.state_dict() | {"meta": meta}, arguments.output / "checkpoint.pt")
     curves.close()
-    progress_path.unlink(missing_ok=True)
+
+
+def progress_folder(root: Path, spec: SessionSpec, session: int) -> Path:
+    """Where a session of the run of ``spec`` keeps what it would continue from."""
+    name = spec.schedule if session == 1 else spec.method
+    return root / spec.dataset / name / f"seed{spec.seed}" / f"session{session}"
 
 
 def set_up(spec: SessionSpec) -> torch.device:
@@ -81,9 +137,9 @@ def set_up(spec: SessionSpec) -> torch.device:
     name = "cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(spec.cpu_threads)
     deterministic = name == "cpu" if spec.deterministic == "auto" else bool(spec.deterministic)
+    torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # else cuBLAS refuses
-        torch.use_deterministic_algorithms(True)
         # Else every new tensor is filled first, which costs time and is there to find bugs.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
@@ -204,7 +260,8 @@ PARSER.add_argument("--dataset", type=Path, required=True, help="folder of the a
 PARSER.add_argument("--previous", type=Path, help="folder of the session before this one")
 PARSER.add_argument("--weights", type=Path, help="state dict that the first session starts from")
 PARSER.add_argument("--output", type=Path, required=True, help="folder")
-PARSER.add_argument("--progress", type=Path, required=True, help="folder of resumable states")
+PARSER.add_argument("--progress", type=Path, required=True, help="folder of states in progress")
+PARSER.add_argument("--checkpoint-every", default='{"epochs": 1}', help="JSON: when to save one")
 PARSER.add_argument("--curves", type=Path, nargs="*", default=[], help="TensorBoard folders")
 
 if __name__ == "__main__":

@@ -1,0 +1,234 @@
+"""Run a tiny experiment, kill it again and again, and see whether that changes a bit of it.
+
+    .venv/bin/python tests/killer/killer.py --kills 1000
+
+Each kill is of another kind: the running job, Snakemake or all of their process group, by SIGKILL
+or SIGTERM, or a disk that is full or fails; at a random moment, or at a random training step,
+write, fsync or rename. Then Snakemake is run again, until the experiment is done. What it has made
+by then must be what an undisturbed run made: checkpoints and figures byte for byte, tables but for
+the seconds, TensorBoard's points. Then it begins anew, until there were enough kills.
+"""
+
+import argparse
+import collections
+import csv
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from conftest import ROOT, Project, write_images, write_tar  # noqa: E402
+
+STRIKES = [
+    "ENOSPC",
+    "EIO",
+    *[f"{s} {whom}" for s in ("SIGKILL", "SIGTERM") for whom in ("process", "snakemake", "group")],
+]
+OPERATIONS = {"data": 20, "training": 45, "analysis": 8}  # about as many as a stage's job has
+LONGEST_WAIT = 10.0  # seconds until a kill at a random moment
+EXPERIMENT = """
+experiment: tiny
+datasets: {{imagenette: null, imagewoof: null, noise: {{archive: {archive}, sha256: {sha256}}}}}
+image_size: 32
+model: mobilenet_v3_small
+batch_size: 6
+augment: crop_flip
+sessions: [3, 2]
+schedules:
+  constant: null
+  onecycle: {{initial_lr: [4.0e-5, 2.0e-5], max_lr: [1.0e-3, 5.0e-4]}}
+methods: [onecycle-new, onecycle-preserve]
+device: cpu
+"""
+
+
+class Killed(Project):
+    """A project whose Snakemake is killed."""
+
+    def __init__(self, folder: Path, rng: random.Random) -> None:
+        super().__init__(folder)
+        self.rng = rng
+        self.kinds: collections.Counter[str] = collections.Counter()
+        self.journal = folder / "journal"
+        self.journal.touch()
+
+    def run_until_done(self, num_kills: int) -> int:
+        """Finish the experiment, killed at most ``num_kills`` times. Returns how many it was."""
+        kills = 0
+        while not self.try_to_finish(kill=kills < num_kills):
+            kills += 1
+        return kills
+
+    def try_to_finish(self, kill: bool) -> bool:
+        """Run Snakemake once. Returns whether it succeeded."""
+        strike = self.rng.choice(STRIKES)
+        at_operation = " " not in strike or self.rng.random() < 0.7
+        fired = self.folder / "fired"
+        fired.unlink(missing_ok=True)
+        stage = self.stage()
+        struck_at = self.rng.randint(1, OPERATIONS[stage]) if kill and at_operation else 0
+        environment = {
+            "PYTHONPATH": str(HERE),
+            "STRIKE": strike,
+            "STRIKE_IN": stage,
+            "STRIKE_AT": str(struck_at),
+            # TensorBoard's writes are by far the most.
+            "STRIKE_WITHOUT": self.rng.choice([" ", "tfevents", "tfevents", "tfevents"]),
+            "STRIKE_FIRED": str(fired),
+            "STEP_JOURNAL": str(self.journal),
+        }
+        with self.journal.open("a") as file:
+            file.write("start\n")
+        with (self.folder / "output").open("w+") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", "tiny.yaml"],
+                cwd=self.folder, env=os.environ | environment,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            if kill and not at_operation:
+                moment = self.rng.uniform(0, LONGEST_WAIT)
+                self.strike_at(process, moment, strike, fired)
+            process.wait()
+            output.seek(0)
+            printed = output.read()
+        if process.returncode == 0:
+            return True
+        if "left its lock" in printed:
+            self.snakemake("--unlock")
+        elif fired.exists():
+            self.kinds[strike] += 1
+            print(f"{strike:18} at {fired.read_text()}", flush=True)
+            return False
+        else:
+            raise AssertionError(f"ended without a kill:\n{printed}")
+        return self.try_to_finish(kill)
+
+    def stage(self) -> str:
+        """Where to strike: a stage that is not behind yet, most often the training."""
+        results = self.folder / "results"
+        if not any(results.glob("datasets/*/*/*/dataset.json")) and self.rng.random() < 0.3:
+            return "data"
+        return "analysis" if len([*results.glob("tiny/runs/**/epochs.csv")]) == 3 else "training"
+
+    def strike_at(self, process: subprocess.Popen, moment: float, strike: str, fired: Path) -> None:
+        """Send the signal after ``moment`` seconds, if there is something to send it to."""
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            name, whom = strike.split()
+            jobs = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            try:
+                if whom == "group":
+                    os.killpg(process.pid, signal.Signals[name])
+                elif whom == "snakemake":
+                    process.send_signal(signal.Signals[name])
+                elif jobs:
+                    os.kill(int(jobs[0]), signal.Signals[name])
+                else:
+                    return
+            except ProcessLookupError:
+                return
+            fired.write_text(f"{moment:.2f} s")
+
+    def epochs_repeated(self) -> tuple[int, int]:
+        """How many epochs were trained again in all, and the most after one kill."""
+        seen, repeated = set(), [0]
+        for attempt in self.journal.read_text().split("start\n"):
+            steps = [line.rsplit(" ", 1) for line in attempt.splitlines()]
+            repeated.append(len({epoch for epoch, step in steps if (epoch, step) in seen}))
+            seen |= {(epoch, step) for epoch, step in steps}
+        return sum(repeated), max(repeated)
+
+
+def outcome(project: Project) -> dict[str, object]:
+    """All that a run makes and that must not depend on how it came to be, by file."""
+    results = project.folder / "results" / "tiny"
+    made: dict[str, object] = {}
+    for path in sorted([*results.rglob("*.pt"), *results.rglob("*.png"), *results.rglob("*.svg")]):
+        name = path.relative_to(results).as_posix()
+        made[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(results.rglob("*.csv")):
+        with path.open(newline="") as file:
+            made[path.relative_to(results).as_posix()] = [
+                {key: value for key, value in row.items() if "seconds" not in key}
+                for row in csv.DictReader(file)
+            ]
+    for folder in sorted(results.glob("tensorboard/*/*/*")):
+        made[folder.relative_to(results).as_posix()] = points(folder)
+    made["processes"] = [p for p in Path("/proc").glob("[0-9]*") if cwd(p) == project.folder]
+    made["left in progress"] = [str(p) for p in results.glob("in_progress/**/*") if p.is_file()]
+    return made
+
+
+def cwd(process: Path) -> Path | None:
+    """The working directory of a process, by its folder in /proc."""
+    try:
+        return (process / "cwd").readlink()
+    except OSError:
+        return None
+
+
+def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's points by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()["scalars"]
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in tags}
+
+
+def torment(folder: Path, num_kills: int, seed: int) -> list[str]:
+    """Kill ``num_kills`` times. Prints what was seen; returns what went wrong."""
+    images = write_images(folder / "images", per_class=12, classes=("ant", "bee"))
+    archive = write_tar(images, folder / "images.tgz")
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    rng, wrong = random.Random(seed), []
+    kinds: collections.Counter[str] = collections.Counter()
+    expected, kills, repeated, runs = None, 0, 0, 0
+    while expected is None or kills < num_kills:
+        project = Killed(folder / f"run{runs}", rng)
+        project.configure(EXPERIMENT.format(archive=archive, sha256=sha256))
+        kills += project.run_until_done(0 if expected is None else num_kills - kills)
+        made = outcome(project)
+        expected = expected or made
+        wrong += [
+            f"run {runs}: {name} differs"
+            for name in sorted(expected.keys() | made.keys())
+            if expected.get(name) != made.get(name)
+        ]
+        epochs, most = project.epochs_repeated()
+        if most > 1:
+            wrong.append(f"run {runs}: {most} epochs repeated after one kill")
+        repeated += epochs
+        kinds += project.kinds
+        runs += 1
+        if not wrong:
+            shutil.rmtree(project.folder)
+    for kind, number in sorted(kinds.items()):
+        print(f"{number:5} {kind}")
+    print(f"{kills} kills in {runs - 1} runs, {repeated} epochs repeated, {len(wrong)} differences")
+    return wrong
+
+
+PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+PARSER.add_argument("--kills", type=int, default=20)
+PARSER.add_argument("--seed", type=int, default=int(time.time()), help="of the random kills")
+
+if __name__ == "__main__":
+    arguments = PARSER.parse_args()
+    print(f"seed {arguments.seed}, project {ROOT}")
+    temporary = tempfile.mkdtemp(prefix="killer-")
+    wrong = torment(Path(temporary), arguments.kills, arguments.seed)
+    if wrong:
+        sys.exit("\n".join([*wrong, f"see {temporary}"]))
+    shutil.rmtree(temporary)

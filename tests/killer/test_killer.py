@@ -1,0 +1,12 @@
+"""The killer finds no difference."""
+
+import random
+
+from killer import torment
+
+
+def test_no_kill_changes_a_bit(tmp_path, request, capsys):
+    kills, seed = request.config.getoption("--kills"), random.randrange(10**6)
+    with capsys.disabled():
+        print(f"\nkiller, seed {seed}")
+        assert torment(tmp_path, kills, seed) == []

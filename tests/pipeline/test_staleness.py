@@ -1,0 +1,191 @@
+"""What a change makes stale, over the whole DAG: `pytest -s` prints the table.
+
+Dry runs tell it: they list all that is stale, and all that follows from it.
+"""
+
+import contextlib
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import NOTHING, ROOT, Project, archived, jobs
+
+SCRIPTS = "workflow/scripts/optstate"
+TABLES = {"compare": 1, "figures": 1, "learning_rate_figure": 1, "report": 1}
+ANALYSIS = {"collect": 1} | TABLES
+TRAINING = {"first_session": 2, "later_session": 4, "last_session": 4} | ANALYSIS
+PREPARE = {"prepare": 1} | TRAINING
+REPORT = {"report": 1}
+FIGURES = {"figures": 1, "learning_rate_figure": 1} | REPORT
+LAST_OF_ONE_SCHEDULE = {"last_session": 2} | ANALYSIS
+ONE_MORE_METHOD = {"later_session": 1, "last_session": 1} | ANALYSIS
+
+EDITS = {  # a comment, or for other files a line, at the end of
+    f"{SCRIPTS}/data/fetch.py": {},  # its output is verified, whatever made it
+    f"{SCRIPTS}/data/prepare.py": PREPARE,
+    f"{SCRIPTS}/data/manifest.py": PREPARE,
+    f"{SCRIPTS}/training/session.py": TRAINING,
+    f"{SCRIPTS}/training/boundary.py": TRAINING,
+    f"{SCRIPTS}/analysis/collect.py": ANALYSIS,
+    f"{SCRIPTS}/analysis/compare.py": {"compare": 1} | REPORT,
+    f"{SCRIPTS}/analysis/figures.py": FIGURES,
+    f"{SCRIPTS}/analysis/report.py": REPORT,
+    f"{SCRIPTS}/analysis/show.py": {},
+    f"{SCRIPTS}/configuration.py": {},
+    f"{SCRIPTS}/check.py": {},
+    f"{SCRIPTS}/guard.py": {},
+    "workflow/report/curves.rst": REPORT,
+    "workflow/report/workflow.rst": REPORT,
+    "workflow/report/report.html.j2": REPORT,
+    "workflow/rules/common.smk": {},
+    "workflow/rules/training.smk": {},
+    "workflow/schemas/config.schema.yaml": {},
+    "Snakefile": {},
+    "config/config.yaml": {},
+    "config/README.md": {},
+    "README.md": {},
+    "profiles/default/profile.yaml": {},
+    "tiny.yaml": {},
+}
+PACKAGES = {  # another version in the lock file of
+    "torch": TRAINING,
+    "torchvision": TRAINING,
+    "numpy": PREPARE,
+    "pillow": PREPARE,
+    "pandas": TABLES,
+    "scipy": {"compare": 1} | REPORT,
+    "matplotlib": FIGURES,
+    "jinja2": REPORT,
+    "docutils": REPORT,
+    "snakemake": {},
+    "pytest": {},
+}
+SETTINGS = {  # on the command line
+    "schedules={onecycle: {initial_lr: [4e-5, 2e-5, 1e-6]}}": LAST_OF_ONE_SCHEDULE,
+    "schedules={onecycle: {max_lr: [1e-3, 4e-4, 1e-4]}}": {"later_session": 2}
+    | LAST_OF_ONE_SCHEDULE,
+    "seeds=[0, 1]": TRAINING,
+    "methods=[constant-new, constant-preserve]": ANALYSIS,
+    "boundaries={third: {keep: [exp_avg]}}": REPORT,
+    "batch_size=9": TRAINING,
+    "train_per_class=5": TRAINING,
+    "valid_per_class=5": TRAINING,
+    "model=shufflenet_v2_x0_5": TRAINING,
+    "image_size=40": PREPARE,
+    "deterministic=true": TRAINING,
+    "methods=[onecycle-preserve, onecycle-new, constant-preserve, constant-new]": REPORT,
+    "keep_checkpoints=last": REPORT,
+    "checkpoint_every={steps: 3}": REPORT,
+    "mirror=/somewhere": REPORT,
+}
+
+
+def report(change: str, found: dict[str, int]) -> None:
+    """Print a row of the table."""
+    print(f"{change:78} {', '.join(f'{n} {rule}' for rule, n in found.items()) or 'nothing'}")
+
+
+@contextlib.contextmanager
+def edited(path: Path, edit: Callable[[str], str]) -> Iterator[None]:
+    """Within the block the file has other text; afterwards the same again, written anew."""
+    before = path.read_text()
+    assert edit(before) != before
+    path.write_text(edit(before))
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def test_nothing_is_stale(finished):
+    report("a second run", jobs(finished))
+    assert NOTHING in finished.run()
+
+
+def test_touching_every_file(finished):
+    for path in finished.folder.rglob("*"):
+        if path.is_file() and ".snakemake" not in path.parts:
+            path.touch()
+    report("every source and result touched", found := jobs(finished))
+    assert found == {}
+
+
+@pytest.mark.parametrize(("name", "expected"), EDITS.items())
+def test_editing_a_file(finished, name, expected):
+    comment = {".j2": "{# more #}\n", ".rst": "\nMore.\n"}.get(Path(name).suffix, "# more\n")
+    with edited(finished.folder / name, lambda text: f"{text.rstrip()}\n{comment}"):
+        report(name, found := jobs(finished))
+    assert found == expected
+
+
+def test_reverting_edits(finished):
+    report("all of these edits reverted", found := jobs(finished))
+    assert found == {}
+
+
+@pytest.mark.parametrize(("package", "expected"), PACKAGES.items())
+def test_another_version_in_the_lock_file(finished, package, expected):
+    def bump(text: str) -> str:
+        return re.sub(rf"^{package}==\S+", f"{package}==99.0", text, flags=re.MULTILINE)
+
+    with edited(finished.folder / "envs/requirements.lock", bump):
+        report(f"{package} in the lock file", found := jobs(finished))
+    assert found == expected
+
+
+@pytest.mark.parametrize(("setting", "expected"), SETTINGS.items())
+def test_another_setting(finished, setting, expected):
+    report(setting, found := jobs(finished, "--config", setting))
+    assert found == expected
+
+
+def test_a_new_data_set(finished, tmp_path):
+    source = archived(tmp_path / "more")
+    found = jobs(finished, "--config", f"datasets={{more: {{{source}}}}}")
+    report("datasets={more: ...}", found)
+    assert found == {"fetch": 1} | PREPARE | {"figures": 2}
+
+
+def test_a_new_boundary(finished):
+    added = ["boundaries={third: {keep: [exp_avg]}}"]
+    added += ["methods=[constant-new, constant-preserve, constant-third, onecycle-new]"]
+    report(" ".join(added), found := jobs(finished, "--config", *added))
+    assert found == ONE_MORE_METHOD
+
+
+def test_a_clone_with_copied_results(finished, tmp_path):
+    """Every file is new, and in another place; only what Snakemake noted comes along."""
+    clone = Project(tmp_path / "clone")
+    shutil.copy(finished.folder / "tiny.yaml", clone.folder)
+    for name in ("results", ".snakemake/metadata"):
+        source, target = finished.folder / name, clone.folder / name
+        target.parent.mkdir(exist_ok=True)
+        subprocess.run(["cp", "-r", source, target], check=True)
+    report("a clone with copied results and metadata", found := jobs(clone))
+    assert found == {}
+
+
+def test_every_package_that_a_stage_imports_is_in_its_parameters():
+    """But for those that show progress and curves, which no output depends on."""
+    unseen = {"tqdm", "tensorboard", "filelock"}
+    names = {"PIL": "pillow", "yaml": "pyyaml"}
+    lock = (ROOT / "envs/requirements.lock").read_text()
+    third_party = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
+    for rules, folder, files in (
+        ("data", "data", ["prepare.py", "manifest.py"]),
+        ("training", "training", ["*.py"]),
+        ("analysis", "analysis", ["compare.py", "figures.py", "report.py", "tables.py"]),
+    ):
+        text = (ROOT / f"workflow/rules/{rules}.smk").read_text()
+        tracked = set(re.findall(r'"([a-z0-9]+)"', " ".join(re.findall(r"locked\((.*)\)", text))))
+        imported = {
+            names.get(name, name)
+            for pattern in files
+            for path in (ROOT / SCRIPTS / folder).glob(pattern)
+            for name in re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+        }
+        assert imported & third_party - unseen == tracked

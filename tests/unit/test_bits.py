@@ -1,0 +1,121 @@
+"""The same bits from the same configuration, whatever else is different; and not by accident."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import file_sha256, run_module
+from optstate.training import loop, session
+from sessions import FIRST, checkpoint, rows, train, write_arrays
+
+SPEC = FIRST | {"model": "shufflenet_v2_x0_5"}
+
+# Without batch norm and Adam, rounding stays small: these losses, of torch 2.15.0 on one processor,
+# are those of others. They change where the training is meant to change, and nowhere else.
+GOLDEN = SPEC | {
+    "model": "squeezenet1_1", "batch_size": 8, "optimizer": {"name": "SGD", "momentum": 0.9},
+    "learning_rate": {"kind": "onecycle", "initial_lr": 5e-4, "max_lr": 5e-3},
+}  # fmt: skip
+GOLDEN_LOSSES = [0.699894, 0.694858, 0.694554, 0.692891, 0.695318, 0.691702]
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    return write_arrays(tmp_path_factory.mktemp("data") / "arrays")
+
+
+def train_apart(folder, spec, arrays, **environment) -> str:
+    """Train in a process of its own; returns the checkpoint's SHA-256."""
+    result = run_module(
+        "optstate.training.session", "--spec", json.dumps(spec), "--dataset", arrays,
+        "--output", folder, "--progress", folder / "in_progress", "--log", folder / "log",
+        environment=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return file_sha256(folder / "checkpoint.pt")
+
+
+def test_golden_losses(tmp_path, arrays):
+    losses = [float(row["loss"]) for row in rows(train(tmp_path, GOLDEN, arrays) / "steps.csv")]
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-5)
+
+
+def test_every_run_on_a_machine_gives_the_same_bytes(tmp_path, arrays):
+    here = train(tmp_path / "here", SPEC, arrays)
+    apart = [train_apart(tmp_path / name, SPEC, arrays) for name in "ab"]
+    assert apart == [file_sha256(here / "checkpoint.pt")] * 2
+    for name in "ab":
+        assert (tmp_path / name / "steps.csv").read_bytes() == (here / "steps.csv").read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_those_of_the_configuration(tmp_path, arrays, threads):
+    """Snakemake tells a job how many of its own --cores it may use by these variables."""
+    digests = {
+        train_apart(
+            tmp_path / outside, SPEC | {"cpu_threads": threads}, arrays,
+            OMP_NUM_THREADS=outside, MKL_NUM_THREADS=outside,
+        )
+        for outside in ("1", "2")
+    }  # fmt: skip
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 4},
+        {"batch_size": 5},
+        {"augment": "flip"},
+        {"num_epochs": 2},
+        {"learning_rate": {"kind": "onecycle", "initial_lr": 1e-4, "max_lr": 1.0001e-3}},
+    ],
+)
+def test_something_else_differs(tmp_path, arrays, change):
+    first = checkpoint(train(tmp_path / "a", SPEC, arrays))["model"]
+    other = checkpoint(train(tmp_path / "b", SPEC | change, arrays))["model"]
+    assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
+
+
+def test_another_order_of_the_same_batches_differs(tmp_path, arrays, monkeypatch):
+    first = train(tmp_path / "a", SPEC, arrays)
+    order = loop.train_order
+    monkeypatch.setattr(loop, "train_order", lambda *a: np.roll(order(*a), SPEC["batch_size"]))
+    other = train(tmp_path / "b", SPEC, arrays)
+    assert file_sha256(first / "checkpoint.pt") != file_sha256(other / "checkpoint.pt")
+
+
+class TestDeterministic:
+    @pytest.fixture(autouse=True)
+    def restored(self, monkeypatch):
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+        before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+        yield
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+    @pytest.mark.parametrize(
+        ("device", "asked", "expected"),
+        [
+            ("cpu", "auto", True),
+            ("cpu", False, False),
+            ("cuda", "auto", False),
+            ("cuda", True, True),
+        ],
+    )
+    def test_what_is_set(self, monkeypatch, device, asked, expected):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        spec = session.SessionSpec(**SPEC | {"device": device, "deterministic": asked})
+        torch.use_deterministic_algorithms(not expected)
+        assert session.set_up(spec).type == device
+        assert torch.are_deterministic_algorithms_enabled() is expected
+        assert torch.backends.cudnn.benchmark is not expected
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is expected
+
+    @pytest.mark.parametrize(("asked", "expected"), [("auto", True), (True, True), (False, False)])
+    def test_it_is_recorded(self, tmp_path, arrays, asked, expected):
+        output = train(tmp_path, SPEC | {"deterministic": asked, "num_epochs": 1}, arrays)
+        assert checkpoint(output)["meta"]["deterministic"] is expected

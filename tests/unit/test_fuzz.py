@@ -1,0 +1,135 @@
+"""Configurations as no person would write them: an answer, or one clear line; never a traceback."""
+
+import copy
+import math
+from datetime import date
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from snakemake.common.configfile import load_configfile
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
+
+from conftest import ROOT
+from optstate import check, configuration
+from optstate.job import InputError
+from optstate.training.spec import SessionSpec
+
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+TEXT = (ROOT / "config/config.yaml").read_text()
+ARTICLE = yaml.safe_load(TEXT) | {"model": "shufflenet_v2_x0_5", "image_size": 32}
+KEYS = sorted(
+    {*ARTICLE, "archive", "sha256", "folder", "packaged", "kind", "lr", "keep", "name", "betas",
+     "optimizer", "initial_lr", "max_lr", "epochs", "steps", "minutes", "constant", "new", "digits"}
+)  # fmt: skip
+WORDS = [
+    *KEYS, "Adam", "SGD", "LBFGS", "SparseAdam", "all", "auto", "true", "null", "", "3e-4", "1e999",
+    "nan", "-1", "constant-new", "constant-", "-", "../x", "a\nb", "é", "\0", "/", "resnet18",
+]  # fmt: skip
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-2, 3), st.floats(), st.text(max_size=8),
+    st.sampled_from(WORDS), st.sampled_from([date(2001, 1, 1), b"x", 10**400, math.inf]),
+)  # fmt: skip
+NAMES = st.sampled_from(KEYS) | st.text(max_size=4)
+VALUES = st.recursive(
+    SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(NAMES, v, max_size=3), max_leaves=6
+)
+
+
+@st.composite
+def changed_configurations(draw: st.DrawFn) -> dict:
+    """The article's configuration with one to three of its entries changed, removed or added."""
+    config = copy.deepcopy(ARTICLE)
+    for _ in range(draw(st.integers(1, 3))):
+        place: Any = config
+        while True:
+            is_list = isinstance(place, list)
+            known = list(range(len(place))) if is_list else list(place)
+            key = draw(st.sampled_from(known) if known else NAMES if not is_list else st.just(0))
+            inner = place[key] if key in known else None
+            if not isinstance(inner, (dict, list)) or draw(st.booleans()):
+                break
+            place = inner
+        how = draw(st.sampled_from(["change", "change", "remove", "add"]))
+        if how == "remove" and known:
+            del place[key]
+        elif isinstance(place, list):
+            place.insert(key, draw(VALUES)) if how == "add" or not known else place.__setitem__(
+                key, draw(VALUES)
+            )
+        else:
+            place[draw(NAMES) if how == "add" else key] = draw(VALUES)
+    return config
+
+
+@st.composite
+def changed_texts(draw: st.DrawFn) -> str:
+    """The text of the article's configuration with a piece of it replaced."""
+    start = draw(st.integers(0, len(TEXT)))
+    end = start + draw(st.integers(0, 30))
+    piece = draw(st.text(max_size=12) | st.sampled_from(["\t", "- ", ": ", "{", "]", "&a *a", "#"]))
+    return TEXT[:start] + piece + TEXT[end:]
+
+
+def answer(given: dict) -> str:
+    """What is said of a configuration: one line, or nothing if all of its jobs could be told."""
+    try:
+        config = configuration.checked(given, SCHEMA)
+        check.check(configuration.tried_by_torch(config))
+    except InputError as error:
+        (line,) = str(error).splitlines()
+        assert line.isprintable()
+        return line
+    for method in config["methods"]:
+        for session in range(1, len(config["sessions"]) + 1):
+            spec = configuration.session_spec(config, "imagenette", method, 0, session, None)
+            SessionSpec(**spec)
+    return ""
+
+
+@pytest.fixture
+def effort(request) -> int:
+    return 20 if request.config.getoption("--exhaustive") else 1
+
+
+def fuzz(test: Any, effort: int, examples: int) -> None:
+    settings(
+        max_examples=examples * effort, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )(test)()  # fmt: skip
+
+
+def test_changed_entries(effort):
+    answers = []
+
+    @given(changed_configurations())
+    def test(config: dict) -> None:
+        answers.append(answer(config))
+
+    fuzz(test, effort, 500)
+    assert len(set(answers)) > 50
+    assert "" in answers
+
+
+def test_changed_text(effort, tmp_path):
+    answers = []
+
+    @given(changed_texts())
+    def test(text: str) -> None:
+        (tmp_path / "changed.yaml").write_text(text, encoding="utf-8", errors="ignore")
+        try:
+            overlay = load_configfile(tmp_path / "changed.yaml")
+        except WorkflowError as error:  # Snakemake's line
+            assert "Config file" in str(error)
+            return
+        config = copy.deepcopy(ARTICLE)
+        update_config(config, overlay)
+        config["model"] = ARTICLE["model"]
+        answers.append(answer(config))
+
+    fuzz(test, effort, 200)
+    assert len(set(answers)) > 10
+    assert "" in answers
