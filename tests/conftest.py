@@ -90,10 +90,17 @@ class Project:
         (self.folder / "tiny.yaml").write_text(text)
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
+        with self.start(*arguments) as process:
+            stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Snakemake, in a session of its own."""
         command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "tiny.yaml"]
-        return subprocess.run(
-            [*command, *arguments], cwd=self.folder, capture_output=True, text=True
-        )
+        return subprocess.Popen(
+            [*command, *arguments], cwd=self.folder, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def run(self, *arguments: str) -> str:
         """Run Snakemake, which must succeed. Returns all it printed."""

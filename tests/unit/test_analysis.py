@@ -56,7 +56,7 @@ def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
 def collected(root: Path, output: Path, methods=METHODS, seeds=SEEDS) -> Path:
     arguments = [
         "--runs", root, "--datasets", "noise", "--methods", *methods, "--seeds", *seeds,
-        "--sessions", 2, "--output", output,
+        "--sessions", 2, "--progress", root.parent / "in_progress", "--output", output,
     ]  # fmt: skip
     collect.main(collect.PARSER.parse_args(list(map(str, arguments))))
     compare.main(compare.PARSER.parse_args(["--tables", str(output), "--baseline", "new"]))
@@ -93,6 +93,16 @@ class TestCollect:
             "diverged": "false",
         }  # fmt: skip
         assert rows["constant-new", "1"]["best_epoch"] == "1"
+
+    def test_what_its_sessions_would_have_continued_from_is_removed(self, tmp_path):
+        runs = write_runs(tmp_path / "runs")
+        used = ["constant/seed0/session1/a", "onecycle-new/seed2/session2/a"]
+        others = ["constant-third/seed0/session2/a", "constant/seed9/session1/a"]
+        for name in used + others:
+            (tmp_path / "in_progress/noise" / name).mkdir(parents=True)
+        collected(runs, tmp_path / "tables")
+        assert [(tmp_path / "in_progress/noise" / name).exists() for name in used] == [False] * 2
+        assert [(tmp_path / "in_progress/noise" / name).exists() for name in others] == [True] * 2
 
     def test_the_order_in_the_configuration_changes_no_byte(self, tables, tmp_path):
         other = collected(tmp_path / "runs", tmp_path / "other", METHODS[::-1], SEEDS[::-1])

@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from optstate import job
 from optstate.training import loop, progress, session
 from optstate.training.checkpoint import Position
 from optstate.training.progress import EXIT_CODE, Progress, stop_on_signals
-from sessions import FIRST, SECOND, files_in, points, train, without_seconds
-from sessions import write_arrays as write
+from sessions import (
+    FIRST,
+    SECOND,
+    files_in,
+    points,
+    train,
+    without_seconds,
+    write_arrays,
+)
 
 # It has dropout and batch norm, so that random states and buffers matter, and is small.
 SPEC = FIRST | {"model": "mobilenet_v3_small"}
@@ -22,7 +30,7 @@ SHORT = SPEC | {"num_epochs": 2}
 
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "arrays")
+    return write_arrays(tmp_path_factory.mktemp("data") / "arrays")
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +264,14 @@ class TestProgress:
         assert {path.name: path.read_bytes() for path in first.iterdir()} == content
         train(tmp_path, SECOND | {"model": SPEC["model"]}, arrays, previous=first)
         assert not list((tmp_path / "in_progress").glob("*/onecycle/seed3/session1/*"))
+
+
+def test_nobody_writes_beside_another(tmp_path, arrays, monkeypatch):
+    monkeypatch.setattr(job, "LOCK_SECONDS", 0.1)
+    lock = tmp_path / "in_progress/noise/onecycle/seed3/session1/lock"
+    with job.exclusive(lock), pytest.raises(job.InputError, match=f"{lock}: another process"):
+        train(tmp_path, SPEC, arrays)
+    assert files_in(tmp_path) == ["lock"]
 
 
 STRIKES = ["SIGKILL process", "ENOSPC", "EIO"]

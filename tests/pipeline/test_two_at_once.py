@@ -1,0 +1,127 @@
+"""Two Snakemakes, or what is left of one: safe, or refused in a clear line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import NOTHING, TINY, Project
+
+ONE_METHOD = "methods=[constant-new]"
+
+
+@pytest.fixture
+def slow(project, images) -> Project:
+    """An experiment that is at its first session for minutes."""
+    project.configure(
+        TINY.format(source=f"folder: {images}").replace("[2, 1, 1]", "[2000, 1, 1]")
+        + "methods: [constant-new]\ncheckpoint_every: {steps: 1}\n"
+    )
+    return project
+
+
+def trainers(project: Project) -> list[int]:
+    """The training processes of a project that live."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            if b"optstate.training" in command and (process / "cwd").readlink() == project.folder:
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def has_saved(project: Project) -> bool:
+    return any((project.folder / "results/tiny/in_progress").rglob("epoch*.pt"))
+
+
+def make_would_unlock(project: Project) -> bool:
+    guard = [sys.executable, "-m", "optstate.guard"]
+    scripts = {"PYTHONPATH": str(project.folder / "workflow/scripts")}
+    return subprocess.run(guard, cwd=project.folder, env=os.environ | scripts).returncode == 0
+
+
+def test_a_second_snakemake_is_refused(slow):
+    with slow.start() as first:
+        wait_for(lambda: has_saved(slow))
+        assert not make_would_unlock(slow)
+        second = slow.snakemake()
+        assert second.returncode != 0
+        assert "cannot be locked" in second.stderr
+        # Snakemake removes the locks of all when any one ends: the project has its own.
+        for lock in (slow.folder / ".snakemake/locks").iterdir():
+            lock.unlink()
+        third = slow.snakemake()
+        assert third.returncode != 0
+        assert "error: another Snakemake is at work on results/tiny" in third.stderr
+        assert "Traceback" not in second.stderr + third.stderr
+        assert len(trainers(slow)) == 1
+        os.killpg(first.pid, signal.SIGINT)
+
+
+def test_after_a_killed_snakemake(slow):
+    """Its trainer saves and ends, the lock is named with the command that clears it."""
+    with slow.start() as process:
+        wait_for(lambda: has_saved(slow))
+        process.kill()
+        wait_for(lambda: not trainers(slow), seconds=20)
+    log = slow.folder / "logs/tiny/train/noise/constant/seed0-session1.log"
+    assert "interrupted: SIGTERM: saved step " in log.read_text()
+    assert make_would_unlock(slow)
+    refused = slow.snakemake()
+    assert refused.returncode != 0
+    assert "clear it by `.venv/bin/snakemake --unlock`, then run again" in refused.stderr
+    assert slow.snakemake("--unlock").returncode == 0
+    assert not make_would_unlock(slow)
+    with slow.start() as process:
+        wait_for(lambda: log.exists() and "going on after step " in log.read_text())
+        os.killpg(process.pid, signal.SIGTERM)
+        assert "interrupted: SIGTERM" in process.communicate()[1]
+
+
+def test_a_job_that_snakemake_has_not_recorded_trains_nothing_again(project):
+    """Killed between the end of the job and Snakemake's note of it."""
+    project.run("--config", ONE_METHOD, "--until", "first_session")
+    session = project.folder / "results/tiny/runs/noise/constant/seed0/session1"
+    before = {path.name: path.read_bytes() for path in session.iterdir()}
+    for record in (project.folder / ".snakemake/metadata").rglob("*"):
+        incomplete = project.folder / ".snakemake/incomplete" / record.name
+        if record.is_file():
+            incomplete.write_text('{"external_jobid": null}')
+            record.unlink()
+    project.run("--config", ONE_METHOD, "--until", "first_session")
+    log = project.folder / "logs/tiny/train/noise/constant/seed0-session1.log"
+    assert "going on after step 10, 2 epochs finished" in log.read_text()
+    assert "epoch 1/2" not in log.read_text()
+    assert {path.name: path.read_bytes() for path in session.iterdir()} == before
+
+
+def test_two_experiments_share_the_arrays(project):
+    with project.start("--config", ONE_METHOD) as first:
+        wait_for(lambda: any((project.folder / ".snakemake/locks").glob("*")))
+        too_early = project.snakemake("--config", ONE_METHOD, "experiment=other")
+        assert "cannot be locked" in too_early.stderr
+        first.communicate()
+        assert first.returncode == 0
+    both = [
+        project.start("--config", "methods=[constant-preserve]", f"experiment={name}")
+        for name in ("one", "two")
+    ]
+    for process in both:
+        assert process.communicate() and process.returncode == 0
+    tables = [project.folder / f"results/{name}/tables/steps.csv" for name in ("one", "two")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    assert NOTHING in project.run("--config", ONE_METHOD)
