@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sessions import (
     SECOND,
     files_in,
     points,
+    rows,
     train,
     without_seconds,
     write_arrays,
@@ -162,6 +164,42 @@ class TestSignals:
                         train(tmp_path / name, spec, arrays, previous=first)
             outputs.append(train(tmp_path / name, spec, arrays, previous=first))
         assert_same(outputs[1], outputs[0])
+
+    def test_a_model_whose_modules_tell_their_version(self, tmp_path, arrays, monkeypatch):
+        """MNASNet does not load a state dict without it."""
+        spec = SPEC | {"model": "mnasnet0_5"}
+        interrupted_at(monkeypatch, step=6)
+        with pytest.raises(SystemExit):
+            train(tmp_path, spec, arrays)
+        assert_same(train(tmp_path, spec, arrays), train(tmp_path / "straight", spec, arrays))
+
+    @pytest.mark.parametrize("fetch_seconds", [-1, 1000])
+    def test_seconds_are_those_of_the_steps(self, tmp_path, arrays, monkeypatch, fetch_seconds):
+        """By a clock that only training steps move."""
+        clock = SimpleNamespace(now=0)
+        monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+        monkeypatch.setattr(loop, "FETCH_SECONDS", fetch_seconds)
+        train_step = loop.train_step
+
+        def ticking_step(*arguments):
+            clock.now += 1
+            return train_step(*arguments)
+
+        save = Progress.save
+
+        def slow_save(*arguments):
+            clock.now += 100
+            save(*arguments)
+
+        monkeypatch.setattr(loop, "train_step", ticking_step)
+        monkeypatch.setattr(Progress, "save", slow_save)
+        with monkeypatch.context() as patched:
+            interrupted_at(patched, step=6)
+            with pytest.raises(SystemExit):
+                train(tmp_path, SPEC, arrays, every={"steps": 3})
+        output = train(tmp_path, SPEC, arrays, every={"steps": 3})
+        epochs = [row for row in rows(output / "epochs.csv") if row["split"] == "train"]
+        assert [float(row["seconds"]) for row in epochs] == [4, 4, 4]
 
 
 class TestProgress:
