@@ -75,28 +75,11 @@ def train(
     log_plan(spec, images["train"], images["valid"], device)
     trained = start(spec, images["train"], arguments.previous, arguments.weights, device)
     started_at = trained.position
-
-    progress = Progress(folder, json.loads(arguments.checkpoint_every), started_at)
-    state = progress.load()
-    if arguments.previous:
-        for curve in arguments.curves:
-            add_shared_session(curve, arguments.previous)
-    curves = Curves(arguments.curves, spec.session)
-    records = StepRecords(Recorder(spec, curves, started_at.epoch + spec.num_epochs))
-    if state:
-        trained.load_state_dict(state["trained"])
-        records.load_state_dict(state["records"])
-        logging.info("going on after %s", trained.position)
-
-    def save_progress() -> None:
-        if trained.position != progress.position:
-            records.fetch()
-            progress.save({"trained": trained.state_dict(), "records": records.state_dict()})
-            records.start_clock()
+    progress, records = resume(spec, arguments, folder, trained)
 
     def save_if_due() -> None:
         if progress.is_due(trained.position):
-            save_progress()
+            save_progress(progress, trained, records)
 
     session = Session(
         **images,
@@ -113,15 +96,41 @@ def train(
         with explained(spec):
             train_session(session, trained)
     except Interrupted as signal:
-        save_progress()
-        curves.close()
+        save_progress(progress, trained, records)
         logging.warning("interrupted: %s: saved %s: run again to go on", signal, trained.position)
         sys.exit(EXIT_CODE)
-    save_progress()
+    finally:
+        records.recorder.curves.close()
+    save_progress(progress, trained, records)
     records.recorder.write(arguments.output)
     meta = describe(spec, device)
     checkpoint.save(trained.state_dict() | {"meta": meta}, arguments.output / "checkpoint.pt")
-    curves.close()
+
+
+def resume(
+    spec: SessionSpec, arguments: argparse.Namespace, folder: Path, trained: Trained
+) -> tuple[Progress, StepRecords]:
+    """Bring ``trained`` to where an interrupted job has left it, with its records up to there."""
+    progress = Progress(folder, json.loads(arguments.checkpoint_every), trained.position)
+    state = progress.load()
+    if arguments.previous:
+        for curve in arguments.curves:
+            add_shared_session(curve, arguments.previous)
+    curves = Curves(arguments.curves, spec.session)
+    records = StepRecords(Recorder(spec, curves, trained.position.epoch + spec.num_epochs))
+    if state:
+        trained.load_state_dict(state["trained"])
+        records.load_state_dict(state["records"])
+        logging.info("going on after %s", trained.position)
+    return progress, records
+
+
+def save_progress(progress: Progress, trained: Trained, records: StepRecords) -> None:
+    """Save the present state, if it is not the one saved last."""
+    if trained.position != progress.position:
+        records.fetch()
+        progress.save({"trained": trained.state_dict(), "records": records.state_dict()})
+        records.start_clock()
 
 
 def progress_folder(root: Path, spec: SessionSpec, session: int) -> Path:
