@@ -24,8 +24,7 @@ FIGURES = {"figures": 1, "learning_rate_figure": 1} | REPORT
 LAST_OF_ONE_SCHEDULE = {"last_session": 2} | ANALYSIS
 ONE_MORE_METHOD = {"later_session": 1, "last_session": 1} | ANALYSIS
 
-EDITS = {  # a comment, or for other files a line, at the end of
-    f"{SCRIPTS}/data/fetch.py": {},  # its output is verified, whatever made it
+EDITS = {  # a comment, or a line, at the end of
     f"{SCRIPTS}/data/prepare.py": PREPARE,
     f"{SCRIPTS}/data/manifest.py": PREPARE,
     f"{SCRIPTS}/training/session.py": TRAINING,
@@ -34,23 +33,26 @@ EDITS = {  # a comment, or for other files a line, at the end of
     f"{SCRIPTS}/analysis/compare.py": {"compare": 1} | REPORT,
     f"{SCRIPTS}/analysis/figures.py": FIGURES,
     f"{SCRIPTS}/analysis/report.py": REPORT,
-    f"{SCRIPTS}/analysis/show.py": {},
-    f"{SCRIPTS}/configuration.py": {},
-    f"{SCRIPTS}/check.py": {},
-    f"{SCRIPTS}/guard.py": {},
     "workflow/report/curves.rst": REPORT,
     "workflow/report/workflow.rst": REPORT,
     "workflow/report/report.html.j2": REPORT,
-    "workflow/rules/common.smk": {},
-    "workflow/rules/training.smk": {},
-    "workflow/schemas/config.schema.yaml": {},
-    "Snakefile": {},
-    "config/config.yaml": {},
-    "config/README.md": {},
-    "README.md": {},
-    "profiles/default/profile.yaml": {},
-    "tiny.yaml": {},
 }
+NO_EFFECT = [
+    f"{SCRIPTS}/data/fetch.py",  # its output is verified, whatever made it
+    f"{SCRIPTS}/data/packaged.py",
+    f"{SCRIPTS}/analysis/show.py",
+    f"{SCRIPTS}/configuration.py",
+    f"{SCRIPTS}/check.py",
+    f"{SCRIPTS}/guard.py",
+    *[f"workflow/rules/{name}.smk" for name in ("common", "data", "training", "analysis")],
+    "workflow/schemas/config.schema.yaml",
+    "Snakefile",
+    "README.md",
+    "config/config.yaml",
+    "config/README.md",
+    "profiles/default/profile.yaml",
+    "tiny.yaml",
+]
 PACKAGES = {  # another version in the lock file of
     "torch": TRAINING,
     "torchvision": TRAINING,
@@ -61,8 +63,7 @@ PACKAGES = {  # another version in the lock file of
     "matplotlib": FIGURES,
     "jinja2": REPORT,
     "docutils": REPORT,
-    "snakemake": {},
-    "pytest": {},
+    "snakemake|tensorboard|pytest|uv": {},
 }
 SETTINGS = {  # on the command line
     "schedules={onecycle: {initial_lr: [4e-5, 2e-5, 1e-6]}}": LAST_OF_ONE_SCHEDULE,
@@ -122,6 +123,16 @@ def test_editing_a_file(finished, name, expected):
     assert found == expected
 
 
+def test_editing_files_without_effect(finished):
+    with contextlib.ExitStack() as edits:
+        for name in NO_EFFECT:
+            edits.enter_context(edited(finished.folder / name, lambda text: f"{text}# more\n"))
+        found = jobs(finished)
+    for name in NO_EFFECT:
+        report(name, found)
+    assert found == {}
+
+
 def test_reverting_edits(finished):
     report("all of these edits reverted", found := jobs(finished))
     assert found == {}
@@ -130,7 +141,7 @@ def test_reverting_edits(finished):
 @pytest.mark.parametrize(("package", "expected"), PACKAGES.items())
 def test_another_version_in_the_lock_file(finished, package, expected):
     def bump(text: str) -> str:
-        return re.sub(rf"^{package}==\S+", f"{package}==99.0", text, flags=re.MULTILINE)
+        return re.sub(rf"^({package})==\S+", r"\1==99.0", text, flags=re.MULTILINE)
 
     with edited(finished.folder / "envs/requirements.lock", bump):
         report(f"{package} in the lock file", found := jobs(finished))

@@ -92,7 +92,7 @@ def answer(given: dict) -> str:
 
 @pytest.fixture
 def effort(request) -> int:
-    return 20 if request.config.getoption("--exhaustive") else 1
+    return 40 if request.config.getoption("--exhaustive") else 1
 
 
 def fuzz(test: Any, effort: int, examples: int) -> None:
@@ -109,7 +109,7 @@ def test_changed_entries(effort):
     def test(config: dict) -> None:
         answers.append(answer(config))
 
-    fuzz(test, effort, 500)
+    fuzz(test, effort, 300)
     assert len(set(answers)) > 50
     assert "" in answers
 
@@ -130,6 +130,6 @@ def test_changed_text(effort, tmp_path):
         config["model"] = ARTICLE["model"]
         answers.append(answer(config))
 
-    fuzz(test, effort, 200)
+    fuzz(test, effort, 100)
     assert len(set(answers)) > 10
     assert "" in answers

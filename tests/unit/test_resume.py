@@ -281,6 +281,18 @@ class TestProgress:
         assert seen == saved
         assert_same(output, straight)
 
+    def test_minutes_count_from_the_last_state(self, tmp_path, monkeypatch):
+        clock = SimpleNamespace(now=0.0)
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+        kept = self.progress(tmp_path, {"minutes": 2})
+        due = []
+        for step in range(1, 9):
+            clock.now += 50
+            if kept.is_due(Position(1, 0, step)):
+                due.append(step)
+                kept.save(self.state(step))
+        assert due == [3, 6]
+
     def test_the_state_of_another_configuration_is_not_taken(self, tmp_path, arrays, monkeypatch):
         interrupted_at(monkeypatch, step=6)
         with pytest.raises(SystemExit):
