@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ import pathlib, time
 from optstate.job import exclusive
 with exclusive(pathlib.Path({str(tmp_path / "lock")!r})):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
     with python(code) as process:
         assert process.stdout.readline() == "held\n"
@@ -81,6 +82,13 @@ class TestGuard:
         assert guard.left_lock(results)
 
 
+def has_ended(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] == "Z"
+    except OSError:
+        return True
+
+
 class TestParent:
     def job(self, parent: str) -> str:
         return f"""
@@ -88,41 +96,68 @@ import os, signal, time
 from optstate.job import end_with_parent
 end_with_parent(signal.SIGTERM, {parent})
 print(os.getpid(), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
     def test_a_job_ends_with_its_parent(self):
         code = f"""
 import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", {self.job("os.getppid()")!r}])
-time.sleep(60)
+time.sleep(600)
 """
         with python(code) as parent:
             child = int(parent.stdout.readline())
             assert Path(f"/proc/{child}").exists()
             parent.kill()
-            assert parent.stdout.read() == ""  # which ends when the child has, too
+            parent.wait()
+            end = time.monotonic() + 20
+            while not has_ended(child) and time.monotonic() < end:
+                time.sleep(0.05)
+            assert has_ended(child)
 
     def test_nor_does_it_begin_without_it(self):
         with python(self.job("1")) as child:
             assert child.wait() == -signal.SIGTERM
 
 
-def test_a_reader_sees_the_old_or_the_new(tmp_path):
-    path, size = tmp_path / "file", 1_000_000
-    path.write_bytes(b"0" * size)
-    seen, done = set(), threading.Event()
+class TestReplacing:
+    def test_a_reader_sees_the_old_or_the_new(self, tmp_path):
+        path, size = tmp_path / "file", 1_000_000
+        path.write_bytes(b"0" * size)
+        seen, done = [], threading.Event()
 
-    def read() -> None:
-        while not done.is_set():
-            content = path.read_bytes()
-            seen.add((len(content), len(set(content))))
+        def read() -> None:
+            while not done.is_set():
+                try:
+                    content = path.read_bytes()
+                    seen.append((len(content), len(set(content))))
+                except OSError as error:
+                    seen.append(error)
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(1, 100):
-        with replacing(path) as temporary:
-            temporary.write_bytes(b"%d" % (number % 10) * size)
-    done.set()
-    reader.join()
-    assert seen == {(size, 1)}
+        reader = threading.Thread(target=read)
+        reader.start()
+        for number in range(1, 100):
+            with replacing(path) as temporary:
+                temporary.write_bytes(b"%d" % (number % 10) * size)
+        done.set()
+        reader.join()
+        assert len(seen) > 10
+        assert set(seen) == {(size, 1)}
+
+    def test_it_is_on_disk_before_it_has_its_name(self, tmp_path, monkeypatch):
+        done = []
+        fsync, replace = os.fsync, os.replace
+
+        def noted_fsync(descriptor: int) -> None:
+            done.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+            fsync(descriptor)
+
+        def noted_replace(source: Path, target: Path) -> None:
+            done.append(f"rename to {target.name}")
+            replace(source, target)
+
+        monkeypatch.setattr(os, "fsync", noted_fsync)
+        monkeypatch.setattr(os, "replace", noted_replace)
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text("content")
+        assert done == ["fsync .file.tmp", "rename to file", f"fsync {tmp_path.name}"]
