@@ -1,10 +1,12 @@
 """Two Snakemakes, or what is left of one: safe, or refused in a clear line."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,17 @@ def slow(project, images) -> Project:
         + "methods: [constant-new]\ncheckpoint_every: {steps: 1}\n"
     )
     return project
+
+
+@contextlib.contextmanager
+def running(project: Project, *arguments: str) -> Iterator[subprocess.Popen]:
+    """Snakemake at work; whatever the test finds, nothing of it is left."""
+    with project.start(*arguments) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def trainers(project: Project) -> list[int]:
@@ -55,7 +68,7 @@ def make_would_unlock(project: Project) -> bool:
 
 
 def test_a_second_snakemake_is_refused(slow):
-    with slow.start() as first:
+    with running(slow):
         wait_for(lambda: has_saved(slow))
         assert not make_would_unlock(slow)
         second = slow.snakemake()
@@ -69,12 +82,11 @@ def test_a_second_snakemake_is_refused(slow):
         assert "error: another Snakemake is at work on results/tiny" in third.stderr
         assert "Traceback" not in second.stderr + third.stderr
         assert len(trainers(slow)) == 1
-        os.killpg(first.pid, signal.SIGINT)
 
 
 def test_after_a_killed_snakemake(slow):
     """Its trainer saves and ends, the lock is named with the command that clears it."""
-    with slow.start() as process:
+    with running(slow) as process:
         wait_for(lambda: has_saved(slow))
         process.kill()
         wait_for(lambda: not trainers(slow), seconds=20)
@@ -86,7 +98,7 @@ def test_after_a_killed_snakemake(slow):
     assert "clear it by `.venv/bin/snakemake --unlock`, then run again" in refused.stderr
     assert slow.snakemake("--unlock").returncode == 0
     assert not make_would_unlock(slow)
-    with slow.start() as process:
+    with running(slow) as process:
         wait_for(lambda: log.exists() and "going on after step " in log.read_text())
         os.killpg(process.pid, signal.SIGTERM)
         assert "interrupted: SIGTERM" in process.communicate()[1]
@@ -110,7 +122,7 @@ def test_a_job_that_snakemake_has_not_recorded_trains_nothing_again(project):
 
 
 def test_two_experiments_share_the_arrays(project):
-    with project.start("--config", ONE_METHOD) as first:
+    with running(project, "--config", ONE_METHOD) as first:
         wait_for(lambda: any((project.folder / ".snakemake/locks").glob("*")))
         too_early = project.snakemake("--config", ONE_METHOD, "experiment=other")
         assert "cannot be locked" in too_early.stderr
