@@ -2,9 +2,9 @@
 
     .venv/bin/python tests/killer/killer.py --kills 1000
 
-Each kill is of another kind: the running job, Snakemake or all of their process group, by SIGKILL
-or SIGTERM, or a disk that is full or fails; at a random moment, or at a random training step,
-write, fsync or rename. Then Snakemake is run again, until the experiment is done. What it has made
+Each kill is of another kind: the running job, Snakemake or all of their process group, by SIGKILL,
+SIGTERM and others, or a disk that is full or fails; at a random moment, or at a random training
+step, write, fsync or rename. Then Snakemake is run again, until the experiment is done. What it has made
 by then must be what an undisturbed run made: checkpoints and figures byte for byte, tables but for
 the seconds, TensorBoard's points. Then it begins anew, until there were enough kills.
 """
@@ -32,6 +32,7 @@ STRIKES = [
     "ENOSPC",
     "EIO",
     *[f"{s} {whom}" for s in ("SIGKILL", "SIGTERM") for whom in ("process", "snakemake", "group")],
+    *["SIGINT process", "SIGINT group", "SIGUSR1 process"],
 ]
 OPERATIONS = {"data": 20, "training": 45, "analysis": 8}  # about as many as a stage's job has
 LONGEST_WAIT = 10.0  # seconds until a kill at a random moment

@@ -56,6 +56,7 @@ def train(
     arrays: Path,
     previous: Path | None = None,
     every: dict | None = None,
+    weights: Path | None = None,
 ) -> Path:
     """Train one session below ``root``; returns its folder."""
     output = root / f"session{spec['session']}"
@@ -65,6 +66,8 @@ def train(
     ]  # fmt: skip
     if every:
         arguments += ["--checkpoint-every", json.dumps(every)]
+    if weights:
+        arguments += ["--weights", weights]
     if previous:
         arguments += ["--previous", previous]
     session.main(session.PARSER.parse_args([str(a) for a in arguments]))

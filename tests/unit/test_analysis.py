@@ -163,7 +163,8 @@ def test_names_that_look_like_numbers_or_missing_values(tables, tmp_path):
         (root / renamed).parent.mkdir(parents=True, exist_ok=True)
         (root / renamed).write_text(content)
     options = ["--runs", root, "--datasets", "2024", "--methods", "nan-1", "nan-null", "0-1",
-               "0-null", "--seeds", 0, 1, 2, "--sessions", 2, "--output", root]  # fmt: skip
+               "0-null", "--seeds", 0, 1, 2, "--sessions", 2,
+               "--progress", tmp_path / "in_progress", "--output", root]  # fmt: skip
     collect.main(collect.PARSER.parse_args(list(map(str, options))))
     compare.main(compare.PARSER.parse_args(["--tables", str(root), "--baseline", "1"]))
     usual, odd = read(tables / "comparisons.csv"), read(root / "comparisons.csv")

@@ -190,7 +190,13 @@ def test_mirror_has_the_file_of_the_same_name(mirror, place):
 
 
 @pytest.mark.parametrize(
-    ("address", "words"), [("s3://x/a.tgz", "cannot fetch s3"), ("http://[::1/a", "no valid")]
+    ("address", "words"),
+    [
+        ("s3://x/a.tgz", "cannot fetch s3"),
+        ("http://[::1/a", "no valid"),
+        ("https://a..b/x.tgz", "cannot be fetched .* mend its address"),
+        ("http://host:abc/x.tgz", "cannot be fetched .* mend its address"),
+    ],
 )
 def test_addresses_of_no_use(address, words, output):
     with pytest.raises(InputError, match=words):

@@ -1,5 +1,6 @@
 """What every job shares: outputs that are whole or not there, locks, and the end of its parent."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -87,6 +88,16 @@ def has_ended(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().split()[2] == "Z"
     except OSError:
         return True
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    def interrupted(_: argparse.Namespace) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as exit_:
+        job.run(argparse.ArgumentParser(), interrupted, ["--log", str(tmp_path / "log")])
+    assert exit_.value.code == 130
+    assert "interrupted: SIGINT: run again to go on" in (tmp_path / "log").read_text()
 
 
 class TestParent:

@@ -5,6 +5,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import CLASSES, assert_one_line, run_module, write_images, write_tar
+from conftest import CLASSES, ROOT, assert_one_line, run_module, write_images, write_tar
 from optstate.data import prepare
 from optstate.data.manifest import files_sha256, folder_sha256
 from optstate.job import InputError
@@ -70,6 +72,23 @@ def test_archives_folders_and_workers_give_the_same_bytes(images, tmp_path):
         contents = {(tmp_path / str(n) / name).read_bytes() for n in (1, 2, 3, 4)}
         assert len(contents) == 1, name
     assert len(list((tmp_path / "3").iterdir())) == 5  # nothing extracted is left
+
+
+def test_workers_are_children_of_this_process(images, tmp_path):
+    """Whatever way of starting processes is the default: it differs between Pythons."""
+    code = """
+import multiprocessing, pathlib, sys
+from optstate.data import prepare
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    prepare.prepare(pathlib.Path(sys.argv[1]), 32, 2, pathlib.Path(sys.argv[2]))
+"""
+    (tmp_path / "out").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", code, images, tmp_path / "out"], check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")},
+    )  # fmt: skip
+    assert (tmp_path / "out/dataset.json").exists()
 
 
 def test_greyscale_and_duplicates_are_reported_not_dropped(images, tmp_path):
@@ -250,6 +269,32 @@ class TestBadInput:
         with pytest.raises(InputError, match="decompression bomb"):
             prepare.extract(tmp_path / "a.tgz", tmp_path / "extracted")
         assert list((tmp_path / "extracted").iterdir()) == []
+
+    def test_a_bomb_in_a_header(self, tmp_path):
+        with tarfile.open(tmp_path / "a.tgz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+            member = tarfile.TarInfo("train/a/x.png")
+            member.pax_headers = {"comment": "x" * 2_000_000}
+            tar.addfile(member)
+        result = run(tmp_path / "out", "--archive", tmp_path / "a.tgz")
+        assert_one_line(result, "a.tgz", "decompression bomb")
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("mtime", "1e30"), ("mtime", "nan"), ("path", "a\0b"), ("GNU.sparse.size", "x")],
+    )
+    def test_a_tar_with_senseless_properties(self, tmp_path, key, value):
+        with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            member = tarfile.TarInfo("train/a/x.png")
+            member.pax_headers = {key: value}
+            tar.addfile(member)
+        assert_one_line(run(tmp_path / "out", "--archive", tmp_path / "a.tar"), "a.tar", "damaged")
+
+    def test_a_zip_with_a_name_of_no_encoding(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+            zipped.writestr("train/a/é.png", b"x")
+        content = (tmp_path / "a.zip").read_bytes()
+        (tmp_path / "a.zip").write_bytes(content.replace("é".encode(), b"\xff\xfe"))
+        assert_one_line(run(tmp_path / "out", "--archive", tmp_path / "a.zip"), "a.zip", "damaged")
 
     def test_a_zip_bomb(self, tmp_path, monkeypatch):
         monkeypatch.setattr(prepare, "SMALL_BYTES", 1_000_000)

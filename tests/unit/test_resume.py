@@ -302,6 +302,23 @@ class TestProgress:
         assert_same(output, train(tmp_path / "straight", other, arrays))
         assert len({p.parent for p in (tmp_path / "in_progress").rglob("*.pt")}) == 1
 
+    @pytest.mark.parametrize(
+        ("what", "taken"),
+        [("versions", False), ("device_type", False), ("precision", False), ("device", True)],
+    )
+    def test_the_state_that_something_else_made_is_not_taken(
+        self, tmp_path, arrays, monkeypatch, caplog, what, taken
+    ):
+        caplog.set_level("INFO")
+        with monkeypatch.context() as patched:
+            interrupted_at(patched, step=6)
+            with pytest.raises(SystemExit):
+                train(tmp_path, SPEC, arrays)
+        describe = session.describe
+        monkeypatch.setattr(session, "describe", lambda *a: describe(*a) | {what: "another"})
+        train(tmp_path, SPEC, arrays)
+        assert ("going on after step 6" in caplog.text) is taken
+
     def test_it_is_there_until_the_next_session_begins(self, tmp_path, arrays, monkeypatch):
         """Snakemake deletes the outputs of a job that it has not recorded as done."""
         first = train(tmp_path, SPEC, arrays)

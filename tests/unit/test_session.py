@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import assert_one_line, run_module
+from conftest import assert_one_line, file_sha256, run_module
 from optstate.job import InputError
 from optstate.training import loop, session
 from optstate.training.checkpoint import random_states, set_random_states
 from optstate.training.loop import num_correct, records_norms
+from optstate.training.model import make_model
 from sessions import (
     FIRST,
     SECOND,
@@ -73,6 +74,25 @@ def test_a_boundary_added_later_has_the_shared_session(tmp_path, arrays):
     losses = points(tmp_path / "added" / "curves", "train/loss")
     assert [step for step, _ in losses] == list(range(1, 21))
     assert losses[:12] == points(tmp_path / "shared" / "curves", "train/loss")
+
+
+def test_the_shared_session_of_a_curve_is_the_one_that_was_forked_from(tmp_path, arrays):
+    """Whatever an earlier run, or one killed in the midst of writing, has left there."""
+    train(tmp_path / "added", FIRST | {"seed": 5}, arrays)
+    first = train(tmp_path / "shared", FIRST, arrays)
+    train(tmp_path / "added", SECOND, arrays, previous=first)
+    for tag in ("train/loss", "valid/loss"):
+        shared = points(tmp_path / "shared" / "curves", tag)
+        assert points(tmp_path / "added" / "curves", tag)[: len(shared)] == shared
+
+
+def test_weights_that_change_are_refused(tmp_path, arrays):
+    weights = tmp_path / "weights.pt"
+    torch.save(make_model("shufflenet_v2_x0_5", 32, 2).state_dict(), weights)
+    spec = FIRST | {"model": "shufflenet_v2_x0_5"}
+    train(tmp_path, spec | {"weights_sha256": file_sha256(weights)}, arrays, weights=weights)
+    with pytest.raises(InputError, match=f"{weights}: has just changed: run again"):
+        train(tmp_path, spec | {"weights_sha256": "0" * 64}, arrays, weights=weights)
 
 
 def test_the_same_again_and_not_the_same_with_another_seed(tmp_path, arrays):

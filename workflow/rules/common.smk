@@ -1,6 +1,7 @@
 # The configuration, checked, and the names and paths that the rules share.
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ sys.path.insert(0, SCRIPTS)
 
 from optstate import configuration, guard
 from optstate.data.manifest import files_sha256, folder_sha256
-from optstate.job import InputError
+from optstate.job import InputError, describe
 
 CACHE = Path(".snakemake/optstate")  # of hashes and checks, which can be made again
 LOCK = Path(f"{workflow.basedir}/envs/requirements.lock").read_text()
@@ -37,11 +38,27 @@ def require_works(config):
         passed.touch()
 
 
+def content_sha256(dataset, source):
+    """What a data set is, by content: the SHA-256 of its archive, or of its folder's manifest."""
+    if "folder" not in source:
+        return configuration.archive_sha256(source)
+    return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json")
+
+
+def weights_sha256(weights):
+    """What the first session starts from, by content."""
+    return weights and files_sha256([Path(weights)], CACHE / "weights.json")[Path(weights)]
+
+
 try:
     config = configuration.checked(config, SCHEMA)
     require_works(config)
+    DATASET_SHA256 = {name: content_sha256(name, s) for name, s in config["datasets"].items()}
+    WEIGHTS_SHA256 = weights_sha256(config["weights"])
 except InputError as error:
     sys.exit(f"configuration: {error}")
+except OSError as error:
+    sys.exit(f"configuration: {InputError(describe(error))}")
 
 STARTED = time.time()
 RESULTS = f"results/{config['experiment']}"
@@ -59,7 +76,7 @@ uses_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_m
 interpreter = "python" if uses_conda else shlex.quote(sys.executable)
 prefix = (
     f'export PYTHONPATH={shlex.quote(SCRIPTS)}"${{PYTHONPATH:+:$PYTHONPATH}}" '
-    f'OPTSTATE_PARENT=$PPID; python() {{ exec {interpreter} "$@"; }}; '
+    f'OPTSTATE_PARENT={os.getpid()}; python() {{ exec {interpreter} "$@"; }}; '
 )
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))
 
@@ -117,17 +134,6 @@ def untracked(function):
 # Data sets
 
 
-def content_sha256(dataset):
-    """What a data set is, by content: the SHA-256 of its archive, or of its folder's manifest."""
-    source = config["datasets"][dataset]
-    if "folder" not in source:
-        return configuration.archive_sha256(source)
-    return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json")
-
-
-DATASET_SHA256 = {dataset: content_sha256(dataset) for dataset in DATASETS}
-
-
 def prepared(dataset):
     """The folder of a data set's arrays."""
     return f"results/datasets/{dataset}/{DATASET_SHA256[dataset][:16]}/{config['image_size']}px"
@@ -138,8 +144,8 @@ def location(wildcards):
     source = config["datasets"][wildcards.dataset]
     if "packaged" in source:
         return f"--packaged {source['packaged']}"
-    mirror = f" --mirror {shlex.quote(config['mirror'])}" if config["mirror"] else ""
-    return f"--archive {shlex.quote(source['archive'])}{mirror}"
+    mirror = f" --mirror={shlex.quote(config['mirror'])}" if config["mirror"] else ""
+    return f"--archive={shlex.quote(source['archive'])}{mirror}"
 
 
 def archive_to_prepare(wildcards):
@@ -155,27 +161,16 @@ def images_to_prepare(wildcards):
     source = config["datasets"][wildcards.dataset]
     if "folder" in source:
         sha256 = DATASET_SHA256[wildcards.dataset]
-        return f"--folder {shlex.quote(source['folder'])} --sha256 {sha256}"
+        return f"--folder={shlex.quote(source['folder'])} --sha256 {sha256}"
     return f"--archive results/datasets/{wildcards.dataset}/{wildcards.key}/archive"
 
 
 # Sessions
 
 
-def weights_sha256():
-    """What the first session starts from, by content."""
-    if config["weights"] is None:
-        return None
-    path = Path(config["weights"])
-    return files_sha256([path], CACHE / "weights.json")[path]
-
-
-WEIGHTS_SHA256 = weights_sha256()
-
-
 def weights_option(wildcards):
     """Where that is."""
-    return f"--weights {shlex.quote(config['weights'])}" if config["weights"] else ""
+    return f"--weights={shlex.quote(config['weights'])}" if config["weights"] else ""
 
 
 def schedule_of(method):

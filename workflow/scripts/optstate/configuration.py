@@ -18,6 +18,8 @@ from optstate.job import InputError
 KEYS_OF_KIND = {"constant": {"lr"}, "onecycle": {"initial_lr", "max_lr"}}
 SECTIONS = ("datasets", "schedules", "boundaries", "optimizer", "checkpoint_every")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+MOST_DIGITS = 30  # of a number
+LARGEST = 10**MOST_DIGITS
 WORDS = {"true": True, "false": False, "null": None, "": None}
 
 Config = dict[str, Any]
@@ -69,6 +71,8 @@ def _require_plain(value: Any, key: str) -> None:
     elif isinstance(value, list):
         for index, entry in enumerate(value):
             _require_plain(entry, f"{key}[{index}]")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"`{key}` is a number of {value.bit_length()} bits: it is too large")
     elif value is not None and not isinstance(value, (str, int, float)):
         raise InputError(
             f"`{key}` is {value}, which YAML takes for a {type(value).__name__}: quote it"
@@ -95,7 +99,7 @@ def _typed(value: Any, schema: dict[str, Any]) -> Any:
 
 
 def _number_or_word(text: str) -> Any:
-    if NUMBER.fullmatch(text):
+    if NUMBER.fullmatch(text) and len(text) <= MOST_DIGITS:
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     return WORDS.get(text.lower(), text)
 

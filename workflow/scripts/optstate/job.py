@@ -48,6 +48,9 @@ def run(
         fail(str(error))
     except OSError as error:
         fail(str(InputError(describe(error))))
+    except KeyboardInterrupt:
+        logging.warning("interrupted: SIGINT: run again to go on")
+        sys.exit(128 + signal.SIGINT)
     except Exception:
         logging.exception("unexpected error: please report it with this log")
         sys.exit(1)
@@ -92,9 +95,9 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def start_log(path: Path) -> None:
-    """Send everything from INFO upwards to ``path``, warnings and errors to stderr as well."""
+    """Add everything from INFO upwards to ``path``, warnings and errors to stderr as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     to_terminal = logging.StreamHandler()
     to_terminal.setFormatter(logging.Formatter("%(message)s"))

@@ -75,7 +75,10 @@ def verified(
     pooch.get_logger().setLevel(logging.ERROR)
 
     def bring(_url: str, temporary: str, _pooch: object) -> None:
-        write(partial)
+        try:
+            write(partial)
+        except ValueError as error:  # of an address or answer that makes no sense
+            raise InputError(f"{name}: cannot be fetched ({error}): mend its address") from error
         partial.replace(temporary)
 
     archive = pooch.create(
@@ -116,6 +119,8 @@ def download(url: str, partial: Path) -> None:
             _download_rest(url, partial)
             return
         except requests.RequestException as error:
+            if isinstance(error, ValueError):
+                raise  # of an address that no further try makes better
             failures = failures + 1 if _size(partial) == before else 1
             if failures == TRIES:
                 raise InputError(

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import lzma
+import multiprocessing
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,14 +47,20 @@ FOLDERS = {"train": "train", "valid": "val"}  # split: folder of the archive
 SMALL_BYTES = 1_000_000_000  # an archive may always take as much when it is unpacked,
 MAX_EXPANSION = 100  # or this many times its own size: images hardly shrink
 BLOCK_BYTES = 4096  # what the smallest file takes
+HEADER_BYTES = 1_000_000  # at most in a tar's extended header, which is read into memory
 COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of 8 bits without colour
 
+
+EXTENDED_HEADERS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
 
 Image.init()
 FORMATS = sorted(Image.OPEN.keys() - {"EPS"})  # to read that one, Pillow would run a program
 BAD_ARCHIVE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError,
-    OSError, RuntimeError,
+    OSError, RuntimeError, ValueError, OverflowError, MemoryError,
 )  # fmt: skip
 
 
@@ -108,8 +116,8 @@ def extract(archive: Path, folder: Path) -> None:
     """
     folder.mkdir(parents=True)
     try:
-        if tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as tar:
+        if tar := open_tar(archive):
+            with tar:
                 require_room(folder, archive, (member.size for member in tar))
                 tar.extractall(folder, filter="data")
         elif zipfile.is_zipfile(archive):
@@ -130,6 +138,23 @@ def extract(archive: Path, folder: Path) -> None:
             f"{archive}: the archive is damaged, encrypted or of an unknown kind ({error}): "
             "replace it"
         ) from error
+
+
+def open_tar(archive: Path) -> tarfile.TarFile | None:
+    """A tar archive of any compression; None if it is something else."""
+    try:
+        return tarfile.open(archive, tarinfo=Member)
+    except tarfile.TarError:
+        return None
+
+
+class Member(tarfile.TarInfo):
+    """A member of a tar archive whose long names and further properties are not too long."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if self.type in EXTENDED_HEADERS and self.size > HEADER_BYTES:
+            raise InputError(f"{tar.name!s}: refused as a decompression bomb: replace it")
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def require_room(folder: Path, archive: Path, sizes: Iterable[int]) -> None:
@@ -243,8 +268,9 @@ def decode_split(split: Split, image_size: int, workers: int, output: Path) -> l
     """Write the array of a split's images."""
     allocate(output, (len(split.paths), image_size, image_size, 3))
     tasks = [(output, index, path, image_size) for index, path in enumerate(split.paths)]
+    fork = multiprocessing.get_context("fork")  # else the workers' parent is another process
     end_with_me = (signal.SIGKILL, os.getpid())
-    with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=end_with_me) as pool:
+    with ProcessPoolExecutor(workers, fork, end_with_parent, end_with_me) as pool:
         results = pool.map(_decode_into, tasks, chunksize=16)
         bar = tqdm(results, f"decode {split.name}", len(tasks), unit="image", disable=None)
         try:

@@ -77,7 +77,7 @@ class Progress:
                 self.kept = [path]
                 self._saved_at(Position(**state["trained"]["position"]))
                 return state
-            logging.warning("%s: damaged: going on from the state before it", path)
+            logging.warning("%s: damaged: going on from the state before it, if any", path)
         return None
 
     def is_due(self, position: Position) -> bool:

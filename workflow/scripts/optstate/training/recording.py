@@ -134,12 +134,11 @@ class Curves:
 
 
 def add_shared_session(folder: Path, previous: Path) -> None:
-    """Give a run the curve of the first session, if it was trained before the run was asked for."""
-    if not any(_session_of(path) == 1 for path in _event_files(folder)):
-        curves = Curves([folder], session=1)
-        curves.add_steps(read_rows(previous / "steps.csv"))
-        curves.add_epochs(read_rows(previous / "epochs.csv"))
-        curves.close()
+    """Give a run the curve of the first session, which may be older than the run."""
+    curves = Curves([folder], session=1)
+    curves.add_steps(read_rows(previous / "steps.csv"))
+    curves.add_epochs(read_rows(previous / "epochs.csv"))
+    curves.close()
 
 
 def _event_files(folder: Path) -> list[Path]:

@@ -51,14 +51,16 @@ def main(arguments: argparse.Namespace) -> None:
             # Snakemake has recorded it as done, or it would not have started this one.
             before = progress_folder(arguments.progress, spec, spec.session - 1)
             shutil.rmtree(before, ignore_errors=True)
-        own = folder / fingerprint(arguments)
-        train(spec, arguments, own, stop_if_asked)
+        device = set_up(spec)
+        own = folder / fingerprint(arguments, describe(spec, device))
+        train(spec, arguments, device, own, stop_if_asked)
         forget_others(own)
 
 
 def train(
     spec: SessionSpec,
     arguments: argparse.Namespace,
+    device: torch.device,
     folder: Path,
     stop_if_asked: Callable[[], None],
 ) -> None:
@@ -67,7 +69,6 @@ def train(
     The last state in progress stays: until Snakemake has recorded the job as done, it would delete
     the outputs of a job that was cut off, and start it again.
     """
-    device = set_up(spec)
     images = {
         "train": load_split(arguments.dataset, "train", spec.train_per_class),
         "valid": load_split(arguments.dataset, "valid", spec.valid_per_class),
@@ -113,7 +114,7 @@ def resume(
     """Bring ``trained`` to where an interrupted job has left it, with its records up to there."""
     progress = Progress(folder, json.loads(arguments.checkpoint_every), trained.position)
     state = progress.load()
-    if arguments.previous:
+    if spec.session == 2:
         for curve in arguments.curves:
             add_shared_session(curve, arguments.previous)
     curves = Curves(arguments.curves, spec.session)
@@ -197,6 +198,9 @@ def start(
     if before:
         model.load_state_dict(before["model"])
     elif weights:
+        with weights.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != spec.weights_sha256:
+                raise job.InputError(f"{weights}: has just changed: run again")
         fresh = load_weights(model, spec.model, spec.image_size, train.num_classes, weights)
         logging.info("weights from %s; new: %s", weights, ", ".join(fresh) or "none")
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -232,13 +236,17 @@ def explained(spec: SessionSpec) -> Iterator[None]:
         ) from error
 
 
-def fingerprint(arguments: argparse.Namespace) -> str:
-    """A name for the state of a session in progress: other inputs or sources, another name."""
+def fingerprint(arguments: argparse.Namespace, made_by: dict[str, Any]) -> str:
+    """A name for the state of a session in progress: of all that its bits depend on.
+
+    But not of the very device, so that a job may continue on another of its kind.
+    """
     files = [arguments.dataset / "dataset.json", Path(job.__file__)]
     files += sorted(Path(__file__).parent.glob("*.py"))
     if arguments.previous:
         files.append(arguments.previous / "checkpoint.pt")
-    digest = hashlib.sha256(f"{arguments.spec}\n{torch.__version__}\n".encode())
+    kind = {key: value for key, value in made_by.items() if key != "device"}
+    digest = hashlib.sha256(json.dumps(kind, sort_keys=True).encode())
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
