@@ -4,9 +4,9 @@
 
 Each kill is of another kind: the running job, Snakemake or all of their process group, by SIGKILL,
 SIGTERM and others, or a disk that is full or fails; at a random moment, or at a random training
-step, write, fsync or rename. Then Snakemake is run again, until the experiment is done. What it has made
-by then must be what an undisturbed run made: checkpoints and figures byte for byte, tables but for
-the seconds, TensorBoard's points. Then it begins anew, until there were enough kills.
+step, write, fsync or rename. Then Snakemake is run again, until the experiment is done. What it has
+made by then must be what an undisturbed run made: checkpoints and figures byte for byte, tables but
+for the seconds, TensorBoard's points. Then it begins anew, until there were enough kills.
 """
 
 import argparse
