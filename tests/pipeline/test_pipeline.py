@@ -46,7 +46,7 @@ class TestResults:
             ],
         ):
             assert (results / path).stat().st_size > 0, path
-        assert not list((results / "in_progress").iterdir())
+        assert not [p for p in (results / "in_progress").rglob("*") if p.is_file()]
         logs = finished.folder / "logs" / "tiny"
         assert "epoch 4/4" in (logs / "train/noise/onecycle-new/seed0-session3.log").read_text()
 

@@ -60,6 +60,24 @@ class TestExclusive:
         for _ in range(2):
             with exclusive(tmp_path / "lock"):
                 pass
+        assert list(tmp_path.iterdir()) == []
+
+    def test_never_two_at_once(self, tmp_path):
+        """Also when the lock file is removed while others wait for it."""
+        code = f"""
+import pathlib, time
+from optstate.job import exclusive
+for _ in range(20):
+    with exclusive(pathlib.Path({str(tmp_path / "lock")!r})):
+        inside = pathlib.Path({str(tmp_path / "inside")!r})
+        inside.touch(exist_ok=False)
+        time.sleep(0.002)
+        inside.unlink()
+"""
+        processes = [python(code) for _ in range(4)]
+        assert [(p.communicate()[1].count("Error"), p.returncode) for p in processes] == [
+            (0, 0)
+        ] * 4
 
 
 class TestGuard:

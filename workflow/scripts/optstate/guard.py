@@ -1,5 +1,6 @@
 """One Snakemake at a time in an experiment, and the lock that a killed one leaves behind."""
 
+import atexit
 import sys
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def claim(results: Path) -> filelock.FileLock:
         InputError: another Snakemake is at work on them.
     """
     results.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(results / ".lock")
+    path = results / ".lock"
+    lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout as error:
@@ -29,6 +31,7 @@ def claim(results: Path) -> filelock.FileLock:
             f"another Snakemake is at work on {results}: wait until it ends, or stop it "
             f"(`fuser {results}/.lock` tells its number)"
         ) from error
+    atexit.register(path.unlink, missing_ok=True)
     return lock
 
 

@@ -91,6 +91,7 @@ def exclusive(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)  # those who wait for it see that, and lock a new one
         lock.release()
 
 
