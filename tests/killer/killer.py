@@ -34,7 +34,7 @@ STRIKES = [
     *[f"{s} {whom}" for s in ("SIGKILL", "SIGTERM") for whom in ("process", "snakemake", "group")],
     *["SIGINT process", "SIGINT group", "SIGUSR1 process"],
 ]
-OPERATIONS = {"data": 20, "training": 45, "analysis": 8}  # about as many as a stage's job has
+OPERATIONS = {"data": 12, "training": 25, "analysis": 5}  # a job of the stage has more
 LONGEST_WAIT = 10.0  # seconds until a kill at a random moment
 EXPERIMENT = """
 experiment: tiny

@@ -25,10 +25,17 @@ LOCK = Path(f"{workflow.basedir}/envs/requirements.lock").read_text()
 SCHEMA = Path(f"{workflow.basedir}/workflow/schemas/config.schema.yaml")
 
 
+def locked(*packages):
+    """The locked versions of packages: a parameter of the stages that import them."""
+    lines = (re.findall(rf"^{package}==[^\\\n]*", LOCK, re.MULTILINE) for package in packages)
+    return [line.strip() for found in lines for line in found]
+
+
 def require_works(config):
-    """Try model and optimizers with torch, once for each state of configuration and lock file."""
+    """Try model and optimizers with torch, once for each configuration and version of it."""
     what = json.dumps(configuration.tried_by_torch(config), sort_keys=True)
-    passed = CACHE / f"passed-{sha256((what + LOCK).encode()).hexdigest()[:16]}"
+    versions = " ".join(locked("torch", "torchvision"))
+    passed = CACHE / f"passed-{sha256(f'{what} {versions}'.encode()).hexdigest()[:16]}"
     if not passed.exists():
         check = [sys.executable, "-m", "optstate.check", what]
         tried = subprocess.run(check, cwd=SCRIPTS, stderr=subprocess.PIPE, text=True)
@@ -100,12 +107,6 @@ def sources(*names):
         path = Path(f"{PACKAGE}/{name}")
         files += sorted(map(str, path.glob("*.py"))) if path.is_dir() else [str(path)]
     return files
-
-
-def locked(*packages):
-    """The locked versions of the packages that a stage imports: a parameter, for the same reason."""
-    lines = (re.findall(rf"^{package}==[^\\\n]*", LOCK, re.MULTILINE) for package in packages)
-    return [line.strip() for found in lines for line in found]
 
 
 def claim_results():
