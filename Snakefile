@@ -18,6 +18,17 @@ include: "workflow/rules/analysis.smk"
 report: "workflow/report/workflow.rst"
 
 
+# Even with a cluster they run on the submitting host: they take seconds, and fetching needs the
+# internet.
+localrules:
+    fetch,
+    collect,
+    compare,
+    figures,
+    learning_rate_figure,
+    report,
+
+
 rule all:
     default_target: True
     input:

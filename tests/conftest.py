@@ -1,11 +1,15 @@
 """Tiny images, and a copy of the project to run Snakemake in."""
 
+import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +66,14 @@ def run_module(
     )
 
 
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for ``condition``, at most so long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
 def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
     """The job failed with one line on stderr, which has all of the words."""
     assert result.returncode == 1, result
@@ -74,6 +86,8 @@ def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
 
 class Project:
     """A copy of the project's files, with a configuration for tiny images."""
+
+    options = ("--cores", "2")  # where its jobs run
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,11 +110,32 @@ class Project:
 
     def start(self, *arguments: str) -> subprocess.Popen:
         """Snakemake, in a session of its own."""
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "tiny.yaml"]
+        command = [sys.executable, "-m", "snakemake", *self.options, "--configfile", "tiny.yaml"]
         return subprocess.Popen(
             [*command, *arguments], cwd=self.folder, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen]:
+        """Snakemake at work; whatever happens in the block, nothing of it is left."""
+        with self.start(*arguments) as process:
+            try:
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def trainers(self) -> list[int]:
+        """The training processes of this project that live."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (process / "cmdline").read_bytes()
+                here = (process / "cwd").readlink() == self.folder
+                if here and b"\0optstate.training.session\0" in command:
+                    found.append(int(process.name))
+        return found
 
     def run(self, *arguments: str) -> str:
         """Run Snakemake, which must succeed. Returns all it printed."""

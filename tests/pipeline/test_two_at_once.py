@@ -1,17 +1,13 @@
 """Two Snakemakes, or what is left of one: safe, or refused in a clear line."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from conftest import NOTHING, TINY, Project
+from conftest import NOTHING, TINY, Project, wait_until
 
 ONE_METHOD = "methods=[constant-new]"
 
@@ -26,37 +22,6 @@ def slow(project, images) -> Project:
     return project
 
 
-@contextlib.contextmanager
-def running(project: Project, *arguments: str) -> Iterator[subprocess.Popen]:
-    """Snakemake at work; whatever the test finds, nothing of it is left."""
-    with project.start(*arguments) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def trainers(project: Project) -> list[int]:
-    """The training processes of a project that live."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            if b"optstate.training" in command and (process / "cwd").readlink() == project.folder:
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
 def has_saved(project: Project) -> bool:
     return any((project.folder / "results/tiny/in_progress").rglob("epoch*.pt"))
 
@@ -68,8 +33,8 @@ def make_would_unlock(project: Project) -> bool:
 
 
 def test_a_second_snakemake_is_refused(slow):
-    with running(slow):
-        wait_for(lambda: has_saved(slow))
+    with slow.running():
+        wait_until(lambda: has_saved(slow))
         assert not make_would_unlock(slow)
         second = slow.snakemake()
         assert second.returncode != 0
@@ -81,15 +46,15 @@ def test_a_second_snakemake_is_refused(slow):
         assert third.returncode != 0
         assert "error: another Snakemake is at work on results/tiny" in third.stderr
         assert "Traceback" not in second.stderr + third.stderr
-        assert len(trainers(slow)) == 1
+        assert len(slow.trainers()) == 1
 
 
 def test_after_a_killed_snakemake(slow):
     """Its trainer saves and ends, the lock is named with the command that clears it."""
-    with running(slow) as process:
-        wait_for(lambda: has_saved(slow))
+    with slow.running() as process:
+        wait_until(lambda: has_saved(slow))
         process.kill()
-        wait_for(lambda: not trainers(slow), seconds=20)
+        wait_until(lambda: not slow.trainers(), seconds=20)
     log = slow.folder / "logs/tiny/train/noise/constant/seed0-session1.log"
     assert "interrupted: SIGTERM: saved step " in log.read_text()
     assert make_would_unlock(slow)
@@ -98,8 +63,8 @@ def test_after_a_killed_snakemake(slow):
     assert "clear it by `.venv/bin/snakemake --unlock`, then run again" in refused.stderr
     assert slow.snakemake("--unlock").returncode == 0
     assert not make_would_unlock(slow)
-    with running(slow) as process:
-        wait_for(lambda: log.exists() and "going on after step " in log.read_text())
+    with slow.running() as process:
+        wait_until(lambda: log.exists() and "going on after step " in log.read_text())
         os.killpg(process.pid, signal.SIGTERM)
         assert "interrupted: SIGTERM" in process.communicate()[1]
 
@@ -122,8 +87,8 @@ def test_a_job_that_snakemake_has_not_recorded_trains_nothing_again(project):
 
 
 def test_two_experiments_share_the_arrays(project):
-    with running(project, "--config", ONE_METHOD) as first:
-        wait_for(lambda: any((project.folder / ".snakemake/locks").glob("*")))
+    with project.running("--config", ONE_METHOD) as first:
+        wait_until(lambda: any((project.folder / ".snakemake/locks").glob("*")))
         too_early = project.snakemake("--config", ONE_METHOD, "experiment=other")
         assert "cannot be locked" in too_early.stderr
         first.communicate()

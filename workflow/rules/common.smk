@@ -16,7 +16,7 @@ SCRIPTS = f"{workflow.basedir}/workflow/scripts"
 PACKAGE = "workflow/scripts/optstate"
 sys.path.insert(0, SCRIPTS)
 
-from optstate import configuration, guard
+from optstate import configuration, guard, slurm
 from optstate.data.manifest import files_sha256, folder_sha256
 from optstate.job import InputError, describe
 
@@ -87,8 +87,13 @@ prefix = (
 )
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))
 
-if workflow.is_main_process and "--unlock" not in sys.argv and guard.left_lock(Path("results")):
-    print(guard.STALE, file=sys.stderr)
+if "SLURM_JOB_ID" in os.environ:
+    slurm.requeue_when_warned()
+
+if workflow.is_main_process:
+    guard.distrust_unrecorded(Path(RESULTS))
+    if "--unlock" not in sys.argv and guard.left_lock(Path("results")):
+        print(guard.STALE, file=sys.stderr)
 
 
 wildcard_constraints:

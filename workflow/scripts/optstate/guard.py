@@ -1,10 +1,13 @@
-"""One Snakemake at a time in an experiment, and the lock that a killed one leaves behind."""
+"""One Snakemake at a time in an experiment, and what a killed one leaves behind."""
 
 import atexit
+import os
 import sys
 from pathlib import Path
 
 import filelock
+from snakemake.io import IOFile
+from snakemake.persistence.file import FilePersistence
 
 from optstate.job import InputError
 
@@ -38,6 +41,22 @@ def claim(results: Path) -> filelock.FileLock:
 def left_lock(results: Path) -> bool:
     """Whether Snakemake's own lock is there, and no Snakemake at work on any of ``results``."""
     return any(SNAKEMAKES_LOCKS.glob("*.lock")) and not any(map(_is_held, results.glob("*/.lock")))
+
+
+def distrust_unrecorded(results: Path) -> None:
+    """Make sessions stale that have ended without a Snakemake to record what they were made from.
+
+    On a cluster, jobs go on when it is killed; of what they leave it would later see no change of
+    the configuration. They end anew from their last state, which is still there, in seconds.
+    """
+    states = list(results.glob("in_progress/*/*/seed*/session*"))
+    if not states or any(map(_is_held, results.glob(".lock"))):
+        return
+    records = FilePersistence(nolock=True)
+    for state in states:
+        rows = results / "runs" / state.relative_to(results / "in_progress") / "steps.csv"
+        if rows.exists() and records.metadata(IOFile(str(rows))) is None:
+            os.utime(rows, (1, 1))  # 1970: older than what it was made from
 
 
 def _is_held(path: Path) -> bool:

@@ -86,7 +86,8 @@ def exclusive(path: Path) -> Iterator[None]:
         except filelock.Timeout as error:
             raise InputError(
                 f"{path}: another process has held this lock for {LOCK_SECONDS} s: wait until it "
-                f"ends, or stop it (`fuser {path}` tells its number), then run again"
+                f"ends, or stop it (`fuser {path}` tells its number; on a cluster, `squeue --me`), "
+                "then run again"
             ) from error
     try:
         yield

@@ -107,8 +107,10 @@ class Progress:
         self.position, self.time = position, time.monotonic()
 
 
-def forget_others(folder: Path) -> None:
-    """Remove what the same session, told otherwise, has left beside ``folder``."""
+def keep_final(folder: Path) -> None:
+    """Keep the final state of a session alone, and nothing of what it left when told otherwise."""
     for other in folder.parent.iterdir():
         if other.is_dir() and other != folder:
             shutil.rmtree(other)
+    for earlier in sorted(folder.glob("epoch*.pt"))[:-1]:
+        earlier.unlink()

@@ -31,7 +31,7 @@ from optstate.training.progress import (
     EXIT_CODE,
     Interrupted,
     Progress,
-    forget_others,
+    keep_final,
     stop_on_signals,
 )
 from optstate.training.recording import Curves, Recorder, add_shared_session
@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
         device = set_up(spec)
         own = folder / fingerprint(arguments, describe(spec, device))
         train(spec, arguments, device, own, stop_if_asked)
-        forget_others(own)
+        keep_final(own)
 
 
 def train(
@@ -66,7 +66,7 @@ def train(
 ) -> None:
     """Train the session, or what an interrupted job has left of it, and write the outputs.
 
-    The last state in progress stays: until Snakemake has recorded the job as done, it would delete
+    The final state in progress stays: until Snakemake has recorded the job as done, it would delete
     the outputs of a job that was cut off, and start it again.
     """
     images = {

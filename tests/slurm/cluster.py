@@ -1,0 +1,252 @@
+"""A real SLURM cluster of one machine, on loopback, without systemd: munge, slurmctld, slurmd.
+
+The node has two fake GPUs and more CPUs than the machine, so that jobs run side by side. It lives
+as long as the block `with Cluster(folder):`, or, by hand, `python tests/slurm/cluster.py FOLDER`.
+Tried with SLURM 22.05 of Debian 12 and cgroup v1.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import wait_until
+
+PACKAGES = ("munge", "slurm-wlm")
+ETC = Path("/etc/slurm")  # the jobs' SLURM commands look nowhere else: SLURM_CONF is not passed on
+FREEZER = Path("/sys/fs/cgroup/freezer")  # of cgroup v1
+OURS = "# made by tests/slurm/cluster.py, which removes it\n"
+NUM_GPUS = 2
+
+SLURM_CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# A requeued job is held until its old credential has expired: 120 s unless told otherwise.
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+MpiDefault=none
+SwitchType=switch/none
+TaskPlugin=task/none
+ProctrackType=proctrack/{proctrack}
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
+DefMemPerCPU=100
+SlurmdParameters=config_overrides
+SchedulerParameters=bf_interval=5,sched_interval=5,batch_sched_delay=0
+# squeue still knows ended jobs when Snakemake asks.
+MinJobAge=300
+KillWait=5
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory={memory} Gres=gpu:fake:{gpus} State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=2
+"""
+GRES_CONF = "NodeName={host} Name=gpu Type=fake File={folder}/gpu[0-{last}]\n"
+CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\n"
+
+
+class Unavailable(Exception):  # noqa: N818 - it is no error
+    """Why no cluster can be started here."""
+
+
+class Cluster:
+    """The cluster, with all its files but the configuration in ``folder``, a short, absolute path.
+
+    Attributes:
+        proctrack: how the node follows the processes of a job. With `cgroup` a signal reaches the
+            first process of a job's step alone, as on most clusters; `linuxproc`, where cgroup v1
+            is not to be had, is kinder, and sends it to all of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.host = socket.gethostname().partition(".")[0]
+        self.proctrack = "cgroup" if os.access(FREEZER / "cgroup.procs", os.W_OK) else "linuxproc"
+        self.daemons: list[subprocess.Popen] = []
+
+    def __enter__(self) -> "Cluster":
+        require_packages()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the daemons, and wait until the node takes jobs."""
+        for name in ("state", "spool"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)
+        self.configure()
+        (self.folder / "munge.key").write_bytes(os.urandom(128))
+        (self.folder / "munge.key").chmod(0o400)
+        self.spawn(
+            "munged", "--foreground", "--force",
+            f"--socket={self.folder}/munge.socket",
+            *(f"--{x}-file={self.folder}/munge.{x}" for x in ("key", "pid", "seed", "log")),
+        )  # fmt: skip
+        wait_until((self.folder / "munge.socket").exists, 20)
+        self.spawn("slurmctld", "-D")
+        wait_until(answers, 30)
+        self.start_node()
+
+    def start_node(self) -> None:
+        """Start slurmd, alone: it can die, and come back."""
+        self.spawn("slurmd", "-D", "-N", self.host)
+        wait_until(lambda: self.node_state() in ("idle", "mixed", "allocated"), 60)
+
+    def node_state(self) -> str:
+        """Such as idle, mixed, drained or down."""
+        return slurm("sinfo", "--noheader", "--partition=main", "--format=%T").strip(" \n*")
+
+    def kill_node(self) -> None:
+        """Let the node die with all its processes, as if its power had failed."""
+        slurmd = next(daemon for daemon in self.daemons if daemon.args[0] == "slurmd")
+        self.daemons.remove(slurmd)
+        slurmd.kill()
+        slurmd.wait()
+        for pid in self.job_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        slurm("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=died")
+
+    def job_processes(self) -> list[int]:
+        """The processes of this cluster's jobs, and slurmd's that watch over them."""
+        ours = b"slurmstepd: ["
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                environment = (process / "environ").read_bytes()
+                command = (process / "cmdline").read_bytes()
+                in_job = b"SLURM_CLUSTER_NAME=test\0" in environment
+                if in_job or command.startswith(ours):
+                    found.append(int(process.name))
+        return found
+
+    def stop(self) -> None:
+        """End every job and daemon of this cluster, and remove its configuration."""
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            if self.daemons:
+                slurm("scancel", "--user=root")
+                wait_until(lambda: not slurm("squeue", "--noheader"), 30)
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        self.daemons.clear()
+        for name in ("slurm.conf", "gres.conf", "cgroup.conf"):
+            path = ETC / name
+            if path.exists() and path.read_text().startswith(OURS):
+                path.unlink()
+        with contextlib.suppress(OSError):  # SLURM leaves it, empty
+            (FREEZER / f"slurm_{self.host}").rmdir()
+
+    def configure(self) -> None:
+        """Write the configuration and make the fake GPUs: copies of /dev/null."""
+        values = {
+            "host": self.host,
+            "folder": self.folder,
+            "ports": free_ports(2),
+            "proctrack": self.proctrack,
+            "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
+            "gpus": NUM_GPUS,
+            "last": NUM_GPUS - 1,
+        }
+        for number in range(NUM_GPUS):
+            os.mknod(self.folder / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        (ETC / "slurm.conf").write_text(OURS + SLURM_CONF.format(**values))
+        (ETC / "gres.conf").write_text(OURS + GRES_CONF.format(**values))
+        if self.proctrack == "cgroup":
+            (ETC / "cgroup.conf").write_text(OURS + CGROUP_CONF)
+
+    def spawn(self, *command: str) -> None:
+        """Start a daemon in the foreground of a session of its own."""
+        with (self.folder / f"{command[0]}.out").open("ab") as output:
+            self.daemons.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
+
+
+def require_packages() -> None:
+    """Install SLURM if it is missing.
+
+    Raises:
+        Unavailable: this may not or cannot be done here, or another cluster is configured here.
+    """
+    if os.geteuid() != 0:
+        raise Unavailable("SLURM's daemons have to be started as root")
+    configured = ETC / "slurm.conf"
+    if configured.exists() and (not configured.read_text().startswith(OURS) or answers()):
+        raise Unavailable(f"{configured}: this machine belongs to another SLURM cluster")
+    if all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch", "srun"))):
+        return
+    if not shutil.which("apt-get"):
+        raise Unavailable("SLURM is not installed, and there is no apt-get to install it with")
+    install = ["apt-get", "install", "-qq", "--no-install-recommends", *PACKAGES]
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "update", "-qq"], install):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise Unavailable(f"{' '.join(install)} failed: {done.stderr.strip()}")
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def slurm(*command: str) -> str:
+    """What a command of SLURM prints; it must succeed."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def answers() -> bool:
+    """Whether slurmctld takes orders."""
+    return "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True).stdout
+
+
+if __name__ == "__main__":
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda *_: sys.exit())
+    try:
+        with Cluster(Path(sys.argv[1])):
+            print("The cluster is up; Ctrl-C takes it down.")
+            signal.pause()
+    except Unavailable as reason:
+        sys.exit(f"no cluster: {reason}")
