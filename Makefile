@@ -6,7 +6,7 @@ SNAKEMAKE := $(BIN)/snakemake
 LOCK := envs/requirements.lock
 export PYTHONPATH := workflow/scripts
 
-.PHONY: install demo test check lock
+.PHONY: install demo test test-slurm check plan lock
 
 install: .venv/installed ## the environment, from the lock file
 
@@ -15,8 +15,16 @@ demo: .venv/installed ## the whole pipeline on small, real images
 	$(SNAKEMAKE) --cores 2 --configfile config/demo.yaml
 	@$(BIN)/python -m optstate.analysis.show results/demo
 
-test: check ## every test
+test: check ## every test that needs no more than this
 	$(BIN)/python -m pytest
+
+test-slurm: .venv/installed ## on a real SLURM cluster, set up here for the time
+	$(BIN)/python -m pytest tests/slurm
+
+plan: .venv/installed ## jobs, disk and GPU hours: make plan CONFIG=config/mine.yaml SECONDS=15
+	@test "$(CONFIG)" && test "$(SECONDS)" || \
+		{ echo "how many seconds an epoch? make plan CONFIG=config/mine.yaml SECONDS=15" >&2; exit 1; }
+	@$(BIN)/python -m optstate.plan $(CONFIG) --seconds-per-epoch $(SECONDS)
 
 check: .venv/installed ## style, types, and the shape of the code
 	$(BIN)/ruff check

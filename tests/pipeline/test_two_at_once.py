@@ -1,13 +1,15 @@
 """Two Snakemakes, or what is left of one: safe, or refused in a clear line."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
+import filelock
 import pytest
 
-from conftest import NOTHING, TINY, Project, wait_until
+from conftest import NOTHING, TINY, Project, jobs, wait_until
 
 ONE_METHOD = "methods=[constant-new]"
 
@@ -84,6 +86,22 @@ def test_a_job_that_snakemake_has_not_recorded_trains_nothing_again(project):
     assert "going on after step 10, 2 epochs finished" in log.read_text()
     assert "epoch 1/2" not in log.read_text()
     assert {path.name: path.read_bytes() for path in session.iterdir()} == before
+
+
+def test_a_session_whose_end_nobody_recorded_is_stale(project):
+    """As on a cluster, where jobs go on without their Snakemake; what it was told is unknown."""
+    project.run("--config", ONE_METHOD, "--until", "first_session")
+    for record in (project.folder / ".snakemake/metadata").rglob("*"):
+        if record.is_file():
+            record.unlink()
+    first = ("--config", ONE_METHOD, "--until", "first_session")
+    lock = filelock.FileLock(project.folder / "results/tiny/.lock")
+    with lock:  # another Snakemake is at work, and about to record it
+        assert "first_session" not in jobs(project, *first)
+    assert jobs(project, *first)["first_session"] == 1
+    shutil.rmtree(project.folder / "results/tiny/in_progress")
+    project.run("--config", ONE_METHOD, "--touch")
+    assert "first_session" not in jobs(project, *first)
 
 
 def test_two_experiments_share_the_arrays(project):

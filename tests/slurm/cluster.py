@@ -15,9 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "workflow/scripts")]
 
-from conftest import wait_until
+from conftest import wait_until  # noqa: E402
+from optstate.job import end_with_parent  # noqa: E402
 
 PACKAGES = ("munge", "slurm-wlm")
 ETC = Path("/etc/slurm")  # the jobs' SLURM commands look nowhere else: SLURM_CONF is not passed on
@@ -189,12 +191,14 @@ class Cluster:
             (ETC / "cgroup.conf").write_text(OURS + CGROUP_CONF)
 
     def spawn(self, *command: str) -> None:
-        """Start a daemon in the foreground of a session of its own."""
+        """Start a daemon, in a session of its own; it does not outlive this process."""
+        parent = os.getpid()
         with (self.folder / f"{command[0]}.out").open("ab") as output:
             self.daemons.append(
                 subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                     start_new_session=True,
+                    preexec_fn=lambda: end_with_parent(signal.SIGTERM, parent),
                 )
             )  # fmt: skip
 

@@ -87,7 +87,7 @@ prefix = (
 )
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))
 
-if "SLURM_JOB_ID" in os.environ:
+if not workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
     slurm.requeue_when_warned()
 
 if workflow.is_main_process:

@@ -55,6 +55,8 @@ rule later_session:
         epochs=f"{LATER}/epochs.csv",
     log:
         f"{LOGS}/train/{{dataset}}/{{method}}/seed{{seed}}-session{{session}}.log",
+    # Runs are finished before others are begun: their checkpoints wait for less on the disk.
+    priority: 1
     conda:
         "../../envs/optstate.yaml"
     threads: config["cpu_threads"]
@@ -83,6 +85,7 @@ use rule later_session as last_session with:
         epochs=f"{LATER}/epochs.csv",
     wildcard_constraints:
         session=str(NUM_SESSIONS),
+    priority: 2
 
 
 ruleorder: last_session > later_session

@@ -1,0 +1,40 @@
+"""The profile for SLURM, as far as it can be seen without a cluster."""
+
+import collections
+
+import yaml
+
+from conftest import ROOT, Project, jobs
+from optstate.plan import training_jobs
+
+PROFILES = {
+    name: yaml.safe_load((ROOT / f"profiles/{name}/profile.yaml").read_text())
+    for name in ("default", "slurm")
+}
+
+
+def test_a_dry_run_at_scale_has_the_jobs_of_the_plan(tmp_path):
+    project = Project(tmp_path / "project")
+    project.options = ("--workflow-profile", "profiles/slurm")
+    project.configure((ROOT / "docs/cluster.yaml").read_text())
+    counts = jobs(project)
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config |= yaml.safe_load((ROOT / "docs/cluster.yaml").read_text())
+    planned = collections.Counter(job.number for job in training_jobs(config))
+    trained = [counts.pop(f"{rule}_session") for rule in ("first", "later", "last")]
+    assert trained == [planned[number] for number in (1, 2, 3)] == [80, 320, 320]
+    assert counts.pop("prepare") == 2
+    assert sum(counts.values()) == 8
+
+
+def test_what_the_profile_may_not_say():
+    """A global gpu would cap the cluster; gres beside gpu is refused; retries retry a scancel."""
+    slurm = PROFILES["slurm"]
+    assert "resources" not in slurm
+    assert "gres" not in str(slurm)
+    assert slurm["retries"] == 0
+
+
+def test_it_has_every_key_of_the_profile_that_it_replaces():
+    for key, value in PROFILES["default"].items():
+        assert PROFILES["slurm"][key] == value
