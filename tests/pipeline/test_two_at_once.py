@@ -90,11 +90,16 @@ def test_a_job_that_snakemake_has_not_recorded_trains_nothing_again(project):
 
 def test_a_session_whose_end_nobody_recorded_is_stale(project):
     """As on a cluster, where jobs go on without their Snakemake; what it was told is unknown."""
-    project.run("--config", ONE_METHOD, "--until", "first_session")
+    first = ("--config", ONE_METHOD, "--until", "first_session")
+    rows = project.folder / "results/tiny/runs/noise/constant/seed0/session1/steps.csv"
+    project.run(*first)
+    assert jobs(project, *first) == {}
+    rows.touch()  # and of an earlier time there is a record
+    assert jobs(project, *first)["first_session"] == 1
+    project.run(*first)
     for record in (project.folder / ".snakemake/metadata").rglob("*"):
         if record.is_file():
             record.unlink()
-    first = ("--config", ONE_METHOD, "--until", "first_session")
     lock = filelock.FileLock(project.folder / "results/tiny/.lock")
     with lock:  # another Snakemake is at work, and about to record it
         assert "first_session" not in jobs(project, *first)
@@ -102,6 +107,26 @@ def test_a_session_whose_end_nobody_recorded_is_stale(project):
     shutil.rmtree(project.folder / "results/tiny/in_progress")
     project.run("--config", ONE_METHOD, "--touch")
     assert "first_session" not in jobs(project, *first)
+
+
+def test_a_job_of_a_cluster_does_what_its_snakemake_was_told(slow, monkeypatch):
+    """It starts on another machine, hours later, and by then the configuration may be another."""
+    job = ("--dry-run", "--force", "--nolock", "--printshellcmds", "--mode", "remote")
+    target = ("--target-jobs", "first_session:dataset=noise,schedule=constant,seed=0")
+    with slow.running() as process:
+        wait_until(lambda: has_saved(slow))
+        (run,) = slow.folder.glob("results/tiny/.run-*.json")
+        monkeypatch.setenv("OPTSTATE_RUN", str(run.relative_to(slow.folder)))
+        configuration = (slow.folder / "tiny.yaml").read_text()
+        slow.configure(configuration.replace("constant: {lr: [1.0", "constant: {lr: [2.0"))
+        assert '"lr": 0.001}' in slow.run(*job, *target)
+        assert '"lr": 0.002}' in slow.run("--dry-run", "--nolock", "--printshellcmds")
+        process.kill()
+    assert '"lr": 0.001}' in slow.run(*job, *target)
+    run.unlink()  # as the next Snakemake does, and this one if it is not killed
+    refused = slow.snakemake(*job, *target)
+    assert refused.returncode != 0
+    assert "the Snakemake that submitted this job has ended: nothing done" in refused.stderr
 
 
 def test_two_experiments_share_the_arrays(project):

@@ -23,6 +23,7 @@ from optstate.job import end_with_parent  # noqa: E402
 
 PACKAGES = ("munge", "slurm-wlm")
 ETC = Path("/etc/slurm")  # the jobs' SLURM commands look nowhere else: SLURM_CONF is not passed on
+CONFIGURATION = ("slurm.conf", "gres.conf", "cgroup.conf")
 FREEZER = Path("/sys/fs/cgroup/freezer")  # of cgroup v1
 OURS = "# made by tests/slurm/cluster.py, which removes it\n"
 NUM_GPUS = 2
@@ -56,8 +57,8 @@ GresTypes=gpu
 DefMemPerCPU=100
 SlurmdParameters=config_overrides
 SchedulerParameters=bf_interval=5,sched_interval=5,batch_sched_delay=0
-# squeue still knows ended jobs when Snakemake asks.
-MinJobAge=300
+# squeue still knows ended jobs when Snakemake asks, or a test.
+MinJobAge=3600
 KillWait=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -92,6 +93,9 @@ class Cluster:
         require_packages()
         try:
             self.start()
+        except OSError as error:
+            self.stop()
+            raise Unavailable(f"SLURM cannot be set up: {error}") from error
         except BaseException:
             self.stop()
             raise
@@ -153,7 +157,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End every job and daemon of this cluster, and remove its configuration."""
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
+        with contextlib.suppress(OSError, subprocess.SubprocessError, AssertionError):
             if self.daemons:
                 slurm("scancel", "--user=root")
                 wait_until(lambda: not slurm("squeue", "--noheader"), 30)
@@ -165,7 +169,7 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
         self.daemons.clear()
-        for name in ("slurm.conf", "gres.conf", "cgroup.conf"):
+        for name in CONFIGURATION:
             path = ETC / name
             if path.exists() and path.read_text().startswith(OURS):
                 path.unlink()
@@ -211,9 +215,11 @@ def require_packages() -> None:
     """
     if os.geteuid() != 0:
         raise Unavailable("SLURM's daemons have to be started as root")
-    configured = ETC / "slurm.conf"
-    if configured.exists() and (not configured.read_text().startswith(OURS) or answers()):
-        raise Unavailable(f"{configured}: this machine belongs to another SLURM cluster")
+    for configured in map(ETC.joinpath, CONFIGURATION):
+        if configured.exists() and not configured.read_text().startswith(OURS):
+            raise Unavailable(f"{configured}: this machine belongs to another SLURM cluster")
+    if shutil.which("scontrol") and answers():
+        raise Unavailable("this machine belongs to another SLURM cluster, which is up")
     if all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch", "srun"))):
         return
     if not shutil.which("apt-get"):

@@ -57,11 +57,17 @@ def weights_sha256(weights):
     return weights and files_sha256([Path(weights)], CACHE / "weights.json")[Path(weights)]
 
 
-try:
+def find(config):
+    """The configuration, checked, and what the data sets and weights that it names are by content."""
     config = configuration.checked(config, SCHEMA)
     require_works(config)
-    DATASET_SHA256 = {name: content_sha256(name, s) for name, s in config["datasets"].items()}
-    WEIGHTS_SHA256 = weights_sha256(config["weights"])
+    datasets = {name: content_sha256(name, source) for name, source in config["datasets"].items()}
+    return config, datasets, weights_sha256(config["weights"])
+
+
+try:
+    told = None if workflow.is_main_process else guard.told()
+    config, DATASET_SHA256, WEIGHTS_SHA256 = told or find(config)
 except InputError as error:
     sys.exit(f"configuration: {error}")
 except OSError as error:
@@ -121,6 +127,7 @@ def claim_results():
         claimed = guard.claim(Path(RESULTS))
     except InputError as error:
         sys.exit(f"error: {error}")
+    guard.tell_jobs(Path(RESULTS), [config, DATASET_SHA256, WEIGHTS_SHA256])
 
 
 def repeat_errors():

@@ -48,7 +48,8 @@ class Course:
         seconds: until the last training job has ended.
         in_queue: jobs that wait or run.
         files: of a checkpoint's size, by `keep_checkpoints`: checkpoints, and the states in
-            progress of the sessions, two while one runs, one until it is gone on from.
+            progress of the sessions: while one runs two and the next, then one until the next
+            session begins.
     """
 
     seconds: float = 0.0
@@ -94,7 +95,7 @@ def simulate(
             job = waiting.popleft()
             end = course.seconds + SECONDS_TO_START + job.epochs * seconds_per_epoch
             heapq.heappush(running, (end, next(starts), job))
-            states[job] = 2
+            states[job] = 3
             states.pop(job.before, None)
         needed = sum(any(fork not in done for fork in job.forks) for job in done)
         last = sum(not job.forks for job in done)

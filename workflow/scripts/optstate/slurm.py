@@ -25,15 +25,20 @@ def requeue_when_warned() -> None:
 def _save_and_requeue(*_: object) -> None:
     """Let the sessions save and stop; then queue the job up again, as the same SLURM job.
 
-    Nothing else happens in this process meanwhile: Snakemake would end the job as failed.
-    A session that has just started is told as soon as it listens.
+    Meanwhile Snakemake, whose main thread is here, cannot end the job as failed. A session that has
+    just started is told as soon as it listens.
     """
     signal.signal(WARNING, signal.SIG_IGN)  # some ways of tracking processes send it more than once
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a job that is cancelled now stays cancelled
+    trained = False
     while sessions := list(filter(_is_session, psutil.Process().children())):
+        trained = True
         for session in filter(_listens, sessions):
-            session.send_signal(WARNING)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                session.send_signal(WARNING)
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    subprocess.run(["scontrol", "requeue", _own_id()])  # noqa: S607 - where that is, SLURM knows
+    if trained:
+        subprocess.run(["scontrol", "requeue", _own_id()])  # noqa: S607 - where that is, SLURM knows
 
 
 def _own_id() -> str:
