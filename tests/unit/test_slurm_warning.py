@@ -63,7 +63,7 @@ def test_it_saves_and_the_job_is_queued_up_again(tmp_path, environment, job, tol
         process.send_signal(signal.SIGUSR1)
         if told == "twice":
             process.send_signal(signal.SIGUSR1)
-        *_, saved, ended = process.communicate()[0].splitlines()
+        *_, saved, ended = process.communicate(timeout=60)[0].splitlines()
     assert process.returncode == 0
     assert (saved, ended) == ("saved", "ended 75")
     assert (tmp_path / "orders").read_text() == f"requeue {job}\n"
