@@ -18,8 +18,8 @@ SNAKEMAKES_LOCKS = Path(".snakemake/locks")
 RUN = "OPTSTATE_RUN"  # the variable that names a run's file to its jobs
 STALE = (
     "a Snakemake that was killed left its lock here, and none is at work: clear it by "
-    "`.venv/bin/snakemake --unlock`, then run again (on a cluster see first that `squeue --me` "
-    "has no job of its left)"
+    "`.venv/bin/snakemake --unlock`, then run again (on a cluster once `squeue --me` shows "
+    "none of its jobs)"
 )
 
 
