@@ -110,6 +110,8 @@ def has_ended(process: int) -> bool:
 
 def test_ctrl_c_is_one_line(tmp_path):
     def interrupted(_: argparse.Namespace) -> None:
+        # As in a terminal: a shell lets what it starts in the background ignore SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(SystemExit) as exit_:
