@@ -300,7 +300,8 @@ class TestProgress:
         other = SPEC | {"batch_size": 8}
         output = train(tmp_path, other, arrays)
         assert_same(output, train(tmp_path / "straight", other, arrays))
-        assert len({p.parent for p in (tmp_path / "in_progress").rglob("*.pt")}) == 1
+        # Of the session that ended, and of it the final state alone: such a file can be large.
+        assert len(list((tmp_path / "in_progress").rglob("*.pt"))) == 1
 
     @pytest.mark.parametrize(
         ("what", "taken"),
