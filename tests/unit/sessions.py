@@ -25,6 +25,7 @@ SPEC = {
     "learning_rate": {"kind": "onecycle", "initial_lr": 1e-4, "max_lr": 1e-3},
     "device": "cpu",
     "precision": "auto",
+    "compile": "auto",
     "cpu_threads": 1,
     "deterministic": "auto",
 }

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from optstate.training.batches import as_input, augmented, batches, load_split, train_order
+from optstate.training import batches as batches_module
+from optstate.training.batches import (
+    as_input,
+    augmented,
+    batches,
+    load_split,
+    on_device,
+    resident,
+    train_order,
+)
 from optstate.training.loop import num_steps_per_epoch
 
 
@@ -38,6 +47,29 @@ def test_batches_hold_the_images_of_their_labels(folder):
     pairs = list(batches(train, order, 2, torch.device("cpu")))
     assert [images[:, 0, 0, 0].tolist() for images, _ in pairs] == [[11, 0], [5, 6], [1]]
     assert [labels.tolist() for _, labels in pairs] == [[2, 0], [1, 1], [0]]
+
+
+def test_a_split_in_the_memory_of_a_device_gives_the_same_batches(folder):
+    mapped = load_split(folder, "train", 2)
+    held = resident(mapped, torch.device("cpu"))
+    assert len(held) == len(held.images) == 6
+    assert held.num_classes == 3
+    pairs = [
+        list(batches(images, train_order(images, 0, 1), 4, torch.device("cpu")))
+        for images in (mapped, held)
+    ]
+    for one, other in zip(*pairs, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize(("free", "is_held"), [(145, True), (143, False)])
+def test_a_split_is_held_if_it_takes_half_of_the_free_memory(folder, monkeypatch, free, is_held):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 1000))
+    monkeypatch.setattr(batches_module, "resident", lambda *_: "held")
+    mapped = load_split(folder, "train", 2)  # 6 images of 12 bytes
+    assert on_device(mapped, torch.device("cuda")) is ("held" if is_held else mapped)
+    assert on_device(mapped, torch.device("cpu")) is mapped
 
 
 @pytest.mark.parametrize(("images", "steps"), [(100, 10), (101, 10), (102, 11), (1, 0), (9, 1)])

@@ -37,6 +37,24 @@ def test_onecycle_is_pytorchs_own_from_the_initial_lr():
     assert max(lr for lr, _ in used) == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "fused"),
+    [
+        ({"name": "Adam"}, True),
+        ({"name": "AdamW", "weight_decay": 0.1}, True),
+        ({"name": "SGD", "momentum": 0.9}, True),
+        ({"name": "Adam", "fused": False}, False),
+        ({"name": "SGD", "foreach": True}, None),
+        ({"name": "RMSprop"}, None),
+        ({"name": "NAdam"}, None),
+    ],
+)
+def test_optimizers_that_can_are_fused(optimizer, fused):
+    rate = {"kind": "constant", "lr": 0.1}
+    made = make_optimizer([nn.Parameter(torch.ones(1))], optimizer, rate)
+    assert made.param_groups[0].get("fused") is fused
+
+
 def test_constant_is_constant():
     used = steps_of({"name": "Adam"}, {"kind": "constant", "lr": 3e-4}, 7)
     assert used == [(3e-4, 0.9)] * 7

@@ -182,6 +182,28 @@ def test_norms_are_recorded_early_and_every_tenth_step(tmp_path, arrays):
     assert len(steps) == 56
 
 
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD", "RMSprop"])
+def test_norms_are_of_the_gradient_and_of_the_change(optimizer):
+    parameters = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(5))]
+    unused = torch.nn.Parameter(torch.randn(2))
+    made = getattr(torch.optim, optimizer)([*parameters, unused], lr=0.1)
+    step = loop.OptimizerStep(made)
+    for with_norms in (True, False, True, True):
+        before = [p.detach().clone() for p in parameters]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        gradient = torch.cat([p.grad.flatten() for p in parameters])
+        norms = step(with_norms)
+        change = torch.cat(
+            [(p - b).flatten() for p, b in zip(parameters, before, strict=True)]
+        ).detach()
+        assert [float(n) for n in norms] == (
+            [pytest.approx(float(vector.norm())) for vector in (gradient, change)]
+            if with_norms
+            else []
+        )
+
+
 def test_when_records_are_fetched_changes_nothing(tmp_path, arrays, monkeypatch):
     once_an_epoch = train(tmp_path / "slow", FIRST, arrays)
     monkeypatch.setattr(loop, "FETCH_SECONDS", -1)

@@ -35,6 +35,17 @@ def checked(given: Config, schema: Path) -> Config:
     Raises:
         InputError: one line that names the key, its value, and what would be right.
     """
+    config = conforming(given, schema)
+    require_sense(config)
+    return config
+
+
+def conforming(given: Config, schema: Path) -> Config:
+    """``given`` in its final types, each entry of which is what ``schema`` asks for.
+
+    Raises:
+        InputError: one line that names the key, its value, and what would be right.
+    """
     try:
         config = settled(given, yaml.safe_load(schema.read_text()))
         validate(config, str(schema))
@@ -42,8 +53,22 @@ def checked(given: Config, schema: Path) -> Config:
         raise InputError(explain(error.__context__)) from error
     except RecursionError as error:
         raise InputError("a YAML alias refers to what it is part of: write it out") from error
-    require_sense(config)
     return config
+
+
+def bench_settings(path: Path, schema: Path) -> Config:
+    """What to measure with, from a YAML file.
+
+    Raises:
+        InputError: one line that says what is wrong with it.
+    """
+    try:
+        given = yaml.safe_load(path.read_text())
+        if not isinstance(given, dict):
+            raise InputError("it should be a mapping")
+        return conforming(given, schema)
+    except (InputError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def settled(config: Config, schema: dict[str, Any]) -> Config:
@@ -53,8 +78,8 @@ def settled(config: Config, schema: dict[str, Any]) -> Config:
     """
     _require_plain(config, "")
     typed = _typed(config, schema)
-    for section in SECTIONS:
-        typed[section] = _without_nulls(typed.get(section))
+    for section in typed.keys() & SECTIONS:
+        typed[section] = _without_nulls(typed[section])
     order = [*schema["properties"], *typed]
     return {key: typed[key] for key in sorted(typed, key=order.index)}
 
@@ -248,7 +273,7 @@ def session_spec(
     schedule = config["schedules"][schedule_name]
     same = (
         "image_size", "train_per_class", "valid_per_class", "model", "batch_size", "augment",
-        "device", "precision", "cpu_threads", "deterministic",
+        "device", "precision", "compile", "cpu_threads", "deterministic",
     )  # fmt: skip
     return {key: config[key] for key in same} | {
         "dataset": dataset,

@@ -1,5 +1,11 @@
-"""Images from the memory-mapped arrays, in batches, in an order that the seed decides."""
+"""Batches of the prepared images, on the device, in an order that the seed decides.
 
+On a CPU the arrays stay memory-mapped. A GPU holds a split as it is, uint8, where its memory has
+room; where it has not, each batch goes there through pinned memory, while the GPU is still at work
+on the steps before. Which way they come changes no bit.
+"""
+
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +14,19 @@ import numpy as np
 import torch
 
 CROP_FRACTION = 8  # a crop moves the picture by up to 1/8 of its side
+CHUNK = 1024  # images sent to a device at once
+ROOM = 0.5  # a split may take this part of a GPU's free memory: the rest is for training
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split: uint8 ``images`` (all, size, size, 3), ``labels`` (all,), and which are used."""
+    """One split: uint8 ``images`` (all, size, size, 3), ``labels`` (all,), and which are used.
 
-    images: np.ndarray
-    labels: np.ndarray
+    Images and labels lie in memory-mapped arrays, or as tensors on a device.
+    """
+
+    images: np.ndarray | torch.Tensor
+    labels: np.ndarray | torch.Tensor
     indices: np.ndarray  # (used,) int64
 
     def __len__(self) -> int:
@@ -35,6 +46,28 @@ def load_split(folder: Path, split: str, per_class: int | None) -> ImageSet:
     return ImageSet(images, labels, np.concatenate(each))
 
 
+def on_device(image_set: ImageSet, device: torch.device) -> ImageSet:
+    """The split as batches are best taken from it: a GPU's memory holds it if it has room."""
+    if device.type != "cuda":
+        return image_set
+    num_bytes = len(image_set) * image_set.images[0].nbytes
+    if num_bytes > ROOM * torch.cuda.mem_get_info(device)[0]:
+        logging.info("%.1f GB of images are streamed to the GPU", num_bytes / 1e9)
+        return image_set
+    return resident(image_set, device)
+
+
+def resident(image_set: ImageSet, device: torch.device) -> ImageSet:
+    """The images that are used, and no others, in the memory of ``device``."""
+    order, size = image_set.indices, image_set.images.shape[1:]
+    images = torch.empty((len(order), *size), dtype=torch.uint8, device=device)
+    for start in range(0, len(order), CHUNK):
+        chosen = order[start : start + CHUNK]
+        images[start : start + CHUNK] = torch.from_numpy(image_set.images[chosen])
+    labels = torch.from_numpy(image_set.labels[order]).to(device)
+    return ImageSet(images, labels, np.arange(len(order)))
+
+
 def train_order(image_set: ImageSet, seed: int, epoch: int) -> np.ndarray:
     """The images of an epoch, shuffled: a function of seed and epoch alone, in every method."""
     return np.random.default_rng([seed, epoch]).permutation(image_set.indices)
@@ -44,11 +77,20 @@ def batches(
     image_set: ImageSet, order: np.ndarray, batch_size: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """uint8 images (batch, size, size, 3) and labels (batch,) on ``device``, batch by batch."""
+    is_resident = isinstance(image_set.images, torch.Tensor)
+    all_chosen = sent(order, device) if is_resident else order
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        images = torch.from_numpy(image_set.images[chosen])
-        labels = torch.from_numpy(image_set.labels[chosen])
-        yield images.to(device), labels.to(device)
+        chosen = all_chosen[start : start + batch_size]
+        images, labels = image_set.images[chosen], image_set.labels[chosen]
+        yield sent(images, device), sent(labels, device)
+
+
+def sent(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``array`` as a tensor on ``device``, without waiting for the work that is under way there."""
+    tensor = torch.as_tensor(array)
+    if tensor.device.type == device.type:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def augmented(images: torch.Tensor, augment: str, seed: int, step: int) -> torch.Tensor:
@@ -61,25 +103,23 @@ def augmented(images: torch.Tensor, augment: str, seed: int, step: int) -> torch
         return images
     rng = np.random.default_rng([seed, step, 1])  # of two numbers: the order of an epoch
     num_images, size = images.shape[:2]
-    columns = np.tile(np.arange(size), (num_images, 1))
-    rows = columns.copy()
+    drawn = np.zeros((3, num_images), np.int64)
     if augment == "crop_flip":
         reach = size // CROP_FRACTION
-        rows += rng.integers(-reach, reach + 1, (num_images, 1))
-        columns += rng.integers(-reach, reach + 1, (num_images, 1))
-    mirrored = rng.random(num_images) < 0.5
-    columns[mirrored] = columns[mirrored, ::-1]
-    row_index, column_index = (
-        torch.from_numpy(_reflected(index, size)).to(images.device) for index in (rows, columns)
-    )
+        drawn[:2] = rng.integers(-reach, reach + 1, (2, num_images))
+    drawn[2] = rng.random(num_images) < 0.5
+    down, right, mirrored = sent(drawn, images.device)[:, :, None]
+    line = torch.arange(size, device=images.device)
+    rows, columns = _reflected(line + down, size), _reflected(line + right, size)
+    columns = torch.where(mirrored > 0, columns.flip(1), columns)
     which = torch.arange(num_images, device=images.device)
-    return images[which[:, None, None], row_index[:, :, None], column_index[:, None, :]]
+    return images[which[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def _reflected(index: np.ndarray, size: int) -> np.ndarray:
+def _reflected(index: torch.Tensor, size: int) -> torch.Tensor:
     """Indices beyond an edge, reflected into 0 ... size - 1."""
-    index = np.abs(index)
-    return np.minimum(index, 2 * (size - 1) - index)
+    index = index.abs()
+    return torch.minimum(index, 2 * (size - 1) - index)
 
 
 def as_input(images: torch.Tensor) -> torch.Tensor:

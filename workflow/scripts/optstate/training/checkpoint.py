@@ -4,6 +4,7 @@ import dataclasses
 import io
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,28 +81,43 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
+def on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A copy of ``checkpoint`` in the host's memory, which training does not change any more."""
+    copied = _rebuilt(checkpoint, _copied)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return copied
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    # A copy that is not waited for goes into pinned memory, which is several times as fast.
+    return tensor.clone() if tensor.is_cpu else tensor.to("cpu", non_blocking=True)
+
+
 def serialized(checkpoint: dict[str, Any]) -> memoryview:
-    """The bytes of ``checkpoint``: the same for the same content, whatever made it."""
+    """The bytes of ``checkpoint``: the same for the same content, whatever made it.
+
+    Pickle writes an object that it has met before as a reference, and a state that was loaded
+    shares other strings and containers than one that was trained up to the same point. So it is
+    built anew, that its parts share what is equal and nothing else.
+    """
     buffer = io.BytesIO()  # torch.save into a file hides a full disk behind a RuntimeError
-    torch.save(_unshared(checkpoint), buffer)
+    torch.save(_rebuilt(checkpoint, torch.Tensor.cpu), buffer)
     return buffer.getbuffer()
 
 
-def _unshared(value: Any) -> Any:
-    """``value`` built anew, so that its parts share what is equal and nothing else.
-
-    Pickle writes an object that it has met before as a reference, and a state that was loaded
-    shares other strings and containers than one that was trained up to the same point.
-    """
+def _rebuilt(value: Any, tensor: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tensor(value)
     if isinstance(value, str):
         return sys.intern(value)
     if isinstance(value, dict):
-        rebuilt = type(value)((_unshared(key), _unshared(entry)) for key, entry in value.items())
+        rebuilt = type(value)((_rebuilt(k, tensor), _rebuilt(v, tensor)) for k, v in value.items())
         if hasattr(value, "_metadata"):  # versions of the modules, in a model's state dict
-            rebuilt._metadata = _unshared(value._metadata)  # type: ignore[attr-defined]
+            rebuilt._metadata = _rebuilt(value._metadata, tensor)  # type: ignore[attr-defined]
         return rebuilt
     if isinstance(value, (list, tuple)):
-        return type(value)(_unshared(entry) for entry in value)
+        return type(value)(_rebuilt(entry, tensor) for entry in value)
     return value
 
 

@@ -1,7 +1,7 @@
 """The training loop: an epoch of training, an epoch of validation, a record of both."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,8 @@ from optstate.training.spec import SessionSpec
 TOP_K = (1, 2, 3)
 NORMS = ("grad_norm", "update_norm")
 NORM_STEPS = 50  # steps of a session, from its first, whose norms are recorded,
-NORM_EVERY = 10  # and every tenth after: on every step they would cost 6 % of the time
+NORM_EVERY = 10  # and every tenth after: they read and write all parameters once more
+EVAL_BATCHES = {"cpu": 1, "cuda": 4}  # batches evaluated at once: no activations are kept
 FETCH_SECONDS = 30  # how long step records stay on the device before TensorBoard shows them
 
 
@@ -33,6 +34,8 @@ class Session:
     valid: ImageSet
     device: torch.device
     autocast: Callable[[], AbstractContextManager]
+    forward: Callable[[torch.Tensor], torch.Tensor]  # the model, compiled or not, on full batches
+    step_optimizer: "OptimizerStep"
     records: "StepRecords"
     first_epoch: int  # counted through all sessions, from 1
     first_step: int
@@ -104,12 +107,13 @@ def train_step(
         "lr": optimizer.param_groups[0]["lr"],
         "momentum": momentum_of(optimizer),
     }
+    is_full = len(labels) == session.spec.batch_size  # other sizes would be compiled once more
     with session.autocast():
-        logits = model(inputs)
+        logits = session.forward(inputs) if is_full else model(inputs)
     loss = cross_entropy(logits.float(), labels)
     optimizer.zero_grad()
     loss.backward()
-    norms = optimizer_step(optimizer, with_norms=records_norms(step - session.first_step + 1))
+    norms = session.step_optimizer(with_norms=records_norms(step - session.first_step + 1))
     trained.scheduler.step()
     trained.position = replace(trained.position, step=step)
     measures = [loss.detach(), *num_correct(logits.detach(), labels), *norms]
@@ -121,19 +125,37 @@ def records_norms(step: int) -> bool:
     return step <= NORM_STEPS or step % NORM_EVERY == 0
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, with_norms: bool) -> list[torch.Tensor]:
-    """Take a step. Returns the L2 norms of the gradient and of the change, if asked for."""
-    if not with_norms:
-        optimizer.step()
-        return []
-    parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    before = [p.detach().clone() for p in parameters]
-    # Of the gradients before the step: an optimizer may change them in place.
-    grad_norm = torch.nn.utils.get_total_norm(gradients).float()
-    optimizer.step()
-    changes = [p.detach() - b for p, b in zip(parameters, before, strict=True)]
-    return [grad_norm, torch.nn.utils.get_total_norm(changes).float()]
+class OptimizerStep:
+    """The step of an optimizer, whose gradient and change can be measured.
+
+    The parameters from before the step are copied to where they were copied last time: in new
+    memory, that takes several times as long.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.before: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def __call__(self, with_norms: bool) -> list[torch.Tensor]:
+        """Take a step. Returns the L2 norms of the gradient and of the change, if asked for."""
+        if not with_norms:
+            self.optimizer.step()
+            return []
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.before = self.before or [torch.empty_like(p) for p in parameters]
+        torch._foreach_copy_(self.before, parameters)
+        # Of the gradients before the step: an optimizer may change them in place.
+        grad_norm = total_norm(p.grad for p in parameters if p.grad is not None)
+        self.optimizer.step()
+        pairs = zip(self.before, parameters, strict=True)
+        return [grad_norm, total_norm(before.sub_(now) for before, now in pairs)]
+
+
+def total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of all elements of all ``tensors``: float, without dimensions."""
+    norms = [torch.linalg.vector_norm(tensor) for tensor in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms)).float()
 
 
 def num_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
@@ -151,6 +173,33 @@ def num_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor
     return [hits[:, :k].sum() for k in TOP_K]
 
 
+class Stopwatch:
+    """Seconds that a device worked: by its own clock on a GPU, which lags behind the program."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew."""
+        self.started_at = self._mark()
+
+    def seconds(self) -> float:
+        """Since the start, once all work that was given to the device is done."""
+        now = self._mark()
+        if not self.on_gpu:
+            return now - self.started_at
+        now.synchronize()
+        return self.started_at.elapsed_time(now) / 1000
+
+    def _mark(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
 class StepRecords:
     """The steps of a session: their measures stay on the device until fetched together.
 
@@ -158,8 +207,9 @@ class StepRecords:
     steps of the epoch in progress.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, device: torch.device) -> None:
         self.recorder = recorder
+        self.stopwatch = Stopwatch(device)
         self.waiting: list[StepRecord] = []
         self.totals = np.zeros(2 + len(TOP_K))
         self.seconds = 0.0
@@ -168,6 +218,7 @@ class StepRecords:
     def start_clock(self) -> None:
         """Leave the time since the last fetch out of the epoch's."""
         self.fetched_at = time.perf_counter()
+        self.stopwatch.start()
 
     def add(self, record: StepRecord) -> None:
         """Take a step, and fetch if the last fetch was long ago."""
@@ -180,9 +231,9 @@ class StepRecords:
         if not self.waiting:
             return
         lengths = [len(record.measures) for record in self.waiting]
-        values = torch.cat([record.measures for record in self.waiting]).cpu().split(lengths)
-        now = time.perf_counter()  # with all work on the device done
-        self.seconds += now - self.fetched_at
+        measured = torch.cat([record.measures for record in self.waiting])
+        self.seconds += self.stopwatch.seconds()
+        values = measured.cpu().split(lengths)
         rows = []
         for record, measures in zip(self.waiting, values, strict=True):
             loss, *rest = measures.tolist()
@@ -191,7 +242,8 @@ class StepRecords:
             results = {"loss": loss, "top1": correct[0] / record.num_images}
             rows.append(record.row | results | dict(zip(NORMS, norms, strict=True)))
         self.recorder.record_steps(rows)
-        self.waiting, self.fetched_at = [], now
+        self.waiting = []
+        self.start_clock()
 
     def epoch_row(self, epoch: int) -> Row:
         """Means over the epoch's images, as they were trained on."""
@@ -219,10 +271,11 @@ class StepRecords:
 @torch.inference_mode()
 def validate(session: Session, model: torch.nn.Module, epoch: int) -> Row:
     """Evaluate on the validation split. Returns the epoch's row."""
-    start = _now(session.device)
+    stopwatch = Stopwatch(session.device)
     model.eval()
     totals = torch.zeros(1 + len(TOP_K), dtype=torch.float64, device=session.device)
-    order, batch_size = session.valid.indices, session.spec.batch_size
+    order = session.valid.indices
+    batch_size = session.spec.batch_size * EVAL_BATCHES[session.device.type]
     # What a model may draw here leaves no trace, so that an interrupted validation leaves none.
     devices = [torch.cuda.current_device()] if session.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -232,8 +285,8 @@ def validate(session: Session, model: torch.nn.Module, epoch: int) -> Row:
                 logits = model(as_input(images))
             loss = cross_entropy(logits.float(), labels, reduction="sum")
             totals += torch.stack([loss, *num_correct(logits, labels)])
-    totals_on_host = np.array([len(order), *totals.tolist()])
-    return _epoch_row(epoch, "valid", totals_on_host, _now(session.device) - start)
+    seconds = stopwatch.seconds()
+    return _epoch_row(epoch, "valid", np.array([len(order), *totals.tolist()]), seconds)
 
 
 def _epoch_row(epoch: int, split: str, totals: np.ndarray, seconds: float) -> Row:
@@ -243,10 +296,3 @@ def _epoch_row(epoch: int, split: str, totals: np.ndarray, seconds: float) -> Ro
         "epoch": epoch, "split": split, "loss": loss / images, **top_k,
         "images": int(images), "seconds": round(seconds, 3),
     }  # fmt: skip
-
-
-def _now(device: torch.device) -> float:
-    """Seconds on a clock, with all work on ``device`` done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -9,13 +9,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from optstate.job import replacing
-from optstate.training.checkpoint import Position, serialized
+from optstate.training.checkpoint import Position, on_host, serialized
 
 EXIT_CODE = os.EX_TEMPFAIL  # of a job that was told to stop and has saved: run it again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -57,11 +58,17 @@ class Progress:
         every: when to save, as configured: ``epochs``, ``steps`` and ``minutes``, whichever is
             first.
         start: where the session began.
+        in_background: whether training goes on while a state is written, at the price of as much
+            memory, and of losing as much more in a kill as was trained meanwhile.
     """
 
-    def __init__(self, folder: Path, every: dict[str, float], start: Position) -> None:
+    def __init__(
+        self, folder: Path, every: dict[str, float], start: Position, in_background: bool = False
+    ) -> None:
         self.folder = folder
         self.every = every
+        self.writer = ThreadPoolExecutor(1) if in_background else None
+        self.writing: Future[None] | None = None
         self.kept: list[Path] = []  # oldest first
         self._saved_at(start)
 
@@ -91,7 +98,25 @@ class Progress:
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep ``state`` and the one before it; all else in the folder is removed."""
+        self.finish()
         position = Position(**state["trained"]["position"])
+        if self.writer:
+            self.writing = self.writer.submit(self._write, position, on_host(state))
+        else:
+            self._write(position, state)
+        self._saved_at(position)
+
+    def finish(self) -> None:
+        """Wait until what was saved is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        writing, self.writing = self.writing, None
+        if writing:
+            writing.result()
+
+    def _write(self, position: Position, state: dict[str, Any]) -> None:
         content = serialized(state)
         digest = hashlib.sha256(content).hexdigest()
         path = self.folder / f"epoch{position.epoch:06d}-step{position.step:09d}.{digest}.pt"
@@ -101,7 +126,6 @@ class Progress:
         for other in self.folder.iterdir():
             if other not in self.kept:
                 other.unlink()
-        self._saved_at(position)
 
     def _saved_at(self, position: Position) -> None:
         self.position, self.time = position, time.monotonic()

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
+# These have a kernel for the whole step, on CPUs and GPUs: for Adam, half the time of single ones.
+FUSED = ("Adam", "AdamW", "SGD")
+KERNELS = {"fused", "foreach", "differentiable"}  # what an optimizer is told of its kernels by
 MIN_ONECYCLE_STEPS = 4  # of fewer, the 30 % for the way up are less than one
 
 
@@ -17,6 +20,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """A new ``torch.optim`` optimizer: ``name``, and keyword arguments as configured."""
     arguments = {key: value for key, value in optimizer.items() if key != "name"}
+    if optimizer["name"] in FUSED and not KERNELS & arguments.keys():
+        arguments["fused"] = True
     lr = learning_rate["lr" if learning_rate["kind"] == "constant" else "initial_lr"]
     return getattr(torch.optim, optimizer["name"])(parameters, lr=lr, **arguments)
 

@@ -22,10 +22,16 @@ import torchvision
 
 from optstate import job
 from optstate.training import checkpoint
-from optstate.training.batches import ImageSet, load_split
+from optstate.training.batches import ImageSet, load_split, on_device
 from optstate.training.boundary import carry_over
 from optstate.training.checkpoint import Position, Trained
-from optstate.training.loop import Session, StepRecords, num_steps_per_epoch, train_session
+from optstate.training.loop import (
+    OptimizerStep,
+    Session,
+    StepRecords,
+    num_steps_per_epoch,
+    train_session,
+)
 from optstate.training.model import load_weights, make_model
 from optstate.training.progress import (
     EXIT_CODE,
@@ -76,17 +82,19 @@ def train(
     log_plan(spec, images["train"], images["valid"], device)
     trained = start(spec, images["train"], arguments.previous, arguments.weights, device)
     started_at = trained.position
-    progress, records = resume(spec, arguments, folder, trained)
+    progress, records = resume(spec, arguments, folder, trained, device)
 
     def save_if_due() -> None:
         if progress.is_due(trained.position):
             save_progress(progress, trained, records)
 
     session = Session(
-        **images,
+        **{split: on_device(image_set, device) for split, image_set in images.items()},
         spec=spec,
         device=device,
         autocast=autocast(spec, device),
+        forward=compiled(trained.model, device) if compiles(spec) else trained.model,
+        step_optimizer=OptimizerStep(trained.optimizer),
         records=records,
         first_epoch=started_at.epoch + 1,
         first_step=started_at.step + 1,
@@ -98,27 +106,36 @@ def train(
             train_session(session, trained)
     except Interrupted as signal:
         save_progress(progress, trained, records)
+        progress.finish()
         logging.warning("interrupted: %s: saved %s: run again to go on", signal, trained.position)
         sys.exit(EXIT_CODE)
     finally:
         records.recorder.curves.close()
     save_progress(progress, trained, records)
+    progress.finish()
     records.recorder.write(arguments.output)
     meta = describe(spec, device)
     checkpoint.save(trained.state_dict() | {"meta": meta}, arguments.output / "checkpoint.pt")
 
 
 def resume(
-    spec: SessionSpec, arguments: argparse.Namespace, folder: Path, trained: Trained
+    spec: SessionSpec,
+    arguments: argparse.Namespace,
+    folder: Path,
+    trained: Trained,
+    device: torch.device,
 ) -> tuple[Progress, StepRecords]:
     """Bring ``trained`` to where an interrupted job has left it, with its records up to there."""
-    progress = Progress(folder, json.loads(arguments.checkpoint_every), trained.position)
+    every = json.loads(arguments.checkpoint_every)
+    # On a CPU the writer would take its time from training.
+    progress = Progress(folder, every, trained.position, in_background=device.type == "cuda")
     state = progress.load()
     if spec.session == 2:
         for curve in arguments.curves:
             add_shared_session(curve, arguments.previous)
     curves = Curves(arguments.curves, spec.session)
-    records = StepRecords(Recorder(spec, curves, trained.position.epoch + spec.num_epochs))
+    recorder = Recorder(spec, curves, trained.position.epoch + spec.num_epochs)
+    records = StepRecords(recorder, device)
     if state:
         trained.load_state_dict(state["trained"])
         records.load_state_dict(state["records"])
@@ -162,6 +179,17 @@ def autocast(spec: SessionSpec, device: torch.device) -> Any:
     if (default if spec.precision == "auto" else spec.precision) == "float32":
         return contextlib.nullcontext
     return functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+def compiles(spec: SessionSpec) -> bool:
+    """Whether the model is compiled: by ``auto`` it is not, since sessions are too short for it."""
+    return spec.compile is True
+
+
+def compiled(model: torch.nn.Module, device: torch.device) -> Any:
+    """The model compiled for batches of one size, on a GPU with its kernels in a CUDA graph."""
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    return torch.compile(model, dynamic=False, mode=mode)
 
 
 def log_plan(spec: SessionSpec, train: ImageSet, valid: ImageSet, device: torch.device) -> None:
@@ -267,6 +295,7 @@ def describe(spec: SessionSpec, device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
         "device_type": device.type,
         "precision": "float32" if autocast(spec, device) is contextlib.nullcontext else "bfloat16",
+        "compiled": compiles(spec),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
@@ -283,3 +312,4 @@ PARSER.add_argument("--curves", type=Path, nargs="*", default=[], help="TensorBo
 
 if __name__ == "__main__":
     job.run(PARSER, main)
+    job.leave()

@@ -32,6 +32,7 @@ class SessionSpec:
     keep: str | list[str]  # entries of the optimizer's state carried into this session, or "all"
     device: str
     precision: str
+    compile: bool | str
     cpu_threads: int
     deterministic: bool | str
 

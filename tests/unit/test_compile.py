@@ -1,0 +1,77 @@
+"""What ``compile: true`` does."""
+
+import pytest
+import torch
+
+from optstate.training import session
+from sessions import FIRST, SECOND, checkpoint, rows, train, write_arrays
+
+SPEC = FIRST | {"num_epochs": 1}
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    return write_arrays(tmp_path / "arrays")
+
+
+class Compiled:
+    """In place of ``torch.compile``, which takes a minute: notes what it is called with."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, bool]] = []  # images, and whether in training
+
+    def __call__(self, model, **options):
+        self.options = options
+
+        def forward(images):
+            self.batches.append((len(images), model.training))
+            return model(images)
+
+        return forward
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    fake = Compiled()
+    monkeypatch.setattr(torch, "compile", fake)
+    return fake
+
+
+def test_full_batches_of_training_are(tmp_path, arrays, compiled):
+    """Of 17 images in batches of 6, two are full."""
+    output = train(tmp_path, SPEC | {"compile": True, "batch_size": 6}, arrays)
+    assert compiled.batches == [(6, True)] * 2
+    assert compiled.options == {"dynamic": False, "mode": "default"}
+    assert len(rows(output / "steps.csv")) == 3
+    assert checkpoint(output)["meta"]["compiled"] is True
+
+
+@pytest.mark.parametrize("choice", ["auto", False])
+def test_otherwise_nothing_is(tmp_path, arrays, compiled, choice):
+    output = train(tmp_path, SPEC | {"compile": choice}, arrays)
+    assert compiled.batches == []
+    assert checkpoint(output)["meta"]["compiled"] is False
+
+
+def test_a_later_session_takes_what_a_compiled_one_left(tmp_path, arrays, compiled):
+    first = train(tmp_path, SPEC | {"compile": True}, arrays)
+    train(tmp_path, SECOND | {"num_epochs": 1}, arrays, previous=first)
+
+
+def test_for_real(tmp_path, arrays, request):
+    """It computes the same, but for rounding, and the same in every run."""
+    if not request.config.getoption("--exhaustive"):
+        pytest.skip("takes minutes: --exhaustive")
+    spec = SPEC | {"model": "squeezenet1_1", "learning_rate": {"kind": "constant", "lr": 1e-4}}
+    eager, once, again = (
+        rows(train(tmp_path / name, spec | {"compile": name != "eager"}, arrays) / "steps.csv")
+        for name in ("eager", "once", "again")
+    )
+    assert once == again
+    for one, other in zip(eager, once, strict=True):
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
+
+
+def test_its_mode_on_a_gpu_has_cuda_graphs(compiled):
+    session.compiled(torch.nn.Identity(), torch.device("cuda"))
+    assert compiled.options == {"dynamic": False, "mode": "reduce-overhead"}

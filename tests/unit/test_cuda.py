@@ -1,0 +1,64 @@
+"""What only a GPU can show; without one, all of it is skipped."""
+
+import pytest
+import torch
+
+from optstate.training import batches, loop
+from sessions import FIRST, SECOND, checkpoint, rows, train, without_seconds, write_arrays
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+ON_GPU = {"device": "cuda", "deterministic": True}
+SPEC = FIRST | ON_GPU
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    return write_arrays(tmp_path / "arrays")
+
+
+def assert_same(output, expected):
+    for name in ("checkpoint.pt", "steps.csv"):
+        assert (output / name).read_bytes() == (expected / name).read_bytes(), name
+    assert without_seconds(output / "epochs.csv") == without_seconds(expected / "epochs.csv")
+
+
+def test_the_same_bits_in_every_run(tmp_path, arrays):
+    outputs = []
+    for name in ("once", "again"):
+        first = train(tmp_path / name, SPEC, arrays)
+        outputs.append(train(tmp_path / name, SECOND | ON_GPU, arrays, previous=first))
+    assert_same(*outputs)
+    assert checkpoint(outputs[0])["meta"]["precision"] == "bfloat16"
+
+
+def test_streamed_images_give_the_same_bits_as_held_ones(tmp_path, arrays, monkeypatch):
+    held = train(tmp_path / "held", SPEC, arrays)
+    monkeypatch.setattr(batches, "ROOM", 0)
+    assert_same(train(tmp_path / "streamed", SPEC, arrays), held)
+
+
+def test_no_step_waits_for_the_gpu(tmp_path, arrays, monkeypatch):
+    train_step, augmented = loop.train_step, loop.augmented
+
+    def not_waiting(function):
+        def watched(*arguments):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return function(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return watched
+
+    monkeypatch.setattr(loop, "train_step", not_waiting(train_step))
+    monkeypatch.setattr(loop, "augmented", not_waiting(augmented))
+    train(tmp_path, SPEC, arrays)
+
+
+def test_compiled_with_cuda_graphs(tmp_path, arrays):
+    eager, compiled = (
+        rows(train(tmp_path / str(choice), SPEC | {"compile": choice}, arrays) / "steps.csv")
+        for choice in (False, True)
+    )
+    assert float(compiled[0]["loss"]) == pytest.approx(float(eager[0]["loss"]), rel=0.02)
