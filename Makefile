@@ -6,7 +6,7 @@ SNAKEMAKE := $(BIN)/snakemake
 LOCK := envs/requirements.lock
 export PYTHONPATH := workflow/scripts
 
-.PHONY: install demo test test-slurm check plan lock
+.PHONY: install demo test test-slurm bench check plan lock
 
 install: .venv/installed ## the environment, from the lock file
 
@@ -20,6 +20,9 @@ test: check ## every test that needs no more than this
 
 test-slurm: .venv/installed ## on a real SLURM cluster, set up here for the time
 	$(BIN)/python -m pytest tests/slurm
+
+bench: .venv/installed ## how near it is to the limits of this machine, which should be idle
+	$(SNAKEMAKE) --cores all --forcerun bench -- bench
 
 plan: .venv/installed ## jobs, disk and GPU hours: make plan CONFIG=config/mine.yaml SECONDS=15
 	@test "$(CONFIG)" && test "$(SECONDS)" || \

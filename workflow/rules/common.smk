@@ -254,3 +254,29 @@ def rows_of_all_runs(name):
         for session in range(1, NUM_SESSIONS + 1)
     }
     return [f"{folder}/{name}.csv" for folder in sorted(folders)]
+
+
+# Measurements
+
+
+def bench_settings():
+    """What to measure with."""
+    schema = Path(f"{workflow.basedir}/workflow/schemas/bench.schema.yaml")
+    try:
+        return configuration.bench_settings(Path(f"{workflow.basedir}/config/bench.yaml"), schema)
+    except InputError as error:
+        sys.exit(f"configuration: {error}")
+
+
+def device_here():
+    """What there is to train on, as far as can be told without torch, which takes a second."""
+    drivers = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+    return "cuda" if any(os.path.exists(driver) for driver in drivers) else "cpu"
+
+
+def settings_at_size(wildcards):
+    """What a measurement at an image size is told."""
+    same = {key: BENCH[key] for key in ("model", "batch_size", "peers", "epochs")}
+    threads = BENCH[BENCH_DEVICE]["threads"]
+    here = {"device": BENCH_DEVICE, "threads": threads, "image_size": int(wildcards.size)}
+    return json.dumps(same | here, sort_keys=True)

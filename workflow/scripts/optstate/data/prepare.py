@@ -8,7 +8,6 @@ and are squashed to a square with Pillow's antialiased bilinear filter, which is
 
 import argparse
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -21,13 +20,13 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -47,6 +46,9 @@ FOLDERS = {"train": "train", "valid": "val"}  # split: folder of the archive
 SMALL_BYTES = 1_000_000_000  # an archive may always take as much when it is unpacked,
 MAX_EXPANSION = 100  # or this many times its own size: images hardly shrink
 BLOCK_BYTES = 4096  # what the smallest file takes
+CHUNK = 32  # images that a worker decodes in a row
+CHUNKS_TO_DISK = 16  # after so many of them, what is written goes to the disk
+THINNED = 61  # every so many bytes of the pixels tell whether pictures may be equal
 HEADER_BYTES = 1_000_000  # at most in a tar's extended header, which is read into memory
 COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of 8 bits without colour
 
@@ -57,7 +59,8 @@ EXTENDED_HEADERS = (
 )  # fmt: skip
 
 Image.init()
-FORMATS = sorted(Image.OPEN.keys() - {"EPS"})  # to read that one, Pillow would run a program
+USUAL = ("JPEG", "PNG")  # each format is tried on each file, in this order,
+FORMATS = [*USUAL, *sorted(Image.OPEN.keys() - {*USUAL, "EPS"})]  # but EPS would run a program
 BAD_ARCHIVE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError,
     OSError, RuntimeError, ValueError, OverflowError, MemoryError,
@@ -69,16 +72,15 @@ class Split:
     """The images of one split, in the order of the arrays."""
 
     name: str
-    paths: list[Path]
+    images: list[str]  # paths, below the folder that holds the splits
     labels: np.ndarray  # (images,) int64, an index into the classes
 
 
-@dataclass(frozen=True)
-class Decoded:
+class Decoded(NamedTuple):
     """What is kept of an image beside its pixels."""
 
     colourless: bool
-    digest: bytes  # of the RGB picture before it was resized
+    likeness: int  # the same for equal pictures, and hardly ever for others
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -93,7 +95,7 @@ def main(arguments: argparse.Namespace) -> None:
 def images_folder(arguments: argparse.Namespace) -> Iterator[Path]:
     """The folder that holds ``train`` and ``val``: the user's own, or the archive's for a while."""
     if arguments.folder:
-        if folder_sha256(arguments.folder) != arguments.sha256:
+        if arguments.sha256 and folder_sha256(arguments.folder) != arguments.sha256:
             raise InputError(f"{arguments.folder}: its files have just changed: run again")
         yield arguments.folder
         return
@@ -192,19 +194,21 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
         InputError: the layout is not {train,val}/CLASS/IMAGE, or an image does not decode.
     """
     classes, splits = list_images(root)
-    num_images = sum(len(split.paths) for split in splits)
+    num_images = sum(len(split.images) for split in splits)
     require_space(output, num_images * image_size**2 * 3)
     names = [f"{split.name}_{what}.npy" for split in splits for what in ("images", "labels")]
     with contextlib.ExitStack() as outputs:  # all of them appear, or none
         arrays = {name: outputs.enter_context(replacing(output / name)) for name in names}
-        decoded = {}
-        for split in splits:
-            with arrays[f"{split.name}_labels.npy"].open("wb") as file:
-                np.save(file, split.labels)
-            images = arrays[f"{split.name}_images.npy"]
-            decoded[split.name] = decode_split(split, image_size, workers, images)
-        hashes = files_sha256(list(arrays.values()))
-        checksums = {name: hashes[path] for name, path in arrays.items()}
+        checksums, decoded = {}, {}
+        with decoding_processes(workers) as pool:
+            for split in splits:
+                images, labels = f"{split.name}_images.npy", f"{split.name}_labels.npy"
+                decoded[split.name], checksums[images] = decode_split(
+                    split, root, image_size, pool, arrays[images]
+                )
+                with arrays[labels].open("wb") as file:
+                    np.save(file, split.labels)
+                checksums[labels] = files_sha256([arrays[labels]])[arrays[labels]]
         card = describe(root, image_size, classes, splits, decoded) | {"sha256": checksums}
         path = outputs.enter_context(replacing(output / "dataset.json"))
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -231,50 +235,53 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
         )
     splits = []
     for name, files in found.items():
-        paths, labels = [], []
-        for label, class_ in enumerate(classes):
-            images = [path for path in files[class_] if path.suffix.lower() in readable]
-            if not images:
+        images: list[str] = []
+        num_images = []
+        for class_ in classes:
+            folder = f"{FOLDERS[name]}/{class_}"
+            of_class = [file for file in files[class_] if Path(file).suffix.lower() in readable]
+            if not of_class:
                 raise InputError(
-                    f"{root / FOLDERS[name] / class_}: no image in this class folder: "
+                    f"{root / folder}: no image in this class folder: "
                     "add some, or remove the class from both splits"
                 )
-            for path in sorted(set(files[class_]) - set(images)):
-                logging.info("left out, no image by its name: %s", path.relative_to(root))
-            paths += images
-            labels += [label] * len(images)
-        splits.append(Split(name, paths, np.array(labels, dtype=np.int64)))
+            for file in sorted(set(files[class_]) - set(of_class)):
+                logging.info("left out, no image by its name: %s/%s", folder, file)
+            images += [f"{folder}/{file}" for file in of_class]
+            num_images.append(len(of_class))
+        splits.append(Split(name, images, np.repeat(np.arange(len(classes)), num_images)))
     return classes, splits
 
 
-def _files_by_class(root: Path, folder: str) -> dict[str, list[Path]]:
+def _files_by_class(root: Path, folder: str) -> dict[str, list[str]]:
     """The files of each class of one split, in name order; hidden ones are no part of it."""
     if not (root / folder).is_dir():
         raise InputError(f"{root}: has no folder {folder!r}: expected {{train,val}}/CLASS/IMAGE")
     files = {
-        class_.name: sorted(p for p in class_.iterdir() if p.is_file() and p.name[0] != ".")
+        class_.name: sorted(p.name for p in class_.iterdir() if p.is_file() and p.name[0] != ".")
         for class_ in (root / folder).iterdir()
         if class_.is_dir() and class_.name[0] != "."
     }
-    for path in (path for paths in files.values() for path in paths):
+    for class_, name in ((class_, name) for class_, names in files.items() for name in names):
         try:
-            path.name.encode(), path.parent.name.encode()
+            class_.encode(), name.encode()
         except UnicodeEncodeError as error:
+            path = root / folder / class_ / name
             raise InputError(f"{path}: its name is not UTF-8: rename it") from error
     return files
 
 
-def decode_split(split: Split, image_size: int, workers: int, output: Path) -> list[Decoded]:
-    """Write the array of a split's images."""
-    allocate(output, (len(split.paths), image_size, image_size, 3))
-    tasks = [(output, index, path, image_size) for index, path in enumerate(split.paths)]
+@contextlib.contextmanager
+def decoding_processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one.
+
+    Raises:
+        InputError: one of them was killed.
+    """
     fork = multiprocessing.get_context("fork")  # else the workers' parent is another process
-    end_with_me = (signal.SIGKILL, os.getpid())
-    with ProcessPoolExecutor(workers, fork, end_with_parent, end_with_me) as pool:
-        results = pool.map(_decode_into, tasks, chunksize=16)
-        bar = tqdm(results, f"decode {split.name}", len(tasks), unit="image", disable=None)
+    with ProcessPoolExecutor(workers, fork, _start_worker, (os.getpid(),)) as pool:
         try:
-            return list(bar)
+            yield pool
         except BrokenProcessPool as error:
             raise InputError(
                 "a decoding process was killed, probably for lack of memory: use fewer cores"
@@ -283,47 +290,87 @@ def decode_split(split: Split, image_size: int, workers: int, output: Path) -> l
             pool.shutdown(cancel_futures=True)
 
 
-def allocate(path: Path, shape: tuple[int, ...]) -> None:
-    """Make an uint8 .npy file whose disk blocks exist.
+def _start_worker(parent: int) -> None:
+    """Let this process end with its ``parent``, and use the memory of an image for the next."""
+    end_with_parent(signal.SIGKILL, parent)
+    Image.core.set_blocks_max(4)  # else the kernel takes, clears and gives it for every image
 
-    Writing through a memory map into a full disk kills the process (SIGBUS); asking for the
-    blocks first raises OSError instead.
+
+def decode_split(
+    split: Split, root: Path, image_size: int, pool: ProcessPoolExecutor, output: Path
+) -> tuple[list[Decoded], str]:
+    """Write the array of a split's images. Returns what else is known of them, and its SHA-256."""
+    num_bytes = image_size**2 * 3  # of an image
+    header = allocate(output, (len(split.images), image_size, image_size, 3))
+    tasks = (
+        (output, header + first * num_bytes, root, split.images[first : first + CHUNK], image_size)
+        for first in range(0, len(split.images), CHUNK)
+    )
+    decoded: list[Decoded] = []
+    with (
+        output.open("rb", buffering=0) as written,
+        tqdm(None, f"decode {split.name}", len(split.images), unit="image", disable=None) as bar,
+    ):
+        digest = hashlib.sha256(written.read(header))
+        for number, results in enumerate(pool.map(_decode_chunk, tasks), 1):
+            for result in results:
+                digest.update(written.read(num_bytes))  # while others are being decoded
+                decoded.append(result)
+            if number % CHUNKS_TO_DISK == 0:
+                os.fsync(written.fileno())  # so that there is little to wait for in the end
+            bar.update(len(results))
+    return decoded, digest.hexdigest()
+
+
+def allocate(path: Path, shape: tuple[int, ...]) -> int:
+    """Make an uint8 .npy file whose disk blocks exist. Returns how long its header is, in bytes.
+
+    So a full disk is told before anything is decoded.
     """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    del array
+    header = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
     with path.open("r+b") as file:
         if hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return header
 
 
-def _decode_into(task: tuple[Path, int, Path, int]) -> Decoded:
-    """Decode one image into its row of the array."""
-    array_path, index, image_path, image_size = task
+def _decode_chunk(task: tuple[Path, int, Path, list[str], int]) -> list[Decoded]:
+    """Decode images into consecutive rows of an array, the first of which begins at ``offset``."""
+    array_path, offset, root, images, image_size = task
+    decoded = []
+    with warnings.catch_warnings(action="ignore"), array_path.open("r+b") as array:
+        array.seek(offset)
+        for image in images:
+            mode, picture = open_rgb(f"{root}/{image}")
+            resized = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            pixels = resized.tobytes()
+            array.write(pixels)
+            likeness = hash((picture.size, pixels[::THINNED]))
+            decoded.append(Decoded(mode in COLOURLESS, likeness))
+    return decoded
+
+
+def open_rgb(path: str) -> tuple[str, Image.Image]:
+    """The mode of an image file, and its picture in RGB.
+
+    Raises:
+        InputError: it does not decode, or has more than 8 bits a pixel.
+    """
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(image_path, formats=FORMATS) as image,
-        ):
+        with Image.open(path, formats=FORMATS) as image:
             mode = image.mode
-            picture = image.convert("RGB")
+            image.load()
+            picture = image if image.mode == "RGB" else image.convert("RGB")  # which would copy
     except Exception as error:  # Pillow's plugins raise what they like on damaged files
         raise InputError(
-            f"{image_path}: does not decode as an image ({error}): replace or remove it"
+            f"{path}: does not decode as an image ({error}): replace or remove it"
         ) from error
     if mode == "F" or mode.startswith("I"):
         raise InputError(
-            f"{image_path}: has more than 8 bits a pixel (mode {mode}), which would be clipped: "
+            f"{path}: has more than 8 bits a pixel (mode {mode}), which would be clipped: "
             "convert it to 8 bits"
         )
-    pixels = np.asarray(picture.resize((image_size, image_size), Image.Resampling.BILINEAR))
-    _rows(array_path)[index] = pixels
-    content = f"{picture.size}".encode() + picture.tobytes()
-    return Decoded(mode in COLOURLESS, hashlib.sha256(content).digest())
-
-
-@functools.lru_cache(maxsize=2)
-def _rows(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r+")
+    return mode, picture
 
 
 def describe(
@@ -334,37 +381,44 @@ def describe(
     decoded: dict[str, list[Decoded]],
 ) -> dict[str, object]:
     """What ``dataset.json`` says: classes, counts, greyscale images, duplicates."""
-    names = {s.name: [p.relative_to(root).as_posix() for p in s.paths] for s in splits}
     counts = {s.name: np.bincount(s.labels, minlength=len(classes)) for s in splits}
     return {
         "image_size": image_size,
-        "num_images": {split: len(paths) for split, paths in names.items()},
+        "num_images": {split.name: len(split.images) for split in splits},
         "classes": [
             {"label": label, "name": name}
             | {split: int(count[label]) for split, count in counts.items()}
             for label, name in enumerate(classes)
         ],
         "greyscale": {
-            split: [n for n, d in zip(paths, decoded[split], strict=True) if d.colourless]
-            for split, paths in names.items()
+            s.name: [n for n, d in zip(s.images, decoded[s.name], strict=True) if d.colourless]
+            for s in splits
         },
-        "duplicates": duplicates(names, decoded),
+        "duplicates": duplicates(root, splits, decoded),
     }
 
 
 def duplicates(
-    names: dict[str, list[str]], decoded: dict[str, list[Decoded]]
+    root: Path, splits: Sequence[Split], decoded: dict[str, list[Decoded]]
 ) -> dict[str, list[list[str]]]:
-    """Groups of images whose pictures are equal pixel for pixel, within a split or across both."""
+    """Groups of images whose pictures are equal pixel for pixel, within a split or across both.
+
+    Those that are alike are decoded again to tell.
+    """
+    alike = Counter(result.likeness for results in decoded.values() for result in results)
     groups: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
-    for split, paths in names.items():
-        for name, result in zip(paths, decoded[split], strict=True):
-            groups[result.digest].append((split, name))
+    for split in splits:
+        for name, result in zip(split.images, decoded[split.name], strict=True):
+            if alike[result.likeness] > 1:
+                with warnings.catch_warnings(action="ignore"):
+                    _, picture = open_rgb(f"{root}/{name}")
+                content = f"{picture.size}".encode() + picture.tobytes()
+                groups[hashlib.sha256(content).digest()].append((split.name, name))
     sorted_groups: dict[str, list[list[str]]] = {"train": [], "valid": [], "across_splits": []}
     for group in groups.values():
         if len(group) > 1:
-            splits = {split for split, _ in group}
-            kind = splits.pop() if len(splits) == 1 else "across_splits"
+            among = {split for split, _ in group}
+            kind = among.pop() if len(among) == 1 else "across_splits"
             sorted_groups[kind].append([name for _, name in group])
     return sorted_groups
 
@@ -384,7 +438,7 @@ PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 source = PARSER.add_mutually_exclusive_group(required=True)
 source.add_argument("--archive", type=Path, help="a verified tar or zip archive")
 source.add_argument("--folder", type=Path, help="a folder of {train,val}/CLASS/IMAGE")
-PARSER.add_argument("--sha256", help="of the manifest of --folder")
+PARSER.add_argument("--sha256", help="of the manifest that --folder should have")
 PARSER.add_argument("--image-size", type=int, required=True, help="pixels")
 PARSER.add_argument("--workers", type=int, default=1, help="decoding processes")
 PARSER.add_argument("--output", type=Path, required=True, help="folder")

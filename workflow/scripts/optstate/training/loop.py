@@ -128,8 +128,8 @@ def records_norms(step: int) -> bool:
 class OptimizerStep:
     """The step of an optimizer, whose gradient and change can be measured.
 
-    The parameters from before the step are copied to where they were copied last time: in new
-    memory, that takes several times as long.
+    The parameters from before the step are copied to memory that is kept for it: to get new memory
+    can take longer than the copy.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,244 @@
+"""The measurements: that they count what they say, on planted times and tiny models."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import ROOT
+from optstate import configuration
+from optstate.bench import data_path, loop, sharing, step, summary
+from optstate.bench.measure import (
+    Measure,
+    interval,
+    median,
+    ratio_of_sums,
+    read_measures,
+    session_spec,
+    write_measures,
+)
+from optstate.job import InputError
+from optstate.training import session
+from sessions import write_arrays
+
+CPU = torch.device("cpu")
+SETTINGS = {
+    "model": "squeezenet1_1", "image_size": 32, "batch_size": 4, "threads": 1, "device": "cpu",
+    "epochs": {"loop": 2},
+}  # fmt: skip
+
+
+def measured(path) -> dict[str, Measure]:
+    return {row.measure: row for row in read_measures(path)}
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("value", "goal", "met"),
+        [
+            (0.98, ">= 0.98", True), (0.9799, ">= 0.98", False), (5.0, "<= 5", True),
+            (5.1, "<= 5", False), (1.0, "", None), (math.nan, ">= 1", False),
+        ],
+    )  # fmt: skip
+    def test_a_goal_is_met_or_not(self, value, goal, met):
+        assert Measure("m", "cpu", value, value, value, goal).is_met is met
+
+    def test_they_return_from_the_file(self, tmp_path):
+        rows = [Measure("a", "cpu", 0.98, 0.97, 0.99, ">= 0.9"), Measure("b", "cuda", 3, 2, 4)]
+        write_measures(tmp_path / "rows.csv", rows)
+        assert read_measures(tmp_path / "rows.csv") == rows
+        head = (tmp_path / "rows.csv").read_text().splitlines()[0]
+        assert head == "measure,device,value,low,high,goal"
+
+    def test_the_interval_covers_the_ratio(self):
+        """Of planted stretches, nineteen of twenty times."""
+        rng = np.random.default_rng(0)
+        covered = 0
+        for _ in range(60):
+            speed = rng.uniform(0.9, 1.1, 30)  # of the machine, which both of a pair meet
+            value, low, high = ratio_of_sums(
+                2 * speed + rng.normal(0, 0.1, 30), speed + rng.normal(0, 0.1, 30)
+            )
+            assert low < value < high
+            covered += low <= 2 <= high
+        assert covered >= 50
+
+    def test_of_one_sample_there_is_no_interval(self):
+        assert median([3.0]) == (3, 3, 3)
+        assert interval([[1, 2, 3, 10]], np.median)[0] == 2.5
+
+    def test_the_table_names_other_sizes(self, tmp_path, capsys):
+        paths = [tmp_path / size / "loop.csv" for size in ("224px", "128px")]
+        for path, value in zip(paths, (0.99, 0.9), strict=True):
+            write_measures(path, [Measure("loop_efficiency", "cuda", value, 0.8, 1, ">= 0.98")])
+        alone = tmp_path / "orchestration.csv"
+        write_measures(alone, [Measure("unmeasured", "cpu", *[math.nan] * 3, ">= 1")])
+        summary.main(SimpleNamespace(measures=[*paths, alone], main_size=224, output=tmp_path))
+        rows = measured(tmp_path / "summary.csv")
+        assert list(rows) == ["loop_efficiency", "loop_efficiency_128px", "unmeasured"]
+        table = capsys.readouterr().out.splitlines()
+        assert [line.split()[-1] for line in table[-3:]] == ["met", "MISSED", "measured"]
+        assert f"cores: {summary.machine()['cores']}" in table
+
+
+class TestStretches:
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        """That the bare step moves by 2, and the session by what a test says."""
+        clock = SimpleNamespace(now=0.0)
+        monkeypatch.setattr(loop, "now", lambda _: clock.now)
+        clock.bare_step = lambda: self.move(clock, 2)
+        return clock
+
+    @staticmethod
+    def move(clock, seconds):
+        clock.now += seconds
+
+    def test_each_counts_its_own_seconds(self, clock):
+        stretches = loop.Stretches(clock.bare_step, CPU)
+        validate = stretches.leave_out(lambda: [self.move(clock, 100), stretches.after_step()])
+        for number in range(25):
+            self.move(clock, 3)
+            stretches.after_step()
+            if number in (4, 19):
+                validate()
+        self.move(clock, 5)  # the state is saved
+        stretches.end_session()
+        assert stretches.steps == [10, 10, 5]
+        assert stretches.session == [30, 30, 20]
+        assert stretches.bare == [20, 20, 10]
+
+    def test_what_comes_after_the_last_full_stretch_is_part_of_it(self, clock):
+        stretches = loop.Stretches(clock.bare_step, CPU)
+        for _ in range(10):
+            self.move(clock, 3)
+            stretches.after_step()
+        self.move(clock, 5)
+        stretches.end_session()
+        assert stretches.session == [35]
+
+
+def test_a_session_is_measured_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "NUM_IMAGES", {"train": 50, "valid": 10})
+    monkeypatch.setattr(loop, "DATA_EPOCHS", 2)
+    seen = []
+    train_session = session.train_session
+    monkeypatch.setattr(
+        session, "train_session", lambda s, t: [train_session(s, t), seen.append(t.position)]
+    )
+    output = tmp_path / "bench" / "loop.csv"
+    output.parent.mkdir()
+    loop.main(SimpleNamespace(settings=SETTINGS, output=output))
+    assert (seen[0].epoch, seen[0].step) == (2, 26)
+    rows = measured(output)
+    assert rows["loop_efficiency"].goal == ">= 0.98"
+    assert 0.1 < rows["loop_efficiency"].value < 2
+    ratio = rows["session_images_per_second"].value / rows["bare_step_images_per_second"].value
+    assert rows["loop_efficiency"].value == pytest.approx(ratio, rel=0.01)
+    assert 0 < rows["data_path_share_of_step"].value < 1
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_the_step_is_measured_each_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "ROUNDS", 2)
+    monkeypatch.setattr(session, "compiled", lambda model, _: model)
+    step.main(SimpleNamespace(settings=SETTINGS, output=tmp_path / "step.csv"))
+    assert list(measured(tmp_path / "step.csv")) == [
+        "channels_last_gain", "fused_optimizer_gain", "bfloat16_gain", "threads_gain_of_1",
+        "compile_gain", "compile_seconds", "compile_break_even_steps",
+    ]  # fmt: skip
+
+
+def test_what_compiling_costs_and_when_it_has_paid(monkeypatch):
+    """A first step of 60 s, then one in 1 s instead of 1.5 s: paid after 120 steps."""
+    clock = SimpleNamespace(now=0.0, compiled=False)
+
+    def compiled_step():
+        clock.now += 1 if clock.compiled else 60
+        clock.compiled = True
+
+    def eager_step():
+        clock.now += 1.5
+
+    monkeypatch.setattr(step, "now", lambda _: clock.now)
+    monkeypatch.setattr(step, "make_bare_step", lambda *_: compiled_step)
+    rows = step.compile_measures(session_spec(SETTINGS), CPU, eager_step)
+    assert [row.value for row in rows] == [pytest.approx(v) for v in (1.5, 60, 120)]
+
+
+def test_a_bare_step_trains_as_configured():
+    spec = session_spec(SETTINGS | {"model": "resnet18"})
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patched:
+        models = []
+        make_model = step.make_model
+        patched.setattr(step, "make_model", lambda *a: models.append(make_model(*a)) or models[-1])
+        bare_step = step.make_bare_step(spec, CPU)
+    (model,) = models
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    before = model.fc.weight.detach().clone()
+    bare_step()
+    assert not torch.equal(model.fc.weight, before)
+
+
+def test_the_data_path_is_measured_against_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_path, "ROUNDS", 2)
+    monkeypatch.setattr(data_path, "REPEATS", 2)
+    for class_, number in (("a", 8), ("b", 9)):  # as many as in the arrays
+        (tmp_path / "images/train" / class_).mkdir(parents=True)
+        for index in range(number):
+            Image.new("RGB", (40, 50)).save(tmp_path / f"images/train/{class_}/{index}.jpg")
+    arrays = write_arrays(tmp_path / "arrays")
+    arguments = SimpleNamespace(
+        settings=SETTINGS, images=tmp_path / "images", arrays=arrays, output=tmp_path / "out.csv"
+    )
+    data_path.main(arguments)
+    rows = measured(tmp_path / "out.csv")
+    assert rows["data_path_vs_imagefolder"].goal == ">= 35"
+    for other in ("copy", "imagefolder", "article"):
+        ratio = rows["data_path_images_per_second"].value / rows[f"{other}_images_per_second"].value
+        assert rows[f"data_path_vs_{other}"].value == pytest.approx(ratio, rel=0.01)
+    (tmp_path / "images/train/a/0.jpg").unlink()
+    with pytest.raises(RuntimeError, match="not the same number"):
+        data_path.main(arguments)
+
+
+def test_jobs_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing, "ROUNDS", 1)
+    monkeypatch.setattr(sharing, "SECONDS", 0.2)
+    sharing.main(SimpleNamespace(settings=SETTINGS, output=tmp_path / "sharing.csv"))
+    rows = measured(tmp_path / "sharing.csv")
+    for number in (2, 3):
+        rates = [rows[f"jobs_{n}_images_per_second"].value for n in (number, 1)]
+        assert rows[f"jobs_{number}_gain"].value == pytest.approx(rates[0] / rates[1], rel=0.01)
+
+
+class TestSettings:
+    schema = ROOT / "workflow/schemas/bench.schema.yaml"
+
+    def test_the_ones_that_come_with_the_project(self):
+        settings = configuration.bench_settings(ROOT / "config/bench.yaml", self.schema)
+        assert settings["archive"] is None
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("[1, 2]", "it should be a mapping"),
+            ("model: {", "while parsing"),
+            ("modell: resnet18", "`modell` is no key"),
+            ("num_images: 3", "`num_images` is 3"),
+        ],
+    )
+    def test_bad_ones_are_one_line(self, tmp_path, text, line):
+        path = tmp_path / "bench.yaml"
+        good = (ROOT / "config/bench.yaml").read_text()
+        key = text.partition(":")[0]
+        kept = [row for row in good.splitlines() if not row.startswith(f"{key}:")]
+        path.write_text(text if text[0] == "[" else "\n".join([*kept, text]))
+        with pytest.raises(InputError, match=line) as error:
+            configuration.bench_settings(path, self.schema)
+        assert str(error.value).startswith(f"{path}: ")
+        assert "\n" not in str(error.value)

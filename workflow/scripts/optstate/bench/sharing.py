@@ -1,0 +1,93 @@
+"""Several training jobs side by side: images per second of all of them together."""
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optstate import job
+from optstate.bench.measure import Measure, interval, ratio_of_sums, session_spec, write_measures
+
+JOBS = (1, 2, 3)
+ROUNDS = 5
+SECONDS = 5.0  # of a round
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write the measures to ``--output``."""
+    settings = arguments.settings | {"threads": 1}
+    rates = measure_rates(settings)
+    measures = []
+    for number, rate in rates.items():
+        all_together = interval([rate], mean)
+        measures.append(
+            Measure(f"jobs_{number}_images_per_second", settings["device"], *all_together)
+        )
+    for number in JOBS[1:]:
+        gain = ratio_of_sums(rates[number], rates[1])
+        measures.append(Measure(f"jobs_{number}_gain", settings["device"], *gain))
+    write_measures(arguments.output, measures)
+
+
+def mean(values: Any, axis: int) -> Any:
+    """Of an array, along ``axis``."""
+    return values.mean(axis)
+
+
+def measure_rates(settings: dict[str, Any]) -> dict[int, list[float]]:
+    """Images per second of 1, 2, ... jobs together, in each round."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for _ in range(max(JOBS)):
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=work, args=(theirs, settings), daemon=True))
+        processes[-1].start()
+        theirs.close()
+        pipes.append(ours)
+    for pipe in pipes:
+        pipe.recv()  # all are ready
+    rates: dict[int, list[float]] = {number: [] for number in JOBS}
+    for _ in range(ROUNDS):
+        for number in JOBS:
+            rates[number].append(rate_of(pipes[:number]))
+    for process in processes:
+        process.terminate()
+    return rates
+
+
+def rate_of(pipes: Sequence[Any]) -> float:
+    """Images per second of the jobs at these pipes, working at the same time."""
+    for pipe in pipes:
+        pipe.send(SECONDS)
+    return sum(pipe.recv() for pipe in pipes)
+
+
+def work(pipe: Any, settings: dict[str, Any]) -> None:
+    """Be a job: train for as many seconds as the pipe says, answer with images per second."""
+    from optstate.bench.step import WARM_UP, make_bare_step, now
+    from optstate.training import session
+
+    spec = session_spec(settings)
+    device = session.set_up(spec)
+    step = make_bare_step(spec, device)
+    for _ in range(WARM_UP):
+        step()
+    pipe.send("ready")
+    while True:
+        seconds = pipe.recv()
+        start, num_steps = time.perf_counter(), 0
+        while now(device) - start < seconds:
+            step()
+            num_steps += 1
+        pipe.send(num_steps * spec.batch_size / (now(device) - start))
+
+
+PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+PARSER.add_argument("--settings", type=json.loads, required=True, help="JSON")
+PARSER.add_argument("--output", type=Path, required=True, help="CSV file of the measures")
+
+if __name__ == "__main__":
+    job.run(PARSER, main)
