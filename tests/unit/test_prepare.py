@@ -109,6 +109,25 @@ def test_greyscale_and_duplicates_are_reported_not_dropped(images, tmp_path):
     assert len(result["valid_images"]) == 19
 
 
+def test_pictures_that_only_look_alike_are_no_duplicates(images, tmp_path):
+    """They differ in one value, which is lost when they are resized."""
+    pixels = np.asarray(Image.open(images / "train/ant/0.png")).copy()
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(images / "val/cat/alike.png")
+    result = prepared(images, tmp_path / "out")
+    assert np.array_equal(result["train_images"][0], result["valid_images"][-1])
+    assert result["duplicates"] == {"train": [], "valid": [], "across_splits": []}
+
+
+def test_more_images_than_a_worker_takes_at_once(tmp_path):
+    images = write_images(tmp_path / "images", per_class=prepare.CHUNK + 3, size=SIZE)
+    for workers in (1, 3):
+        output = tmp_path / str(workers)
+        assert prepare_folder(images, output, workers).returncode == 0
+        expected = [np.asarray(Image.open(p)) for p in sorted((images / "train").rglob("*.png"))]
+        assert np.array_equal(np.load(output / "train_images.npy"), expected)
+
+
 def test_checksums_are_of_the_arrays(images, tmp_path):
     card = prepared(images, tmp_path / "out")
     for name, digest in card["sha256"].items():

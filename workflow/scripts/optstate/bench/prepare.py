@@ -19,6 +19,7 @@ from optstate.bench.measure import Measure, median, on_cores, ratio_of_sums, wri
 from optstate.data import prepare
 from optstate.data.manifest import folder_sha256
 
+SCRIPTS = str(Path(__file__).parents[2])
 ROUNDS = 9  # of a stretch each
 COMMANDS = 3  # runs of the whole command, and as many to see its memory
 QUARTER = 4
@@ -201,7 +202,7 @@ def prepare_command(
     }  # fmt: skip
     command = [sys.executable, "-m", "optstate.data.prepare"]
     command += [str(part) for option in options.items() for part in option]
-    environment = os.environ | {"OPTSTATE_PARENT": str(os.getpid())}
+    environment = os.environ | {"PYTHONPATH": SCRIPTS, "OPTSTATE_PARENT": str(os.getpid())}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         yield process
     if process.returncode:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from optstate.job import InputError, replacing
@@ -43,8 +43,8 @@ def files_sha256(files: list[Path], cache: Path | None = None) -> dict[Path, str
     known = json.loads(cache.read_text()) if cache and cache.exists() else {}
     keys = {path: _stat_key(path) for path in files}
     changed = [path for path in files if keys[path] not in known]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        new = dict(zip(changed, pool.map(_sha256, changed), strict=True))
+    with ThreadPool(os.cpu_count()) as pool:
+        new = dict(zip(changed, pool.imap(_sha256, changed, chunksize=16), strict=True))
     if cache and new:
         with replacing(cache) as temporary:
             remembered = known | {keys[path]: digest for path, digest in new.items()}
