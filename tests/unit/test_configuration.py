@@ -74,6 +74,7 @@ def test_every_key_is_in_the_schema_and_explained():
         ({"seeds": [1, 1]}, "`seeds` is .* without repetitions"),
         ({"experiment": "a/b"}, '`experiment` is "a/b": it should be a name of up to 100'),
         ({"experiment": "datasets"}, "`experiment` is .* other than `datasets`"),
+        ({"experiment": "bench"}, "`experiment` is .* and `bench`"),
         ({"model": None}, "`model` is null: it should be text"),
         ({"boundaries__new__keep": "some"}, "`boundaries.new.keep` .* `all`, or a list"),
         ({"optimizer": {"name": "Adam", "lr": 0.1}}, "`optimizer.lr` is 0.1: .* left out"),

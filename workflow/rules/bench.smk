@@ -136,7 +136,9 @@ rule bench_data_path:
 rule bench_prepare:
     input:
         images=f"{BENCH_RESULTS}/images",
-        sources=sources("data/prepare.py", "bench/prepare.py", "bench/measure.py"),
+        sources=sources(
+            "data/prepare.py", "data/manifest.py", "bench/prepare.py", "bench/measure.py"
+        ),
     output:
         f"{BENCH_RESULTS}/{{size}}px/prepare.csv",
     log:
