@@ -85,6 +85,17 @@ def test_input_is_scaled_and_channels_last():
     assert inputs[1, 2, 3, 0] == images[1, 3, 0, 2] / 255
 
 
+def test_the_memory_of_a_used_batch_is_taken_again():
+    images = torch.randint(0, 255, (3, 4, 4, 3), dtype=torch.uint8)
+    used = as_input(torch.zeros_like(images))
+    again = as_input(images, used)
+    assert again.data_ptr() == used.data_ptr()
+    assert torch.equal(again, as_input(images))
+    part = as_input(images[:2], used)
+    assert part.data_ptr() != used.data_ptr()
+    assert torch.equal(part, as_input(images[:2]))
+
+
 class TestAugmentation:
     images = torch.randint(0, 255, (64, 16, 16, 3), dtype=torch.uint8)
 

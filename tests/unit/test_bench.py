@@ -122,7 +122,8 @@ class TestStretches:
 
 
 def test_a_session_is_measured_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "NUM_IMAGES", {"train": 50, "valid": 10})
+    monkeypatch.setattr(loop, "STEPS_PER_EPOCH", 13)
+    monkeypatch.setattr(loop, "NUM_VALID", 10)
     monkeypatch.setattr(loop, "DATA_EPOCHS", 2)
     seen = []
     train_session = session.train_session
@@ -147,7 +148,7 @@ def test_the_step_is_measured_each_way(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "compiled", lambda model, _: model)
     step.main(SimpleNamespace(settings=SETTINGS, output=tmp_path / "step.csv"))
     assert list(measured(tmp_path / "step.csv")) == [
-        "channels_last_gain", "fused_optimizer_gain", "bfloat16_gain", "threads_gain_of_1",
+        "channels_last_gain", "fused_optimizer_gain", "bfloat16_gain", "threads_gain",
         "compile_gain", "compile_seconds", "compile_break_even_steps",
     ]  # fmt: skip
 
@@ -229,7 +230,7 @@ class TestSettings:
             ("[1, 2]", "it should be a mapping"),
             ("model: {", "while parsing"),
             ("modell: resnet18", "`modell` is no key"),
-            ("num_images: 3", "`num_images` is 3"),
+            ("jobs: 0", "`jobs` is 0"),
         ],
     )
     def test_bad_ones_are_one_line(self, tmp_path, text, line):

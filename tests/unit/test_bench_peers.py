@@ -134,7 +134,7 @@ def test_no_peer_sees_the_packages_of_this_project(tmp_path, monkeypatch):
          "--environments", "environments", "--output", "peers.csv"]
     )  # fmt: skip
     interpreters = dict.fromkeys(("ours", "timm"), Path("python"))
-    list(peers.start_all(arguments, {}, interpreters, tmp_path))
+    list(peers.start_all(arguments, {"device": "cpu"}, interpreters, tmp_path))
     (_, command, _, ours), (_, other_command, _, timm) = started
     assert Path(ours["PYTHONPATH"], "optstate").is_dir()
     assert "PYTHONPATH" not in timm

@@ -12,6 +12,7 @@ BENCH_TABLES = [
     *[f"{size}px/{part}" for size in OTHER_SIZES for part in AT_ALL_SIZES],
     "orchestration",
 ]
+TRAINED_ON = f"{BENCH_RESULTS}/images-{BENCH['num_images']['peers']}"
 ALL_CORES = 1000  # Snakemake gives no more than --cores
 
 
@@ -52,23 +53,23 @@ rule bench_images:
         archive=BENCH["archive"] or [],
         sources=sources("bench/images.py", "data/prepare.py"),
     output:
-        directory(f"{BENCH_RESULTS}/images"),
+        directory(f"{BENCH_RESULTS}/images-{{number}}"),
     log:
-        f"{BENCH_LOGS}/images.log",
+        f"{BENCH_LOGS}/images-{{number}}.log",
+    wildcard_constraints:
+        number=r"\d+",
     conda:
         "../../envs/optstate.yaml"
-    params:
-        number=BENCH["num_images"],
     message:
-        "Get photographs to measure with"
+        "Get {wildcards.number} photographs to measure with"
     shell:
-        "python -m optstate.bench.images --archive={input.archive:q} --number {params.number} "
+        "python -m optstate.bench.images --archive={input.archive:q} --number {wildcards.number} "
         "--output {output} --log {log}"
 
 
 rule bench_arrays:
     input:
-        images=f"{BENCH_RESULTS}/images",
+        images=TRAINED_ON,
         sources=sources("data/prepare.py", "data/manifest.py"),
     output:
         f"{BENCH_RESULTS}/{{size}}px/arrays/dataset.json",
@@ -112,7 +113,7 @@ rule bench_training:
 
 rule bench_data_path:
     input:
-        images=f"{BENCH_RESULTS}/images",
+        images=TRAINED_ON,
         arrays=f"{BENCH_RESULTS}/{{size}}px/arrays/dataset.json",
         sources=sources("training", "bench/data_path.py", "bench/measure.py"),
     output:
@@ -135,7 +136,7 @@ rule bench_data_path:
 
 rule bench_prepare:
     input:
-        images=f"{BENCH_RESULTS}/images",
+        images=f"{BENCH_RESULTS}/images-{BENCH['num_images']['prepare']}",
         sources=sources(
             "data/prepare.py", "data/manifest.py", "bench/prepare.py", "bench/measure.py"
         ),
@@ -157,7 +158,7 @@ rule bench_prepare:
 
 rule bench_peers:
     input:
-        images=f"{BENCH_RESULTS}/images",
+        images=TRAINED_ON,
         arrays=f"{BENCH_RESULTS}/{{size}}px/arrays/dataset.json",
         sources=sources("training", "bench/peers.py", "bench/peer", "bench/measure.py"),
     output:

@@ -73,8 +73,10 @@ def ours(spec: SessionSpec, arrays: Path, device: torch.device) -> Epoch:
     order = train_order(images, spec.seed, epoch=1)
 
     def epoch() -> Iterator[torch.Tensor]:
+        inputs = None
         for step, (pixels, _) in enumerate(batches(images, order, spec.batch_size, device)):
-            yield as_input(augmented(pixels, spec.augment, spec.seed, step))
+            inputs = as_input(augmented(pixels, spec.augment, spec.seed, step), inputs)
+            yield inputs
 
     return epoch
 

@@ -55,7 +55,9 @@ def main(arguments: argparse.Namespace) -> None:
     """Write the measures to ``--output``."""
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.output.parent) as temporary:
-        projects = {name: copy_project(Path(temporary) / name) for name in ("jobs", "demo", "dry")}
+        projects = {
+            name: copy_project(Path(temporary).resolve() / name) for name in ("jobs", "demo", "dry")
+        }
         measures = [
             *job_overhead(projects["jobs"]),
             *demo(projects["demo"]),

@@ -204,7 +204,10 @@ def start_all(
     scratch: Path,
 ) -> Iterator[Contestant]:
     """Start the contestants, of which none sees the packages of another."""
-    told = settings | {"lr": LEARNING_RATE, "workers": len(os.sched_getaffinity(0))}
+    cores = len(os.sched_getaffinity(0))
+    told = settings | {"lr": LEARNING_RATE, "workers": cores}
+    if settings["device"] == "cpu":
+        told["threads"] = cores  # as somebody does who trains one model
     variables = {
         key: value
         for key, value in os.environ.items()

@@ -7,6 +7,7 @@ training loop can do without.
 import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from optstate.training.spec import SessionSpec
 
 NUM_CLASSES = 10
 WARM_UP = 3  # steps, in which kernels are chosen, and memory is taken
-ROUNDS = 10
+ROUNDS = 6
 STEPS = 3  # of a round, for each way
 
 Step = Callable[[], None]
@@ -48,9 +49,9 @@ def main(arguments: argparse.Namespace) -> None:
         gain = ratio_of_sums(*in_turns(without, with_, device))
         measures.append(Measure(f"{name}_gain", device.type, *gain))
     if device.type == "cpu":
-        one = in_threads(1, usual, spec.cpu_threads)
-        gain = ratio_of_sums(*in_turns(one, usual, device))
-        measures.append(Measure(f"threads_gain_of_{spec.cpu_threads}", device.type, *gain))
+        all_cores = in_threads(len(os.sched_getaffinity(0)), usual, spec.cpu_threads)
+        gain = ratio_of_sums(*in_turns(usual, all_cores, device))
+        measures.append(Measure("threads_gain", device.type, *gain))
     measures += compile_measures(spec, device, usual)
     write_measures(arguments.output, measures)
 

@@ -122,9 +122,17 @@ def _reflected(index: torch.Tensor, size: int) -> torch.Tensor:
     return torch.minimum(index, 2 * (size - 1) - index)
 
 
-def as_input(images: torch.Tensor) -> torch.Tensor:
+def as_input(images: torch.Tensor, used: torch.Tensor | None = None) -> torch.Tensor:
     """uint8 (batch, size, size, 3) to float32 (batch, 3, size, size) in [0, 1], channels last.
 
     Not normalised by mean and variance, as in the article.
+
+    Args:
+        images: of a batch.
+        used: what this returned for a batch that is done with. Its memory is taken if it is of the
+            same shape, which is twice as fast as new memory.
     """
-    return images.permute(0, 3, 1, 2).float().div_(255)
+    planes = images.permute(0, 3, 1, 2)
+    if used is None or used.shape != planes.shape:
+        used = torch.empty_like(planes, dtype=torch.float32)
+    return used.copy_(planes).div_(255)

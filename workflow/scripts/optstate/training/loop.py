@@ -73,13 +73,15 @@ def train_epoch(session: Session, trained: Trained, epoch: int) -> Row:
     order = train_order(session.train, spec.seed, epoch)
     rest = order[taken * spec.batch_size : num_steps * spec.batch_size]
     description = f"{spec.dataset} {spec.method} seed {spec.seed} epoch {epoch}"
+    inputs = None
     records.start_clock()
     for images, labels in tqdm(
         batches(session.train, rest, spec.batch_size, session.device),
         description, num_steps, initial=taken, unit="step", leave=False, disable=None,
     ):  # fmt: skip
         images = augmented(images, spec.augment, spec.seed, trained.position.step + 1)
-        records.add(train_step(session, trained, epoch, as_input(images), labels))
+        inputs = as_input(images, inputs)
+        records.add(train_step(session, trained, epoch, inputs, labels))
         session.save_if_due()
         session.stop_if_asked()
     records.fetch()

@@ -30,7 +30,6 @@ class Table:
     """A growing CSV file in memory: floats keep every digit, None becomes an empty cell."""
 
     def __init__(self, columns: list[str]) -> None:
-        self.columns = columns
         self.text = io.StringIO()
         self.writer = csv.DictWriter(self.text, columns, lineterminator="\n")
         self.writer.writeheader()
