@@ -4,7 +4,7 @@
 BENCH_RESULTS = "results/bench"
 BENCH_LOGS = "logs/bench"
 BENCH = bench_settings()
-BENCH_DEVICE = device_here()
+BENCH_DEVICE = configuration.device_here()
 MAIN_SIZE, *OTHER_SIZES = BENCH[BENCH_DEVICE]["image_sizes"]
 AT_ALL_SIZES = ["loop", "data_path", "step", "sharing"]
 BENCH_TABLES = [

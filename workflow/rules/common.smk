@@ -268,12 +268,6 @@ def bench_settings():
         sys.exit(f"configuration: {error}")
 
 
-def device_here():
-    """What there is to train on, as far as can be told without torch, which takes a second."""
-    drivers = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-    return "cuda" if any(os.path.exists(driver) for driver in drivers) else "cpu"
-
-
 def settings_at_size(wildcards):
     """What a measurement at an image size is told."""
     same = {key: BENCH[key] for key in ("model", "batch_size", "peers", "epochs")}

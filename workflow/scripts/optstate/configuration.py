@@ -71,6 +71,12 @@ def bench_settings(path: Path, schema: Path) -> Config:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
 
 
+def device_here() -> str:
+    """What there is to train on, as far as can be told without torch, which takes a second."""
+    drivers = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+    return "cuda" if any(Path(driver).exists() for driver in drivers) else "cpu"
+
+
 def settled(config: Config, schema: dict[str, Any]) -> Config:
     """``config`` with final types, without the entries set to null, in the order of the schema.
 
