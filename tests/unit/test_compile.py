@@ -59,17 +59,15 @@ def test_a_later_session_takes_what_a_compiled_one_left(tmp_path, arrays, compil
 
 
 def test_for_real(tmp_path, arrays, request):
-    """It computes the same, but for rounding, and the same in every run."""
+    """It computes the same, but for rounding, and the same bits in every run."""
     if not request.config.getoption("--exhaustive"):
         pytest.skip("takes minutes: --exhaustive")
-    spec = SPEC | {"model": "squeezenet1_1", "learning_rate": {"kind": "constant", "lr": 1e-4}}
     eager, once, again = (
-        rows(train(tmp_path / name, spec | {"compile": name != "eager"}, arrays) / "steps.csv")
+        rows(train(tmp_path / name, SPEC | {"compile": name != "eager"}, arrays) / "steps.csv")
         for name in ("eager", "once", "again")
     )
     assert once == again
-    for one, other in zip(eager, once, strict=True):
-        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
+    assert float(once[0]["loss"]) == pytest.approx(float(eager[0]["loss"]), rel=1e-4)
 
 
 def test_its_mode_on_a_gpu_has_cuda_graphs(compiled):
