@@ -17,7 +17,7 @@ from PIL import Image
 
 from conftest import CLASSES, ROOT, assert_one_line, run_module, write_images, write_tar
 from optstate.data import prepare
-from optstate.data.manifest import files_sha256, folder_sha256
+from optstate.data.manifest import file_sha256, folder_sha256
 from optstate.job import InputError
 
 SIZE = 16
@@ -132,7 +132,7 @@ def test_checksums_are_of_the_arrays(images, tmp_path):
     card = prepared(images, tmp_path / "out")
     for name, digest in card["sha256"].items():
         path = tmp_path / "out" / name
-        assert files_sha256([path]) == {path: digest}
+        assert file_sha256(path) == digest
     assert len(card["sha256"]) == 4
 
 

@@ -90,7 +90,11 @@ rule bench_arrays:
 rule bench_training:
     input:
         lambda wildcards: sources(
-            "training", "bench/measure.py", "bench/step.py", f"bench/{wildcards.part}.py"
+            "training",
+            "bench/measure.py",
+            "bench/step.py",
+            "bench/data_path.py",
+            f"bench/{wildcards.part}.py",
         ),
     output:
         f"{BENCH_RESULTS}/{{size}}px/{{part}}.csv",

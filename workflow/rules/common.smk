@@ -17,7 +17,7 @@ PACKAGE = "workflow/scripts/optstate"
 sys.path.insert(0, SCRIPTS)
 
 from optstate import configuration, guard, slurm
-from optstate.data.manifest import files_sha256, folder_sha256
+from optstate.data.manifest import file_sha256, folder_sha256
 from optstate.job import InputError, describe
 
 CACHE = Path(".snakemake/optstate")  # of hashes and checks, which can be made again
@@ -54,7 +54,7 @@ def content_sha256(dataset, source):
 
 def weights_sha256(weights):
     """What the first session starts from, by content."""
-    return weights and files_sha256([Path(weights)], CACHE / "weights.json")[Path(weights)]
+    return weights and file_sha256(Path(weights), CACHE / "weights.json")
 
 
 def find(config):

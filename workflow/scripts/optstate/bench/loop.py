@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from optstate import job
+from optstate.bench import data_path
 from optstate.bench.measure import (
     Measure,
     median,
@@ -26,14 +27,6 @@ from optstate.bench.measure import (
 )
 from optstate.bench.step import NUM_CLASSES, WARM_UP, Step, make_bare_step
 from optstate.training import loop, session
-from optstate.training.batches import (
-    as_input,
-    augmented,
-    batches,
-    load_split,
-    on_device,
-    train_order,
-)
 from optstate.training.spec import SessionSpec
 
 STRETCH = 10  # steps: each of the two takes so many, then the other
@@ -162,15 +155,13 @@ def data_path_share(
     spec: SessionSpec, arrays: Path, device: torch.device, stretches: Stretches
 ) -> tuple[float, float, float]:
     """Seconds that a batch takes until it is ready for the model, over those of the bare step."""
-    images = on_device(load_split(arrays, "train", None), device)
+    epoch = data_path.ours(spec, arrays, device)
     step_seconds = sum(stretches.bare) / sum(stretches.steps)
     shares = []
-    inputs = None
-    for epoch in range(DATA_EPOCHS):
-        order = train_order(images, spec.seed, epoch)
+    for _ in range(DATA_EPOCHS):
         start = now(device)
-        for pixels, _ in batches(images, order, spec.batch_size, device):
-            inputs = as_input(augmented(pixels, spec.augment, spec.seed, epoch), inputs)
+        for _ in epoch():
+            pass
         shares.append((now(device) - start) / STEPS_PER_EPOCH / step_seconds)
     return median(shares)
 

@@ -1,8 +1,10 @@
 """The identity of files by their content, as `sha256sum` gives it."""
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -20,15 +22,28 @@ def folder_sha256(folder: Path, cache: Path | None = None) -> str:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder: mend the path of `folder`")
-    files = sorted(
-        path
-        for split in ("train", "val")
-        for path in (folder / split).glob("*/*")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )
-    hashes = files_sha256(files, cache)
-    lines = (_line(hashes[path], path.relative_to(folder).as_posix()) for path in files)
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    manifest = hashlib.sha256()
+    with _hashing(cache) as hash_files:
+        for split in filter(os.path.isdir, (folder / "train", folder / "val")):
+            for class_ in folders_in(split):
+                names = files_in(split / class_)
+                hashes = hash_files([f"{split}/{class_}/{name}" for name in names])
+                for sha256, name in zip(hashes, names, strict=True):
+                    line = _line(sha256, f"{split.name}/{class_}/{name}")
+                    manifest.update(line.encode("utf-8", "surrogateescape"))
+    return manifest.hexdigest()
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The names of the folders, and links to folders, in a folder, but for hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
+
+
+def files_in(folder: Path) -> list[str]:
+    """The names of the files, and links to files, in a folder, but for hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.name[0] != "." and e.is_file())
 
 
 def _line(sha256: str, name: str) -> str:
@@ -38,26 +53,43 @@ def _line(sha256: str, name: str) -> str:
     return f"{mark}{sha256}  {escaped}\n"
 
 
-def files_sha256(files: list[Path], cache: Path | None = None) -> dict[Path, str]:
-    """SHA-256 of each file; with ``cache``, of those alone that changed since it was written."""
-    known = json.loads(cache.read_text()) if cache and cache.exists() else {}
-    keys = {path: _stat_key(path) for path in files}
-    changed = [path for path in files if keys[path] not in known]
+def file_sha256(file: Path, cache: Path | None = None) -> str:
+    """SHA-256 of a file; with ``cache``, read only if it changed since that was written."""
+    with _hashing(cache) as hash_files:
+        return hash_files([str(file)])[0]
+
+
+@contextlib.contextmanager
+def _hashing(cache: Path | None) -> Iterator[Callable[[Sequence[str]], Sequence[str]]]:
+    """What hashes files, on all cores, and remembers it in ``cache`` in the end."""
     with ThreadPool(os.cpu_count()) as pool:
-        new = dict(zip(changed, pool.imap(_sha256, changed, chunksize=16), strict=True))
-    if cache and new:
-        with replacing(cache) as temporary:
-            remembered = known | {keys[path]: digest for path, digest in new.items()}
-            temporary.write_text(json.dumps(remembered, indent=0))
-    return {path: new.get(path) or known[keys[path]] for path in files}
+
+        def hash_all(files: Sequence[str]) -> Sequence[str]:
+            return pool.map(_sha256, files, chunksize=16)
+
+        def hash_changed(files: Sequence[str]) -> Sequence[str]:
+            keys = [_stat_key(file) for file in files]
+            changed = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
+            known.update(zip(changed, hash_all(list(changed.values())), strict=True))
+            return [known[key] for key in keys]
+
+        if cache is None:
+            yield hash_all
+            return
+        known: dict[str, str] = json.loads(cache.read_text()) if cache.exists() else {}
+        num_known = len(known)
+        yield hash_changed
+        if len(known) > num_known:
+            with replacing(cache) as temporary:
+                temporary.write_text(json.dumps(known, indent=0))
 
 
-def _stat_key(path: Path) -> str:
+def _stat_key(file: str) -> str:
     """What cannot stay the same when a file is written: the inode and its times."""
-    stat = path.stat()
+    stat = Path(file).stat()
     return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(file: str) -> str:
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -8,6 +8,7 @@ and are squashed to a square with Pillow's antialiased bilinear filter, which is
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -20,19 +21,19 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from optstate.data.manifest import files_sha256, folder_sha256
+from optstate.data.manifest import file_sha256, files_in, folder_sha256, folders_in
 from optstate.job import (
     InputError,
     end_with_parent,
@@ -46,12 +47,15 @@ FOLDERS = {"train": "train", "valid": "val"}  # split: folder of the archive
 SMALL_BYTES = 1_000_000_000  # an archive may always take as much when it is unpacked,
 MAX_EXPANSION = 100  # or this many times its own size: images hardly shrink
 BLOCK_BYTES = 4096  # what the smallest file takes
-CHUNK = 32  # images that a worker decodes in a row
-CHUNKS_TO_DISK = 16  # after so many of them, what is written goes to the disk
+CHUNK = 64  # images that a worker decodes in a row
+CHUNKS_TO_DISK = 8  # after so many of them, what is written goes to the disk
 THINNED = 61  # every so many bytes of the pixels tell whether pictures may be equal
 HEADER_BYTES = 1_000_000  # at most in a tar's extended header, which is read into memory
 COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of 8 bits without colour
 
+# What is kept of an image beside its pixels: its likeness is the same for equal pictures,
+# and hardly ever for others.
+TRAITS = np.dtype([("colourless", bool), ("likeness", np.int64)])
 
 EXTENDED_HEADERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
@@ -74,13 +78,6 @@ class Split:
     name: str
     images: list[str]  # paths, below the folder that holds the splits
     labels: np.ndarray  # (images,) int64, an index into the classes
-
-
-class Decoded(NamedTuple):
-    """What is kept of an image beside its pixels."""
-
-    colourless: bool
-    likeness: int  # the same for equal pictures, and hardly ever for others
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -199,17 +196,17 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
     names = [f"{split.name}_{what}.npy" for split in splits for what in ("images", "labels")]
     with contextlib.ExitStack() as outputs:  # all of them appear, or none
         arrays = {name: outputs.enter_context(replacing(output / name)) for name in names}
-        checksums, decoded = {}, {}
+        checksums, traits = {}, {}
         with decoding_processes(workers) as pool:
             for split in splits:
                 images, labels = f"{split.name}_images.npy", f"{split.name}_labels.npy"
-                decoded[split.name], checksums[images] = decode_split(
+                traits[split.name], checksums[images] = decode_split(
                     split, root, image_size, pool, arrays[images]
                 )
                 with arrays[labels].open("wb") as file:
                     np.save(file, split.labels)
-                checksums[labels] = files_sha256([arrays[labels]])[arrays[labels]]
-        card = describe(root, image_size, classes, splits, decoded) | {"sha256": checksums}
+                checksums[labels] = file_sha256(arrays[labels])
+        card = describe(root, image_size, classes, splits, traits) | {"sha256": checksums}
         path = outputs.enter_context(replacing(output / "dataset.json"))
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     log_card(card)
@@ -221,7 +218,8 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
     Raises:
         InputError: a split or a class is missing or empty.
     """
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    suffixes = Image.registered_extensions().items()
+    readable = tuple(suffix for suffix, kind in suffixes if kind in FORMATS)
     found = {name: _files_by_class(root, folder) for name, folder in FOLDERS.items()}
     classes = sorted(found["train"])
     if not classes:
@@ -239,7 +237,7 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
         num_images = []
         for class_ in classes:
             folder = f"{FOLDERS[name]}/{class_}"
-            of_class = [file for file in files[class_] if Path(file).suffix.lower() in readable]
+            of_class = [file for file in files[class_] if file.lower().endswith(readable)]
             if not of_class:
                 raise InputError(
                     f"{root / folder}: no image in this class folder: "
@@ -257,11 +255,7 @@ def _files_by_class(root: Path, folder: str) -> dict[str, list[str]]:
     """The files of each class of one split, in name order; hidden ones are no part of it."""
     if not (root / folder).is_dir():
         raise InputError(f"{root}: has no folder {folder!r}: expected {{train,val}}/CLASS/IMAGE")
-    files = {
-        class_.name: sorted(p.name for p in class_.iterdir() if p.is_file() and p.name[0] != ".")
-        for class_ in (root / folder).iterdir()
-        if class_.is_dir() and class_.name[0] != "."
-    }
+    files = {class_: files_in(root / folder / class_) for class_ in folders_in(root / folder)}
     for class_, name in ((class_, name) for class_, names in files.items() for name in names):
         try:
             class_.encode(), name.encode()
@@ -293,33 +287,33 @@ def decoding_processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 def _start_worker(parent: int) -> None:
     """Let this process end with its ``parent``, and use the memory of an image for the next."""
     end_with_parent(signal.SIGKILL, parent)
+    gc.freeze()  # else collecting garbage would copy the parent's memory
     Image.core.set_blocks_max(4)  # else the kernel takes, clears and gives it for every image
 
 
 def decode_split(
     split: Split, root: Path, image_size: int, pool: ProcessPoolExecutor, output: Path
-) -> tuple[list[Decoded], str]:
-    """Write the array of a split's images. Returns what else is known of them, and its SHA-256."""
+) -> tuple[np.ndarray, str]:
+    """Write the array of a split's images. Returns their TRAITS, and its SHA-256."""
     num_bytes = image_size**2 * 3  # of an image
     header = allocate(output, (len(split.images), image_size, image_size, 3))
     tasks = (
         (output, header + first * num_bytes, root, split.images[first : first + CHUNK], image_size)
         for first in range(0, len(split.images), CHUNK)
     )
-    decoded: list[Decoded] = []
+    traits = []
     with (
         output.open("rb", buffering=0) as written,
         tqdm(None, f"decode {split.name}", len(split.images), unit="image", disable=None) as bar,
     ):
         digest = hashlib.sha256(written.read(header))
-        for number, results in enumerate(pool.map(_decode_chunk, tasks), 1):
-            for result in results:
-                digest.update(written.read(num_bytes))  # while others are being decoded
-                decoded.append(result)
+        for number, of_chunk in enumerate(pool.map(_decode_chunk, tasks), 1):
+            digest.update(written.read(len(of_chunk) * num_bytes))  # while others are being decoded
+            traits.append(of_chunk)
             if number % CHUNKS_TO_DISK == 0:
                 os.fsync(written.fileno())  # so that there is little to wait for in the end
-            bar.update(len(results))
-    return decoded, digest.hexdigest()
+            bar.update(len(of_chunk))
+    return np.concatenate(traits), digest.hexdigest()
 
 
 def allocate(path: Path, shape: tuple[int, ...]) -> int:
@@ -334,20 +328,21 @@ def allocate(path: Path, shape: tuple[int, ...]) -> int:
     return header
 
 
-def _decode_chunk(task: tuple[Path, int, Path, list[str], int]) -> list[Decoded]:
+def _decode_chunk(task: tuple[Path, int, Path, list[str], int]) -> np.ndarray:
     """Decode images into consecutive rows of an array, the first of which begins at ``offset``."""
     array_path, offset, root, images, image_size = task
-    decoded = []
-    with warnings.catch_warnings(action="ignore"), array_path.open("r+b") as array:
-        array.seek(offset)
-        for image in images:
+    traits, rows = np.empty(len(images), TRAITS), []
+    with warnings.catch_warnings(action="ignore"):
+        for index, image in enumerate(images):
             mode, picture = open_rgb(f"{root}/{image}")
             resized = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
             pixels = resized.tobytes()
-            array.write(pixels)
-            likeness = hash((picture.size, pixels[::THINNED]))
-            decoded.append(Decoded(mode in COLOURLESS, likeness))
-    return decoded
+            rows.append(pixels)
+            traits[index] = mode in COLOURLESS, hash((picture.size, pixels[::THINNED]))
+    with array_path.open("r+b") as array:
+        array.seek(offset)
+        array.write(b"".join(rows))  # at once, for which the kernel takes less time
+    return traits
 
 
 def open_rgb(path: str) -> tuple[str, Image.Image]:
@@ -378,7 +373,7 @@ def describe(
     image_size: int,
     classes: Sequence[str],
     splits: Sequence[Split],
-    decoded: dict[str, list[Decoded]],
+    traits: dict[str, np.ndarray],
 ) -> dict[str, object]:
     """What ``dataset.json`` says: classes, counts, greyscale images, duplicates."""
     counts = {s.name: np.bincount(s.labels, minlength=len(classes)) for s in splits}
@@ -391,29 +386,30 @@ def describe(
             for label, name in enumerate(classes)
         ],
         "greyscale": {
-            s.name: [n for n, d in zip(s.images, decoded[s.name], strict=True) if d.colourless]
+            s.name: [s.images[index] for index in np.flatnonzero(traits[s.name]["colourless"])]
             for s in splits
         },
-        "duplicates": duplicates(root, splits, decoded),
+        "duplicates": duplicates(root, splits, traits),
     }
 
 
 def duplicates(
-    root: Path, splits: Sequence[Split], decoded: dict[str, list[Decoded]]
+    root: Path, splits: Sequence[Split], traits: dict[str, np.ndarray]
 ) -> dict[str, list[list[str]]]:
     """Groups of images whose pictures are equal pixel for pixel, within a split or across both.
 
     Those that are alike are decoded again to tell.
     """
-    alike = Counter(result.likeness for results in decoded.values() for result in results)
+    likeness = np.concatenate([of_split["likeness"] for of_split in traits.values()])
+    found, counts = np.unique(likeness, return_counts=True)
     groups: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
     for split in splits:
-        for name, result in zip(split.images, decoded[split.name], strict=True):
-            if alike[result.likeness] > 1:
-                with warnings.catch_warnings(action="ignore"):
-                    _, picture = open_rgb(f"{root}/{name}")
-                content = f"{picture.size}".encode() + picture.tobytes()
-                groups[hashlib.sha256(content).digest()].append((split.name, name))
+        alike = np.isin(traits[split.name]["likeness"], found[counts > 1])
+        for name in (split.images[index] for index in np.flatnonzero(alike)):
+            with warnings.catch_warnings(action="ignore"):
+                _, picture = open_rgb(f"{root}/{name}")
+            content = f"{picture.size}".encode() + picture.tobytes()
+            groups[hashlib.sha256(content).digest()].append((split.name, name))
     sorted_groups: dict[str, list[list[str]]] = {"train": [], "valid": [], "across_splits": []}
     for group in groups.values():
         if len(group) > 1:
