@@ -13,21 +13,11 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/analysis.smk"
+include: "workflow/rules/lr_range_test.smk"
 include: "workflow/rules/bench.smk"
 
 
 report: "workflow/report/workflow.rst"
-
-
-# Even with a cluster they run on the submitting host: they take seconds, and fetching needs the
-# internet.
-localrules:
-    fetch,
-    collect,
-    compare,
-    figures,
-    learning_rate_figure,
-    report,
 
 
 rule all:

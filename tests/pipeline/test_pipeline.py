@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
-from conftest import NOTHING, TINY, Project, file_sha256, jobs, write_tar
+from conftest import NOTHING, TINY, Project, archived, file_sha256, jobs, write_tar
+from optstate.analysis import tables
 
 METHODS = ["constant-new", "constant-preserve", "onecycle-new", "onecycle-preserve"]
 
@@ -29,20 +30,31 @@ def results(finished) -> Path:
 class TestResults:
     def test_files(self, finished, results):
         for path in (
-            *[f"tables/{name}.csv" for name in ("steps", "epochs", "summary", "comparisons")],
+            *[
+                f"tables/{name}.csv"
+                for name in "steps epochs summary boundaries pairs comparisons".split()
+            ],
             *[
                 f"figures/noise/{name}.{suffix}"
-                for name in "train_loss train_accuracy valid_loss valid_accuracy overview".split()
+                for name in (
+                    *("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "overview"),
+                    *("boundary_loss", "boundary_update_norm"),
+                )
                 for suffix in ("png", "svg")
             ],
-            *["figures/learning_rate.png", "figures/learning_rate.svg", "report.html"],
+            *[
+                f"figures/{name}.{suffix}"
+                for name in ("learning_rate", "differences")
+                for suffix in ("png", "svg")
+            ],
+            "report.html",
             *[
                 f"runs/noise/{run}/{name}"
                 for run in (
                     *[f"{s}/seed0/session1" for s in ("constant", "onecycle")],
                     *[f"{method}/seed0/session{n}" for method in METHODS for n in (2, 3)],
                 )
-                for name in ("checkpoint.pt", "steps.csv", "epochs.csv")
+                for name in ("checkpoint.pt", "steps.csv", "epochs.csv", "made_by.json")
             ],
         ):
             assert (results / path).stat().st_size > 0, path
@@ -89,11 +101,16 @@ class TestResults:
             assert [int(row["session"]) for row in rows] == [1] * 10 + [2] * 5 + [3] * 5
         assert [row["method"] for row in read(results / "tables/summary.csv")] == METHODS
         comparisons = read(results / "tables/comparisons.csv")
-        assert {row["measure"] for row in comparisons} == {
-            "final_valid_top1", "final_valid_loss",
-            "train_loss_first_40_steps_session2", "train_loss_first_40_steps_session3",
+        of_runs = {
+            f"{which}_valid_{what}" for which in ("final", "best") for what in ("top1", "loss")
+        }
+        of_boundaries = {
+            f"{name}_session{session}"
+            for name in tables.OF_BOUNDARIES
+            for session in (2, 3)
         }  # fmt: skip
-        assert len(comparisons) == 8
+        assert {row["measure"] for row in comparisons} == of_runs | of_boundaries
+        assert len(comparisons) == 2 * (4 + 5 * 2)
 
     def test_curves(self, results):
         for method in METHODS:
@@ -109,7 +126,7 @@ class TestResults:
 
     def test_the_report_is_one_file(self, results):
         page = (results / "report.html").read_text()
-        assert page.count('src="data:image/png;base64,') == 6
+        assert page.count('src="data:image/png;base64,') == 7 + 2
         assert 'src="http' not in page
         assert 'href="http' not in page
         assert "constant-preserve" in page
@@ -255,3 +272,97 @@ class TestRefused:
         assert result.returncode != 0
         assert_said_last(result, "images.tgz: the bytes are not those expected")
         assert not [path for path in (project.folder / "results").rglob("*") if path.is_file()]
+
+
+class TestEveryKindOfArm:
+    """Whatever can happen at a boundary, in one experiment."""
+
+    METHODS = (
+        "constant-new", "constant-preserve", "constant-preserve-again", "constant-slow",
+        "constant-uninterrupted", "cosine-new", "cosine-preserve", "sgd-new", "sgd-preserve",
+    )  # fmt: skip
+
+    @pytest.fixture(scope="class")
+    def results(self, tmp_path_factory) -> Path:
+        root = tmp_path_factory.mktemp("arms")
+        project = Project(root / "project")
+        arms = f"""
+sessions: [2, 1]
+schedules:
+  onecycle: null
+  constant: {{kind: constant, lr: [1.0e-3, 5.0e-4]}}
+  cosine: {{kind: cosine, lr: [1.0e-3, 5.0e-4], final_lr: [0, 1.0e-4]}}
+  sgd:
+    {{kind: warmup, lr: [0.1, 0.1], warmup_steps: [4, 2], optimizer: {{name: SGD, momentum: 0.9}}}}
+boundaries:
+  preserve-again: {{keep: all, reshuffle: true}}
+  slow: {{keep: [], warmup_steps: 4}}
+methods: [{", ".join(self.METHODS)}]
+seeds: [0, 1]
+device: cpu
+"""
+        usual = TINY.format(source=archived(root / "noise") + ", target_top1: 0.2")
+        project.configure(usual.partition("sessions:")[0] + arms)
+        project.run()
+        assert jobs(project) == {}
+        return project.folder / "results/tiny"
+
+    def steps(self, results, run: str) -> list[dict]:
+        return read(results / f"runs/noise/{run}/steps.csv")
+
+    def test_each_run_has_its_sessions(self, results):
+        for method in self.METHODS:
+            folders = sorted(p.name for p in (results / f"runs/noise/{method}/seed1").iterdir())
+            assert folders == ["session1" if "uninterrupted" in method else "session2"]
+        rows = read(results / "tables/epochs.csv")
+        for method in self.METHODS:
+            epochs = [r["epoch"] for r in rows if r["method"] == method and r["split"] == "valid"]
+            assert epochs == ["1", "2", "3"] * 2
+
+    def test_only_what_is_reshuffled_has_other_batches(self, results):
+        names = ("new", "preserve", "slow", "preserve-again")
+        first = [self.steps(results, f"constant-{name}/seed0/session2")[0] for name in names]
+        assert len({row["loss"] for row in first[:3]}) == 1
+        assert first[3]["loss"] != first[0]["loss"]
+
+    def test_the_lr_warms_up_after_the_boundary(self, results):
+        used = [float(r["lr"]) for r in self.steps(results, "constant-slow/seed0/session2")]
+        assert used == pytest.approx([5e-4 * share for share in (0.25, 0.5, 0.75, 1, 1)])
+        used = [float(r["lr"]) for r in self.steps(results, "sgd/seed0/session1")]
+        assert used == pytest.approx([0.025, 0.05, 0.075] + [0.1] * 7)
+
+    def test_what_each_is_compared_with(self, results):
+        rows = read(results / "tables/comparisons.csv")
+        top1 = {(r["schedule"], r["boundary"], r["baseline"]) for r in rows
+                if r["measure"] == "epochs_to_target"}  # fmt: skip
+        assert top1 == {
+            ("constant", "preserve", "new"), ("constant", "preserve-again", "preserve"),
+            ("constant", "slow", "new"), ("constant", "uninterrupted", "new"),
+            ("cosine", "preserve", "new"), ("sgd", "preserve", "new"),
+        }  # fmt: skip
+        assert all(r["n"] == "2" for r in rows if r["measure"] == "final_valid_top1")
+
+    def test_figures(self, results):
+        for name in ("differences", "epochs_to_target", "noise/overview_uninterrupted"):
+            assert (results / f"figures/{name}.png").stat().st_size > 10_000
+
+
+def test_the_lr_range_test_changes_nothing_else(tmp_path, images):
+    project = Project(tmp_path / "project")
+    project.configure(
+        TINY.format(source=f"folder: {images}").replace("[2, 1, 1]", "[1, 1]")
+        .replace(", 3.0e-4]", "]").replace(", 5.0e-6]", "]").replace(", 1.0e-4]", "]")
+        + "methods: [constant-new, constant-preserve]\n"
+    )  # fmt: skip
+    project.run("--", "lr_range_test")
+    folder = project.folder / "results/tiny/lr_range_test/noise"
+    for number in (1, 2):
+        rows = read(folder / f"constant-session{number}.csv")
+        rates = [float(row["lr"]) for row in rows]
+        assert rates == sorted(rates)
+        assert (rates[0], len(rows) >= 20) == (pytest.approx(1e-7), True)
+        assert [row["suggested"] for row in rows].count("true") == 1
+        assert (folder / f"constant-session{number}.png").stat().st_size > 10_000
+    left = jobs(project)
+    assert "first_session" not in left
+    assert left["last_session"] == 2

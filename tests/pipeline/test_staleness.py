@@ -15,12 +15,13 @@ import pytest
 from conftest import NOTHING, ROOT, Project, archived, jobs
 
 SCRIPTS = "workflow/scripts/optstate"
-TABLES = {"compare": 1, "figures": 1, "learning_rate_figure": 1, "report": 1}
+REPORT = {"report": 1}
+FIGURES = {"curves": 1, "zoom": 1, "differences": 1, "learning_rate_figure": 1} | REPORT
+COMPARE = {"compare": 1, "differences": 1} | REPORT
+TABLES = {"measure_boundaries": 1} | COMPARE | FIGURES
 ANALYSIS = {"collect": 1} | TABLES
 TRAINING = {"first_session": 2, "later_session": 4, "last_session": 4} | ANALYSIS
 PREPARE = {"prepare": 1} | TRAINING
-REPORT = {"report": 1}
-FIGURES = {"figures": 1, "learning_rate_figure": 1} | REPORT
 LAST_OF_ONE_SCHEDULE = {"last_session": 2} | ANALYSIS
 ONE_MORE_METHOD = {"later_session": 1, "last_session": 1} | ANALYSIS
 
@@ -30,8 +31,14 @@ EDITS = {  # a comment, or a line, at the end of
     f"{SCRIPTS}/training/session.py": TRAINING,
     f"{SCRIPTS}/training/boundary.py": TRAINING,
     f"{SCRIPTS}/analysis/collect.py": ANALYSIS,
-    f"{SCRIPTS}/analysis/compare.py": {"compare": 1} | REPORT,
-    f"{SCRIPTS}/analysis/figures.py": FIGURES,
+    f"{SCRIPTS}/analysis/boundaries.py": {"measure_boundaries": 1} | COMPARE,
+    f"{SCRIPTS}/analysis/compare.py": COMPARE,
+    f"{SCRIPTS}/analysis/statistics.py": COMPARE,
+    f"{SCRIPTS}/analysis/figures/style.py": FIGURES,
+    f"{SCRIPTS}/analysis/figures/curves.py": {"curves": 1} | REPORT,
+    f"{SCRIPTS}/analysis/figures/zoom.py": {"zoom": 1} | REPORT,
+    f"{SCRIPTS}/analysis/figures/differences.py": {"differences": 1} | REPORT,
+    f"{SCRIPTS}/analysis/figures/schedules.py": {"learning_rate_figure": 1} | REPORT,
     f"{SCRIPTS}/analysis/report.py": REPORT,
     "workflow/report/curves.rst": REPORT,
     "workflow/report/workflow.rst": REPORT,
@@ -41,6 +48,7 @@ NO_EFFECT = [
     f"{SCRIPTS}/data/fetch.py",  # its output is verified, whatever made it
     f"{SCRIPTS}/data/packaged.py",
     f"{SCRIPTS}/analysis/show.py",
+    f"{SCRIPTS}/lr_range_test.py",
     f"{SCRIPTS}/configuration.py",
     f"{SCRIPTS}/check.py",
     f"{SCRIPTS}/guard.py",
@@ -59,11 +67,13 @@ PACKAGES = {  # another version in the lock file of
     "numpy": PREPARE,
     "pillow": PREPARE,
     "pandas": TABLES,
-    "scipy": {"compare": 1} | REPORT,
+    "scipy": COMPARE,
+    "statsmodels": COMPARE,
     "matplotlib": FIGURES,
     "jinja2": REPORT,
     "docutils": REPORT,
-    "snakemake|tensorboard|pytest|uv": {},
+    "snakemake": REPORT,  # which shows it
+    "tensorboard|pytest|uv": {},
 }
 SETTINGS = {  # on the command line
     "schedules={onecycle: {initial_lr: [4e-5, 2e-5, 1e-6]}}": LAST_OF_ONE_SCHEDULE,
@@ -82,6 +92,9 @@ SETTINGS = {  # on the command line
     "keep_checkpoints=last": REPORT,
     "checkpoint_every={steps: 3}": REPORT,
     "mirror=/somewhere": REPORT,
+    "primary={measure: final_valid_loss}": COMPARE,
+    "equivalence_margin=0.02": COMPARE,
+    "datasets={noise: {target_top1: 0.5}}": ANALYSIS,
 }
 
 
@@ -158,7 +171,7 @@ def test_a_new_data_set(finished, tmp_path):
     source = archived(tmp_path / "more")
     found = jobs(finished, "--config", f"datasets={{more: {{{source}}}}}")
     report("datasets={more: ...}", found)
-    assert found == {"fetch": 1} | PREPARE | {"figures": 2}
+    assert found == {"fetch": 1} | PREPARE | {"curves": 2, "zoom": 2}
 
 
 def test_a_new_boundary(finished):
@@ -183,20 +196,22 @@ def test_a_clone_with_copied_results(finished, tmp_path):
 def test_every_package_that_a_stage_imports_is_in_its_parameters():
     """But for those that show progress and curves, which no output depends on."""
     unseen = {"tqdm", "tensorboard", "filelock"}
+    shown = {"snakemake"}  # by the report
     names = {"PIL": "pillow", "yaml": "pyyaml"}
     lock = (ROOT / "envs/requirements.lock").read_text()
     third_party = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
     for rules, folder, files in (
         ("data", "data", ["prepare.py", "manifest.py"]),
         ("training", "training", ["*.py"]),
-        ("analysis", "analysis", ["compare.py", "figures.py", "report.py", "tables.py"]),
+        ("analysis", "analysis", ["*.py", "figures/*.py"]),
     ):
         text = (ROOT / f"workflow/rules/{rules}.smk").read_text()
-        tracked = set(re.findall(r'"([a-z0-9]+)"', " ".join(re.findall(r"locked\((.*)\)", text))))
+        given = re.findall(r"locked\(([^)]*)\)|_PACKAGES = \[([^]]*)\]", text)
+        tracked = set(re.findall(r'"([a-z0-9-]+)"', str(given)))
         imported = {
             names.get(name, name)
             for pattern in files
             for path in (ROOT / SCRIPTS / folder).glob(pattern)
             for name in re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
         }
-        assert imported & third_party - unseen == tracked
+        assert imported & third_party - unseen == tracked - shown

@@ -28,8 +28,11 @@ SPEC = {
     "compile": "auto",
     "cpu_threads": 1,
     "deterministic": "auto",
+    "keep": [],
+    "warmup_steps": 0,
+    "stream": 0,
 }
-FIRST = SPEC | {"boundary": "", "method": "onecycle", "session": 1, "num_epochs": 3, "keep": []}
+FIRST = SPEC | {"boundary": "", "method": "onecycle", "session": 1, "num_epochs": 3}
 SECOND = SPEC | {
     "boundary": "preserve", "method": "onecycle-preserve", "session": 2, "num_epochs": 2,
     "keep": "all",

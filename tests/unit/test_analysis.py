@@ -1,6 +1,7 @@
 """Tables, comparisons and figures of planted runs."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from optstate.analysis import collect, compare, figures, report, show
+from optstate.analysis import boundaries, collect, compare, report, show
 from optstate.analysis import tables as tables_of_analysis
+from optstate.analysis.figures import curves, differences, schedules, style, zoom
 
 STEP = (
     "dataset,schedule,boundary,method,seed,session,epoch,step,loss,top1,lr,momentum,"
@@ -53,13 +55,23 @@ def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
     return root
 
 
-def collected(root: Path, output: Path, methods=METHODS, seeds=SEEDS) -> Path:
-    arguments = [
-        "--runs", root, "--datasets", "noise", "--methods", *methods, "--seeds", *seeds,
+def run(module, *arguments: object) -> None:
+    module.main(module.PARSER.parse_args(list(map(str, arguments))))
+
+
+def collected(root: Path, output: Path, methods=METHODS, seeds=SEEDS, **names: str) -> Path:
+    dataset, new, preserve = (names.get(name, name) for name in ("noise", "new", "preserve"))
+    run(
+        collect, "--runs", root, "--datasets", dataset, "--methods", *methods, "--seeds", *seeds,
         "--sessions", 2, "--progress", root.parent / "in_progress", "--output", output,
-    ]  # fmt: skip
-    collect.main(collect.PARSER.parse_args(list(map(str, arguments))))
-    compare.main(compare.PARSER.parse_args(["--tables", str(output), "--baseline", "new"]))
+        "--targets", json.dumps({dataset: 0.515}),
+    )  # fmt: skip
+    run(boundaries, "--tables", output, "--preserved", preserve)
+    baselines = json.dumps({new: new, preserve: new})
+    run(
+        compare, "--tables", output, "--baselines", baselines, "--margin", 0.01,
+        "--primary", "final_valid_top1", preserve,
+    )  # fmt: skip
     return output
 
 
@@ -90,8 +102,9 @@ class TestCollect:
             "method": "constant-preserve", "seed": "1", "final_valid_top1": "0.52",
             "final_valid_loss": "0.8", "best_valid_top1": "0.52", "best_epoch": "2",
             "final_train_loss": "0.8", "train_seconds": "3.000", "valid_seconds": "0.500",
-            "diverged": "false",
+            "diverged": "false", "best_valid_loss": "0.8", "epochs_to_target": "2",
         }  # fmt: skip
+        assert rows["constant-preserve", "0"]["epochs_to_target"] == "inf"
         assert rows["constant-new", "1"]["best_epoch"] == "1"
 
     def test_what_its_sessions_would_have_continued_from_is_removed(self, tmp_path):
@@ -110,39 +123,115 @@ class TestCollect:
             assert path.read_bytes() == (other / path.name).read_bytes()
 
 
+class TestBoundaries:
+    def steps(self, loss, update_norm=1.0) -> pd.DataFrame:
+        return pd.DataFrame({"loss": loss, "update_norm": update_norm})
+
+    def test_excess_over_the_run_that_keeps_all(self, tables):
+        rows = {(r["method"], r["seed"]): r for r in read(tables / "boundaries.csv")}
+        assert len(rows) == len(METHODS) * len(SEEDS)
+        row = rows["constant-new", "1"]
+        assert row["session"] == "2"
+        assert float(row["excess_loss_area"]) == pytest.approx(0.2 * 40)
+        assert float(row["excess_loss_peak"]) == pytest.approx(0.2)
+        assert float(rows["constant-preserve", "1"]["excess_loss_area"]) == 0
+
+    def test_excess_is_of_the_first_200_steps(self):
+        before = self.steps([1.0] * 60)
+        after, kept = self.steps([2.0] * 100 + [3.0] * 200, 6.0), self.steps([1.0] * 300, 1.5)
+        early, area, peak, _, ratio = boundaries.measured(before, after, kept)
+        assert (early, area, peak, ratio) == (2.0, 300.0, 2.0, 4.0)
+
+    def test_without_a_run_that_keeps_all(self):
+        steps = self.steps([1.0] * 60)
+        early, area, peak, steps_taken, ratio = boundaries.measured(steps, steps, None)
+        assert (early, steps_taken) == (1.0, 10.0)
+        assert np.isnan([area, peak, ratio]).all()
+
+    def test_the_level_is_the_median_of_the_last_50_steps_before(self):
+        before = self.steps([9.0] * 100 + [1.0] * 24 + [2.0] * 2 + [3.0] * 24)
+        after = self.steps([2.1] * 30 + [2.0] * 30)
+        assert boundaries.measured(before, after, None)[3] == 30 + 6
+
+    @pytest.mark.parametrize(
+        ("loss", "expected"),
+        [
+            ([0.5] * 20, 10),
+            ([2.0] * 5 + [0.5] * 20, 10 + 1),
+            ([2.0, 0.1] * 10 + [0.5] * 10, 21),
+            ([2.0] * 50, np.inf),
+            ([0.5] * 9, np.inf),
+            ([np.nan] * 50, np.inf),
+        ],
+    )
+    def test_recovery(self, loss, expected):
+        assert boundaries.recovery(np.array(loss), 1.0) == expected
+
+
 class TestCompare:
     def test_planted_differences_are_found(self, tables):
         rows = {(row["schedule"], row["measure"]): row for row in read(tables / "comparisons.csv")}
-        assert len(rows) == 6
+        assert len(rows) == 2 * 9
         row = rows["constant", "train_loss_first_40_steps_session2"]
         assert float(row["mean_difference"]) == pytest.approx(-0.2)
         interval = stats.t.interval(0.95, 2, -0.2, stats.sem([-0.1, -0.2, -0.3]))
         assert (float(row["low"]), float(row["high"])) == pytest.approx(interval)
         assert row["n"] == "3"
-        assert row["verdict"] == "undecided"
+        assert row["verdict"].startswith("undecided: about ")
+        target = rows["onecycle", "epochs_to_target"]
+        assert target["verdict"] == "no pair; 3 of 3 pairs missed the target"
         top1 = rows["onecycle", "final_valid_top1"]
         assert float(top1["mean_difference"]) == pytest.approx(0.02)
         assert (top1["boundary"], top1["baseline"]) == ("preserve", "new")
 
     def test_one_seed_is_just_the_difference(self, tables, tmp_path):
         one = collected(tmp_path / "runs", tmp_path / "one", seeds=[1])
-        for row in read(one / "comparisons.csv"):
+        rows = {(row["schedule"], row["measure"]): row for row in read(one / "comparisons.csv")}
+        for name, expected in (("final_valid_top1", 0.02), ("final_valid_loss", -0.2)):
+            row = rows["constant", name]
             assert (row["n"], row["low"], row["high"]) == ("1", "", "")
             assert row["verdict"] == "one seed: no interval"
-            assert abs(float(row["mean_difference"])) in (pytest.approx(0.2), pytest.approx(0.02))
+            assert float(row["mean_difference"]) == pytest.approx(expected)
 
     @pytest.mark.parametrize(
-        ("pairs", "verdict"),
+        ("measure", "pairs", "verdict"),
         [
-            ([1.0, 1.1, 1.2], "higher"),
-            ([-1.0, -1.1, -1.2], "lower"),
-            ([-1.0, 1.1, 0.2], "undecided"),
-            ([1.0, 1.1, np.nan], "higher; 1 of 3 pairs diverged"),
-            ([np.inf, np.nan], "no pair; 2 of 2 pairs diverged"),
+            ("final_valid_top1", [0.01] * 3, "preserve better by 1 points [1, 1] in all pairs"),
+            ("final_valid_loss", [0.0] * 3, "no difference in any pair"),
+            ("final_valid_loss", [1.1, 1.2, 1.3, 1.4, 1.5, 1.6], "new better by 1.35 [1.15, 1.55]"),
+            ("update_norm_ratio_session2", [-1.1, -1.2, -1.3, -1.4, -1.5, -1.6],
+             "preserve lower by 1.35 [1.15, 1.55]"),
+            ("final_valid_loss", [1.0, 1.0, np.nan],
+             "new better by 1 [1, 1] in all pairs; 1 of 3 pairs diverged"),
+            ("final_valid_loss", [np.inf, np.nan], "no pair; 2 of 2 pairs diverged"),
+            ("epochs_to_target", [np.inf, 1],
+             "one seed: no interval; 1 of 2 pairs missed the target"),
         ],
-    )
-    def test_verdicts(self, pairs, verdict):
-        assert compare.difference(pd.Series(pairs))[-1] == verdict
+    )  # fmt: skip
+    def test_verdicts(self, measure, pairs, verdict):
+        table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
+            dataset="d", schedule="s", boundary="preserve", baseline="new", measure=measure
+        )
+        assert compare.compare(table, 0.01, ["", ""])["verdict"].tolist() == [verdict]
+
+    def test_every_boundary_has_its_own_baseline(self):
+        rows = pd.DataFrame(
+            {"dataset": "d", "schedule": "s", "boundary": boundary, "seed": seed, "measure": "m",
+             "value": value + seed}
+            for boundary, value in (("new", 1.0), ("preserve", 3.0), ("again", 7.0))
+            for seed in (0, 1)
+        )  # fmt: skip
+        pairs = compare.paired(rows, {"new": "new", "preserve": "new", "again": "preserve"})
+        found = pairs[["boundary", "baseline", "seed", "difference"]].to_numpy().tolist()
+        assert found == [["again", "preserve", s, 4.0] for s in (0, 1)] + [
+            ["preserve", "new", s, 2.0] for s in (0, 1)
+        ]
+
+    def test_the_primary_outcome_is_marked(self, tables):
+        primary = [row for row in read(tables / "comparisons.csv") if row["primary"] == "true"]
+        assert {(row["schedule"], row["measure"], row["boundary"]) for row in primary} == {
+            (schedule, "final_valid_top1", "preserve") for schedule in ("constant", "onecycle")
+        }
 
     def test_without_the_baseline_nothing_is_compared(self, tables, tmp_path):
         alone = collected(tmp_path / "runs", tmp_path / "alone", methods=["constant-preserve"])
@@ -162,15 +251,12 @@ def test_names_that_look_like_numbers_or_missing_values(tables, tmp_path):
             content = content.replace(old, new)
         (root / renamed).parent.mkdir(parents=True, exist_ok=True)
         (root / renamed).write_text(content)
-    options = ["--runs", root, "--datasets", "2024", "--methods", "nan-1", "nan-null", "0-1",
-               "0-null", "--seeds", 0, 1, 2, "--sessions", 2,
-               "--progress", tmp_path / "in_progress", "--output", root]  # fmt: skip
-    collect.main(collect.PARSER.parse_args(list(map(str, options))))
-    compare.main(compare.PARSER.parse_args(["--tables", str(root), "--baseline", "1"]))
+    methods = ["nan-1", "nan-null", "0-1", "0-null"]
+    collected(root, root, methods, noise="2024", new="1", preserve="null")
     usual, odd = read(tables / "comparisons.csv"), read(root / "comparisons.csv")
     assert {row["schedule"] for row in odd} == {"nan", "0"}
     assert sorted(r["mean_difference"] for r in odd) == sorted(r["mean_difference"] for r in usual)
-    draw(root, tmp_path / "figures", "--dataset", "2024")
+    draw(root, tmp_path / "figures", "2024")
     assert (tmp_path / "figures" / "overview_1.png").exists()
 
 
@@ -178,7 +264,7 @@ def test_figures_of_runs_without_a_finite_loss(tables, tmp_path):
     for name in ("steps", "epochs"):
         table = pd.read_csv(tables / f"{name}.csv").assign(loss=np.nan)
         table.to_csv(tables / f"{name}.csv", index=False)
-    draw(tables, tmp_path / "figures", "--dataset", "noise")
+    draw(tables, tmp_path / "figures")
     assert (tmp_path / "figures" / "valid_loss.svg").exists()
 
 
@@ -197,24 +283,39 @@ class TestDiverged:
 
     def test_the_other_pairs_are_compared(self, tables):
         for row in read(tables / "comparisons.csv"):
-            lost = row["schedule"] == "constant" and "loss" in row["measure"]
-            assert row["n"] == ("2" if lost else "3")
-            assert ("1 of 3 pairs diverged" in row["verdict"]) == lost
+            if row["measure"] in ("final_valid_top1", "final_valid_loss"):
+                lost = row["schedule"] == "constant" and "loss" in row["measure"]
+                assert row["n"] == ("2" if lost else "3")
+                assert ("1 of 3 pairs diverged" in row["verdict"]) == lost
 
     def test_figures_are_drawn(self, tables, tmp_path):
-        draw(tables, tmp_path / "figures", "--dataset", "noise")
+        draw(tables, tmp_path / "figures")
         assert (tmp_path / "figures" / "train_loss.png").stat().st_size > 10_000
 
+    def test_where_it_ends_is_marked_and_explained(self, tables):
+        read_tables = [tables_of_analysis.read(tables / f"{n}.csv") for n in ("steps", "epochs")]
+        figure = curves.figure_of(curves.curves_of(*read_tables), ["train_loss"], "noise")
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert "diverged" in legend
+        crosses = [
+            line.get_xdata()
+            for axes in figure.axes for line in axes.lines if line.get_marker() == "x"
+        ]  # fmt: skip
+        assert [list(x) for x in crosses] == [[1.4]]
 
-def draw(tables: Path, output: Path, *arguments: str) -> None:
-    options = ["--tables", str(tables), "--output", str(output), *arguments]
-    figures.main(figures.PARSER.parse_args(options))
+
+def draw(tables: Path, output: Path, dataset: str = "noise") -> None:
+    """Every figure there is."""
+    where = ["--tables", tables, "--output", output]
+    for module in (curves, zoom):
+        run(module, *where, "--dataset", dataset)
+    run(schedules, *where)
+    run(differences, *where, "--measure", "final_valid_top1", "--margin", 0.01, "--with-target")
 
 
 class TestFigures:
     def test_the_same_tables_the_same_bytes(self, tables, tmp_path):
         for folder in ("a", "b"):
-            draw(tables, tmp_path / folder, "--dataset", "noise")
             draw(tables, tmp_path / folder)
         names = sorted(path.name for path in (tmp_path / "a").iterdir())
         stems = {
@@ -222,6 +323,10 @@ class TestFigures:
             "overview",
             "overview_new",
             "overview_preserve",
+            "boundary_loss",
+            "boundary_update_norm",
+            "differences",
+            "epochs_to_target",
             *tables_of_analysis.CURVES,
         }
         assert set(names) == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
@@ -230,20 +335,27 @@ class TestFigures:
 
     def test_points_of_the_train_curves_are_means_of_steps(self, tables):
         steps, epochs = (pd.read_csv(tables / f"{name}.csv") for name in ("steps", "epochs"))
-        curves = figures.curves_of(steps, epochs)
+        found = curves.curves_of(steps, epochs)
         run = "schedule == 'constant' and boundary == 'preserve' and seed == 0"
-        loss = curves.query(f"{run} and measure == 'train_loss'").sort_values("x")
+        loss = found.query(f"{run} and measure == 'train_loss'").sort_values("x")
         assert loss["x"].tolist() == pytest.approx(np.arange(1, 21) / 10)
         assert loss["value"].tolist() == pytest.approx([1] * 8 + [7] * 2 + [0.9] * 8 + [7] * 2)
-        accuracy = curves.query(f"{run} and measure == 'valid_accuracy'")
+        accuracy = found.query(f"{run} and measure == 'valid_accuracy'")
         assert accuracy[["x", "value"]].to_numpy() == pytest.approx(np.array([[1, 0.5], [2, 0.51]]))
 
-    def test_styles_are_stable(self):
-        assert figures.style_of("new", ["new"]) == figures.style_of("new", ["a", "new", "preserve"])
-        styles = [
-            str(figures.style_of(b, "a b new preserve".split())) for b in "a b new preserve".split()
-        ]
-        assert len(set(styles)) == 4
+    def test_looks_are_stable_and_differ_in_grey(self):
+        assert style.look_of("new", ["new"]) == style.look_of("new", ["a", "new", "preserve"])
+        names = "a b c d new preserve uninterrupted".split()
+        looks = [style.look_of(name, names) for name in names]
+        for what in ("color", "linestyle"):
+            assert len({str(look[what]) for look in looks}) == len(names)
+
+    def test_the_steps_around_a_boundary(self, tables):
+        steps = tables_of_analysis.read(tables / "steps.csv")
+        around = zoom.around_boundaries(steps).query("boundary == 'new' and schedule == 'constant'")
+        one = around[around["seed"] == 0]
+        assert one["x"].tolist() == list(range(-49, 51))
+        assert one["step"].tolist() == list(range(1, 101))
 
 
 def test_show_prints_the_answer(tables, tmp_path, capsys):

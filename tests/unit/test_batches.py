@@ -39,6 +39,7 @@ def test_the_order_is_of_seed_and_epoch(folder):
     assert np.array_equal(order, train_order(train, seed=0, epoch=1))
     assert not np.array_equal(order, train_order(train, seed=1, epoch=1))
     assert not np.array_equal(order, train_order(train, seed=0, epoch=2))
+    assert not np.array_equal(order, train_order(train, seed=0, epoch=1, stream=1))
 
 
 def test_batches_hold_the_images_of_their_labels(folder):

@@ -9,7 +9,7 @@ import torch
 
 from conftest import file_sha256, run_module
 from optstate.training import loop, session
-from sessions import FIRST, checkpoint, rows, train, write_arrays
+from sessions import FIRST, assert_equal_bits, checkpoint, rows, train, write_arrays
 
 SPEC = FIRST | {"model": "shufflenet_v2_x0_5"}
 
@@ -70,6 +70,8 @@ def test_threads_are_those_of_the_configuration(tmp_path, arrays, threads):
         {"seed": 4},
         {"batch_size": 5},
         {"augment": "flip"},
+        {"stream": 1},
+        {"warmup_steps": 3},
         {"num_epochs": 2},
         {"learning_rate": {"kind": "onecycle", "initial_lr": 1e-4, "max_lr": 1.0001e-3}},
     ],
@@ -78,6 +80,23 @@ def test_something_else_differs(tmp_path, arrays, change):
     first = checkpoint(train(tmp_path / "a", SPEC, arrays))["model"]
     other = checkpoint(train(tmp_path / "b", SPEC | change, arrays))["model"]
     assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
+
+
+def test_sessions_that_keep_everything_are_one_uninterrupted_run(tmp_path, arrays):
+    same = SPEC | {"schedule": "constant", "learning_rate": {"kind": "constant", "lr": 1e-3}}
+    first = train(tmp_path, same | {"method": "constant", "num_epochs": 1}, arrays)
+    named = {"boundary": "preserve", "method": "constant-preserve", "session": 2, "keep": "all"}
+    second = train(tmp_path, same | named | {"num_epochs": 2}, arrays, previous=first)
+    own = {"boundary": "uninterrupted", "method": "constant-uninterrupted", "num_epochs": 3}
+    whole = train(tmp_path / "whole", same | own, arrays)
+    interrupted, uninterrupted = checkpoint(second), checkpoint(whole)
+    for part in ("model", "optimizer", "random"):
+        assert_equal_bits(interrupted[part], uninterrupted[part])
+    measures = ("step", "loss", "top1", "lr")
+    steps = [*rows(first / "steps.csv"), *rows(second / "steps.csv")]
+    assert [[row[m] for m in measures] for row in steps] == [
+        [row[m] for m in measures] for row in rows(whole / "steps.csv")
+    ]
 
 
 def test_another_order_of_the_same_batches_differs(tmp_path, arrays, monkeypatch):

@@ -9,7 +9,7 @@ import yaml
 
 from conftest import ROOT
 from optstate.configuration import (
-    baseline,
+    baselines,
     checked,
     session_spec,
     settled,
@@ -78,7 +78,20 @@ def test_every_key_is_in_the_schema_and_explained():
         ({"model": None}, "`model` is null: it should be text"),
         ({"boundaries__new__keep": "some"}, "`boundaries.new.keep` .* `all`, or a list"),
         ({"optimizer": {"name": "Adam", "lr": 0.1}}, "`optimizer.lr` is 0.1: .* left out"),
-        ({"schedules__constant__kind": "cosine"}, "`schedules.constant.kind` .*constant, onecycle"),
+        ({"schedules__constant__kind": "step"}, "`schedules.constant.kind` .*constant, onecycle"),
+        (
+            {"schedules__constant__kind": "cosine"},
+            "`schedules.constant.final_lr` is missing: cosine",
+        ),
+        ({"boundaries__new__warmup_steps": 0}, "`boundaries.new.warmup_steps` is 0: .* at least 1"),
+        (
+            {"boundaries__uninterrupted": {"keep": []}},
+            "`boundaries.uninterrupted`: .* another name",
+        ),
+        ({"methods": ["constant-uninterupted"]}, "did you mean `uninterrupted`"),
+        ({"primary__measure": "top1"}, "`primary.measure` .* one of final_valid_top1"),
+        ({"primary__boundary": "keep"}, "`primary.boundary` is 'keep': `boundaries` has no such"),
+        ({"datasets__imagewoof__target_top1": 70}, "`datasets.imagewoof.target_top1` .* at most 1"),
         ({"schedules__constant__lr": [1e-3, -1]}, r"`schedules.constant.lr\[1\]` .* above 0"),
         ({"schedules__constant__lr": [1e-3]}, "`schedules.constant.lr` has 1 values: .* have 3"),
         ({"schedules__constant__max_lr": [1, 1, 1]}, "`schedules.constant.max_lr` .* not belong"),
@@ -187,6 +200,17 @@ class TestSessionSpec:
         )  # fmt: skip
         assert spec(other) == spec()
 
+    def test_an_uninterrupted_run_has_all_epochs_and_the_first_sessions_values(self):
+        whole = spec(method="constant-uninterrupted", session=1)
+        assert (whole["num_epochs"], whole["learning_rate"]["lr"]) == (25, 3e-4)
+        assert (whole["boundary"], whole["keep"]) == ("uninterrupted", [])
+
+    def test_what_happens_at_a_boundary_concerns_the_later_sessions(self):
+        config = changed(boundaries__preserve={"keep": "all", "warmup_steps": 7, "reshuffle": True})
+        shared, later = spec(config, method="constant", session=1), spec(config, session=3)
+        assert (shared["warmup_steps"], shared["stream"]) == (0, 0)
+        assert (later["warmup_steps"], later["stream"]) == (7, 1)
+
     def test_a_schedules_optimizer_is_its_own(self):
         config = changed(schedules__constant__optimizer={"name": "SGD"})
         assert spec(config)["optimizer"] == {"name": "SGD"}
@@ -204,10 +228,24 @@ class TestSessionSpec:
         ({"preserve": {"keep": "all"}, "new": {"keep": []}}, "new"),
         ({"preserve": {"keep": "all"}, "reset": {"keep": []}, "none": {"keep": []}}, "none"),
         ({"preserve": {"keep": "all"}}, "new"),
+        ({"slow": {"keep": [], "warmup_steps": 9}, "zero": {"keep": []}}, "zero"),
     ],
 )
 def test_the_baseline_keeps_nothing(boundaries, expected):
-    assert baseline({"boundaries": boundaries}) == expected
+    assert set(baselines({"boundaries": boundaries}).values()) == {expected}
+
+
+def test_what_is_reshuffled_is_compared_with_its_twin():
+    boundaries = {
+        "new": {"keep": []},
+        "preserve": {"keep": "all"},
+        "again": {"keep": "all", "reshuffle": True},
+        "slow-again": {"keep": [], "warmup_steps": 5, "reshuffle": True},
+    }
+    assert baselines({"boundaries": boundaries}) == {
+        "new": "new", "preserve": "new", "again": "preserve", "slow-again": "new",
+        "uninterrupted": "new",
+    }  # fmt: skip
 
 
 def test_demo_is_an_overlay_with_known_keys():

@@ -19,6 +19,12 @@ def test_the_first_session_of_a_schedule_is_one_job():
     assert {len(job.forks) for job in jobs if job.number == 1} == {1, 2}
 
 
+def test_an_uninterrupted_run_is_one_job_of_its_own():
+    jobs = training_jobs(CONFIG | {"methods": ["constant-new", "constant-uninterrupted"]})
+    assert sorted((job.number, job.epochs) for job in jobs[:4]) == [(1, 3), (1, 6), (2, 2), (3, 1)]
+    assert len(jobs) == 4 * 4
+
+
 def test_on_one_gpu_the_jobs_come_one_after_the_other():
     course = simulate(training_jobs(CONFIG), 1, 10, most_in_queue=100)
     assert course.seconds == 32 * SECONDS_TO_START + 10 * (8 * 3 + 12 * 2 + 12 * 1)

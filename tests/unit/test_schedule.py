@@ -1,5 +1,7 @@
 """The learning rate and momentum of every step."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,9 +9,11 @@ from torch import nn
 from optstate.training.schedule import make_optimizer, make_scheduler, momentum_of
 
 
-def steps_of(optimizer: dict, learning_rate: dict, num_steps: int) -> list[tuple]:
+def steps_of(
+    optimizer: dict, learning_rate: dict, num_steps: int, warmup_steps: int = 0
+) -> list[tuple]:
     made = make_optimizer([nn.Parameter(torch.ones(1))], optimizer, learning_rate)
-    scheduler = make_scheduler(made, learning_rate, num_steps)
+    scheduler = make_scheduler(made, learning_rate, num_steps, warmup_steps)
     used = []
     for _ in range(num_steps):
         used.append((made.param_groups[0]["lr"], momentum_of(made)))
@@ -58,6 +62,57 @@ def test_optimizers_that_can_are_fused(optimizer, fused):
 def test_constant_is_constant():
     used = steps_of({"name": "Adam"}, {"kind": "constant", "lr": 3e-4}, 7)
     assert used == [(3e-4, 0.9)] * 7
+
+
+def test_cosine_is_half_a_wave_down_to_the_final_lr():
+    used = steps_of({"name": "Adam"}, {"kind": "cosine", "lr": 1e-3, "final_lr": 1e-4}, 10)
+    waves = [(1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
+    assert [lr for lr, _ in used] == pytest.approx([1e-4 + 9e-4 * wave for wave in waves])
+
+
+@pytest.mark.parametrize(("rising", "shares"), [(4, [1, 2, 3, 4, 4, 4]), (1, [4] * 6)])
+def test_warmup_rises_linearly_and_stays(rising, shares):
+    learning_rate = {"kind": "warmup", "lr": 0.1, "warmup_steps": rising}
+    used = steps_of({"name": "Adam"}, learning_rate, 6)
+    assert [lr for lr, _ in used] == pytest.approx([0.1 * share / 4 for share in shares])
+
+
+SCHEDULES = [
+    {"kind": "constant", "lr": 3e-4},
+    {"kind": "onecycle", "initial_lr": 1e-5, "max_lr": 1e-3},
+    {"kind": "cosine", "lr": 1e-3, "final_lr": 1e-4},
+    {"kind": "warmup", "lr": 1e-3, "warmup_steps": 3},
+]
+
+
+@pytest.mark.parametrize("learning_rate", SCHEDULES, ids=lambda rate: rate["kind"])
+class TestWarmUpAfterABoundary:
+    """It scales any schedule's LRs, and nothing else."""
+
+    def test_first_steps_are_scaled(self, learning_rate):
+        plain, warm = (steps_of({"name": "Adam"}, learning_rate, 12, n) for n in (0, 5))
+        shares = [min(step / 5, 1) for step in range(1, 13)]
+        expected = [lr * share for (lr, _), share in zip(plain, shares, strict=True)]
+        assert [lr for lr, _ in warm] == pytest.approx(expected, rel=1e-12)
+        assert [momentum for _, momentum in warm] == [momentum for _, momentum in plain]
+
+    def test_it_goes_on_where_it_was(self, learning_rate):
+        whole = [lr for lr, _ in steps_of({"name": "Adam"}, learning_rate, 12, 5)]
+        used, states = [], None
+        for start, end in ((0, 3), (3, 12)):
+            optimizer = make_optimizer(
+                [nn.Parameter(torch.ones(1))], {"name": "Adam"}, learning_rate
+            )
+            scheduler = make_scheduler(optimizer, learning_rate, 12, 5)
+            if states:
+                optimizer.load_state_dict(states[0])
+                scheduler.load_state_dict(states[1])
+            for _ in range(start, end):
+                used.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                scheduler.step()
+            states = optimizer.state_dict(), scheduler.state_dict()
+        assert used == whole
 
 
 def test_onecycle_gives_no_momentum_to_plain_sgd():

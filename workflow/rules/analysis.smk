@@ -1,24 +1,48 @@
-# From sessions to tables, figures and the report.
+# From sessions to tables, figures and the report. Even with a cluster they are made on the
+# submitting host: they take seconds.
+
+
+localrules:
+    collect,
+    measure_boundaries,
+    compare,
+    curves,
+    zoom,
+    differences,
+    learning_rate_figure,
+    report,
+
 
 CURVES = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "overview"]
+ZOOMS = ["boundary_loss", "boundary_update_norm"] if HAS_BOUNDARIES else []
+ANSWERS = ["differences", *(["epochs_to_target"] if TARGETS else [])]
 BOUNDARIES = sorted({method.partition("-")[2] for method in METHODS})
-TABLES = [f"{RESULTS}/tables/{name}.csv" for name in ("steps", "epochs", "summary", "comparisons")]
+BASELINES = configuration.baselines(config)
+TABLES = [
+    f"{RESULTS}/tables/{name}.csv"
+    for name in ("steps", "epochs", "summary", "boundaries", "pairs", "comparisons")
+]
 FIGURES = [
     f"{RESULTS}/figures/{name}.{suffix}"
     for suffix in ("png", "svg")
     for name in [
-        *[f"{dataset}/{curve}" for dataset in DATASETS for curve in CURVES],
+        *[f"{dataset}/{name}" for dataset in DATASETS for name in CURVES + ZOOMS],
         *[f"{dataset}/overview_{b}" for dataset in DATASETS for b in BOUNDARIES],
+        *ANSWERS,
         "learning_rate",
     ]
 ]
+SHOWN_PACKAGES = [
+    "torch", "torchvision", "numpy", "pillow", "pandas", "scipy", "statsmodels", "matplotlib",
+    "snakemake",
+]  # fmt: skip
 FIGURE_PACKAGES = locked("matplotlib", "numpy", "pandas")
 
 
 rule collect:
     input:
-        rows_of_all_runs("steps"),
-        rows_of_all_runs("epochs"),
+        of_all_sessions("steps.csv"),
+        of_all_sessions("epochs.csv"),
         sources=sources("analysis/__init__.py", "analysis/collect.py"),
     output:
         [
@@ -41,6 +65,7 @@ rule collect:
         methods=METHODS,
         seeds=SEEDS,
         sessions=NUM_SESSIONS,
+        targets=json.dumps(TARGETS, sort_keys=True),
         progress=untracked(lambda _: IN_PROGRESS),
         output=subpath(output[0], parent=True),
     message:
@@ -48,14 +73,38 @@ rule collect:
     shell:
         "python -m optstate.analysis.collect --runs {params.runs} --datasets {params.datasets} "
         "--methods {params.methods} --seeds {params.seeds} --sessions {params.sessions} "
+        "--targets {params.targets:q} "
         "--progress {params.progress} --output {params.output} --log {log}"
+
+
+rule measure_boundaries:
+    input:
+        f"{RESULTS}/tables/steps.csv",
+        sources=sources("analysis/__init__.py", "analysis/boundaries.py", "analysis/tables.py"),
+    output:
+        f"{RESULTS}/tables/boundaries.csv",
+    log:
+        f"{LOGS}/boundaries.log",
+    conda:
+        "../../envs/optstate.yaml"
+    params:
+        tables=subpath(input[0], parent=True),
+        preserved=configuration.plain(config, keep="all", usual="preserve"),
+        packages=locked("numpy", "pandas"),
+    message:
+        "Measure what each boundary did"
+    shell:
+        "python -m optstate.analysis.boundaries --tables {params.tables} "
+        "--preserved {params.preserved} --log {log}"
 
 
 rule compare:
     input:
         f"{RESULTS}/tables/summary.csv",
-        f"{RESULTS}/tables/steps.csv",
-        sources=sources("analysis/__init__.py", "analysis/compare.py", "analysis/tables.py"),
+        f"{RESULTS}/tables/boundaries.csv",
+        sources=sources(
+            *[f"analysis/{name}.py" for name in ("__init__", "compare", "statistics", "tables")]
+        ),
     output:
         report(
             f"{RESULTS}/tables/comparisons.csv",
@@ -63,26 +112,30 @@ rule compare:
             category="Tables",
             labels={"table": "comparisons"},
         ),
+        f"{RESULTS}/tables/pairs.csv",
     log:
         f"{LOGS}/compare.log",
     conda:
         "../../envs/optstate.yaml"
     params:
         tables=subpath(input[0], parent=True),
-        baseline=configuration.baseline(config),
-        packages=locked("numpy", "pandas", "scipy"),
+        baselines=json.dumps({b: BASELINES[b] for b in BOUNDARIES}, sort_keys=True),
+        margin=config["equivalence_margin"],
+        primary=[config["primary"]["measure"], config["primary"]["boundary"]],
+        packages=locked("numpy", "pandas", "scipy", "statsmodels"),
     message:
         "Compare the boundaries"
     shell:
         "python -m optstate.analysis.compare --tables {params.tables} "
-        "--baseline {params.baseline} --log {log}"
+        "--baselines {params.baselines:q} --margin {params.margin} --primary {params.primary} "
+        "--log {log}"
 
 
-rule figures:
+rule curves:
     input:
         f"{RESULTS}/tables/steps.csv",
         f"{RESULTS}/tables/epochs.csv",
-        sources=sources("analysis/__init__.py", "analysis/figures.py", "analysis/tables.py"),
+        sources=figure_sources("curves"),
     output:
         [
             report(
@@ -116,14 +169,81 @@ rule figures:
     message:
         "Draw the curves of {wildcards.dataset}"
     shell:
-        "python -m optstate.analysis.figures --tables {params.tables} "
+        "python -m optstate.analysis.figures.curves --tables {params.tables} "
         "--dataset {wildcards.dataset} --output {params.output} --log {log}"
+
+
+rule zoom:
+    input:
+        f"{RESULTS}/tables/steps.csv",
+        sources=figure_sources("zoom"),
+    output:
+        [
+            report(
+                f"{RESULTS}/figures/{{dataset}}/{zoom}.png",
+                caption=f"../report/{zoom}.rst",
+                category="Around the boundaries",
+                labels={"data set": "{dataset}", "measure": zoom.replace("_", " ")},
+            )
+            for zoom in ("boundary_loss", "boundary_update_norm")
+        ],
+        f"{RESULTS}/figures/{{dataset}}/boundary_loss.svg",
+        f"{RESULTS}/figures/{{dataset}}/boundary_update_norm.svg",
+    log:
+        f"{LOGS}/figures/{{dataset}}-zoom.log",
+    conda:
+        "../../envs/optstate.yaml"
+    params:
+        tables=subpath(input[0], parent=True),
+        output=subpath(output[0], parent=True),
+        packages=FIGURE_PACKAGES,
+    message:
+        "Draw the steps around the boundaries of {wildcards.dataset}"
+    shell:
+        "python -m optstate.analysis.figures.zoom --tables {params.tables} "
+        "--dataset {wildcards.dataset} --output {params.output} --log {log}"
+
+
+rule differences:
+    input:
+        f"{RESULTS}/tables/comparisons.csv",
+        f"{RESULTS}/tables/pairs.csv",
+        f"{RESULTS}/tables/summary.csv",
+        sources=figure_sources("differences"),
+    output:
+        [
+            report(
+                f"{RESULTS}/figures/{answer}.png",
+                caption=f"../report/{answer}.rst",
+                category="The answer",
+                labels={"figure": answer.replace("_", " ")},
+            )
+            for answer in ANSWERS
+        ],
+        [f"{RESULTS}/figures/{answer}.svg" for answer in ANSWERS],
+    log:
+        f"{LOGS}/figures/differences.log",
+    conda:
+        "../../envs/optstate.yaml"
+    params:
+        tables=subpath(input[0], parent=True),
+        output=subpath(output[0], parent=True),
+        measure=config["primary"]["measure"],
+        margin=config["equivalence_margin"],
+        target="--with-target" if TARGETS else "",
+        packages=FIGURE_PACKAGES,
+    message:
+        "Draw the differences"
+    shell:
+        "python -m optstate.analysis.figures.differences --tables {params.tables} "
+        "--measure {params.measure} --margin {params.margin} {params.target} "
+        "--output {params.output} --log {log}"
 
 
 rule learning_rate_figure:
     input:
         f"{RESULTS}/tables/steps.csv",
-        sources=sources("analysis/__init__.py", "analysis/figures.py", "analysis/tables.py"),
+        sources=figure_sources("schedules"),
     output:
         report(
             f"{RESULTS}/figures/learning_rate.png",
@@ -143,7 +263,7 @@ rule learning_rate_figure:
     message:
         "Draw the learning rates"
     shell:
-        "python -m optstate.analysis.figures --tables {params.tables} "
+        "python -m optstate.analysis.figures.schedules --tables {params.tables} "
         "--output {params.output} --log {log}"
 
 
@@ -154,10 +274,14 @@ rule report:
         summary=f"{RESULTS}/tables/summary.csv",
         comparisons=f"{RESULTS}/tables/comparisons.csv",
         learning_rate=f"{RESULTS}/figures/learning_rate.png",
+        boundaries=f"{RESULTS}/tables/boundaries.csv",
         cards=[f"{prepared(dataset)}/dataset.json" for dataset in DATASETS],
+        made_by=of_all_sessions("made_by.json"),
         template="workflow/report/report.html.j2",
         texts=sorted(map(str, Path("workflow/report").glob("*.rst"))),
-        sources=sources("analysis/__init__.py", "analysis/report.py", "analysis/tables.py"),
+        sources=sources(
+            *[f"analysis/{name}.py" for name in ("__init__", "report", "statistics", "tables")]
+        ),
     output:
         f"{RESULTS}/report.html",
     log:
@@ -168,10 +292,15 @@ rule report:
         config=lambda wildcards: json.dumps(config),
         tables=subpath(input.summary, parent=True),
         figures=subpath(input.learning_rate, parent=True),
-        packages=locked("docutils", "jinja2", "pandas", "pyyaml"),
+        runs=lambda wildcards, input: Path(input.made_by[0]).parents[4],
+        packages=locked(*SHOWN_PACKAGES, "docutils", "jinja2", "pyyaml"),
+        shown=SHOWN_PACKAGES,
+        command=untracked(lambda _: invocation()),
+        commit=untracked(lambda _: commit()),
     message:
         "Write the report"
     shell:
         "python -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
-        "--figures {params.figures} --cards {input.cards} --template {input.template} "
-        "--output {output} --log {log}"
+        "--figures {params.figures} --runs {params.runs} --cards {input.cards} "
+        "--template {input.template} --command {params.command:q} --commit={params.commit:q} "
+        "--packages {params.shown} --output {output} --log {log}"

@@ -16,7 +16,7 @@ SCRIPTS = f"{workflow.basedir}/workflow/scripts"
 PACKAGE = "workflow/scripts/optstate"
 sys.path.insert(0, SCRIPTS)
 
-from optstate import configuration, guard, slurm
+from optstate import UNINTERRUPTED, configuration, guard, slurm
 from optstate.data.manifest import file_sha256, folder_sha256
 from optstate.job import InputError, describe
 
@@ -82,6 +82,12 @@ DATASETS = sorted(config["datasets"])
 METHODS = sorted(config["methods"])
 SEEDS = sorted(config["seeds"])
 NUM_SESSIONS = len(config["sessions"])
+HAS_BOUNDARIES = NUM_SESSIONS > 1 and any(m.partition("-")[2] != UNINTERRUPTED for m in METHODS)
+TARGETS = {
+    name: source["target_top1"]
+    for name, source in config["datasets"].items()
+    if "target_top1" in source
+}
 
 # Jobs use the interpreter that Snakemake runs on, unless each rule has an environment of its own.
 # `exec` makes them its own children, which end when it is killed: a shell between them would not.
@@ -107,7 +113,7 @@ wildcard_constraints:
     schedule="[a-z0-9_]+",
     method="[a-z0-9_]+-[a-z0-9_-]+",
     seed=r"\d+",
-    session=r"\d+",
+    session=r"[2-9]|[1-9]\d+",
     key="[0-9a-f]{16}",
 
 
@@ -191,9 +197,15 @@ def schedule_of(method):
     return method.partition("-")[0]
 
 
+def is_uninterrupted(method):
+    """Whether a method has one session of its own, and no boundary."""
+    return method.partition("-")[2] == UNINTERRUPTED
+
+
 def session_folder(dataset, method, seed, session):
     """Where a session of a run lies: the first one under its schedule's name alone."""
-    name = schedule_of(method) if int(session) == 1 else method
+    is_shared = int(session) == 1 and not is_uninterrupted(method)
+    name = schedule_of(method) if is_shared else method
     return f"{RUNS}/{dataset}/{name}/seed{seed}/session{session}"
 
 
@@ -217,7 +229,11 @@ def curves(wildcards):
     methods = (
         [wildcards.method]
         if "method" in wildcards.keys()
-        else [m for m in METHODS if schedule_of(m) == wildcards.schedule]
+        else [
+            method
+            for method in METHODS
+            if schedule_of(method) == wildcards.schedule and not is_uninterrupted(method)
+        ]
     )
     root = f"{RESULTS}/tensorboard/{wildcards.dataset}"
     return [f"{root}/{method}/seed{wildcards.seed}" for method in methods]
@@ -244,16 +260,73 @@ def checkpoint_of(folder, is_last):
     return f"{folder}/checkpoint.pt" if kept else temp(f"{folder}/checkpoint.pt")
 
 
-def rows_of_all_runs(name):
-    """The tables of every session of every run."""
+def of_all_sessions(name):
+    """A file of every session of every run."""
     folders = {
         session_folder(dataset, method, seed, session)
         for dataset in DATASETS
         for method in METHODS
         for seed in SEEDS
-        for session in range(1, NUM_SESSIONS + 1)
+        for session in range(1, 2 if is_uninterrupted(method) else NUM_SESSIONS + 1)
     }
-    return [f"{folder}/{name}.csv" for folder in sorted(folders)]
+    return [f"{folder}/{name}" for folder in sorted(folders)]
+
+
+# LR range tests
+
+
+def method_tested(schedule):
+    """The method whose sessions are gone on from: that of the baseline, if it is there."""
+    methods = [m for m in METHODS if schedule_of(m) == schedule and not is_uninterrupted(m)]
+    usual = f"{schedule}-{configuration.plain(config, keep=[], usual='new')}"
+    return usual if usual in methods else methods[0]
+
+
+def before_test(wildcards):
+    """The session that the test goes on from."""
+    if wildcards.number == "1":
+        return []
+    method, number = method_tested(wildcards.schedule), int(wildcards.number) - 1
+    folder = session_folder(wildcards.dataset, method, SEEDS[0], number)
+    return [f"{folder}/steps.csv", ancient(f"{folder}/checkpoint.pt")]
+
+
+def tested_spec(wildcards):
+    """The session before which it is."""
+    number = int(wildcards.number)
+    method = wildcards.schedule if number == 1 else method_tested(wildcards.schedule)
+    weights = WEIGHTS_SHA256
+    return json.dumps(
+        configuration.session_spec(config, wildcards.dataset, method, SEEDS[0], number, weights),
+        sort_keys=True,
+    )
+
+
+# Figures and the report
+
+
+def figure_sources(module):
+    """What draws a kind of figure."""
+    names = ["__init__", "tables", "figures/__init__", "figures/style", f"figures/{module}"]
+    return sources(*[f"analysis/{name}.py" for name in names])
+
+
+def invocation():
+    """The command that Snakemake was run by, but for what it should make."""
+    settings = workflow.config_settings
+    files = [shlex.quote(os.path.relpath(path)) for path in settings.configfiles]
+    values = [shlex.quote(f"{key}={json.dumps(value)}") for key, value in settings.config.items()]
+    options = [["--configfile", *files]] * bool(files) + [["--config", *values]] * bool(values)
+    return " ".join([".venv/bin/snakemake --cores 1 --resources gpu=1", *sum(options, [])])
+
+
+def commit():
+    """The commit of the project's sources; empty if they are not in a repository."""
+    git = ["git", "-C", workflow.basedir, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:  # there is no git
+        return ""
 
 
 # Measurements

@@ -1,6 +1,10 @@
 # From an archive, a folder or a package to arrays of pixels.
 
 
+localrules:
+    fetch,  # the nodes of a cluster may have no internet
+
+
 # Its sources are no inputs: the archive is verified by the checksum that is in its path, so that no
 # change of a source could make it another one.
 rule fetch:

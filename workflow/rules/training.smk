@@ -2,6 +2,7 @@
 # which fork from its checkpoint.
 
 FIRST = f"{RUNS}/{{dataset}}/{{schedule}}/seed{{seed}}/session1"
+UNINTERRUPTED_RUN = f"{RUNS}/{{dataset}}/{{method}}/seed{{seed}}/session1"
 LATER = f"{RUNS}/{{dataset}}/{{method}}/seed{{seed}}/session{{session}}"
 TRAINING_SOURCES = sources("training")
 TRAINING_PACKAGES = locked("numpy", "torch", "torchvision")
@@ -21,6 +22,7 @@ rule first_session:
         checkpoint_of(FIRST, is_last=NUM_SESSIONS == 1),
         steps=f"{FIRST}/steps.csv",
         epochs=f"{FIRST}/epochs.csv",
+        made_by=f"{FIRST}/made_by.json",
     log:
         f"{LOGS}/train/{{dataset}}/{{schedule}}/seed{{seed}}-session1.log",
     conda:
@@ -43,6 +45,20 @@ rule first_session:
         f"{TRAIN} {{params.weights}}"
 
 
+use rule first_session as uninterrupted_run with:
+    output:
+        checkpoint_of(UNINTERRUPTED_RUN, is_last=True),
+        steps=f"{UNINTERRUPTED_RUN}/steps.csv",
+        epochs=f"{UNINTERRUPTED_RUN}/epochs.csv",
+        made_by=f"{UNINTERRUPTED_RUN}/made_by.json",
+    log:
+        f"{LOGS}/train/{{dataset}}/{{method}}/seed{{seed}}-session1.log",
+    wildcard_constraints:
+        method=f"[a-z0-9_]+-{UNINTERRUPTED}",
+    message:
+        "Train {wildcards.dataset} {wildcards.method} seed {wildcards.seed}"
+
+
 rule later_session:
     input:
         arrays=arrays,
@@ -53,6 +69,7 @@ rule later_session:
         checkpoint_of(LATER, is_last=False),
         steps=f"{LATER}/steps.csv",
         epochs=f"{LATER}/epochs.csv",
+        made_by=f"{LATER}/made_by.json",
     log:
         f"{LOGS}/train/{{dataset}}/{{method}}/seed{{seed}}-session{{session}}.log",
     # Runs are finished before others are begun: their checkpoints wait for less on the disk.
@@ -83,9 +100,10 @@ use rule later_session as last_session with:
         checkpoint_of(LATER, is_last=True),
         steps=f"{LATER}/steps.csv",
         epochs=f"{LATER}/epochs.csv",
+        made_by=f"{LATER}/made_by.json",
     wildcard_constraints:
         session=str(NUM_SESSIONS),
     priority: 2
 
 
-ruleorder: last_session > later_session
+ruleorder: uninterrupted_run > last_session > later_session

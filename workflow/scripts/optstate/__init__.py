@@ -3,3 +3,5 @@
 A folder per stage, joined by files only: ``data`` (archive to arrays), ``training`` (arrays to
 sessions), ``analysis`` (sessions to tables, figures and report).
 """
+
+UNINTERRUPTED = "uninterrupted"  # in place of a boundary: one session of all epochs

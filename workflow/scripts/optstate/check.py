@@ -33,7 +33,7 @@ def check(config: dict[str, Any]) -> None:
         key = f"schedules.{schedule_name}.optimizer" if own else "optimizer"
         optimizer = schedule["optimizer"] if own else config["optimizer"]
         entries = state_entries(key, optimizer, schedule)
-        keep = config["boundaries"][boundary]["keep"]
+        keep = config["boundaries"].get(boundary, {"keep": "all"})["keep"]
         for name in keep if keep != "all" else []:
             require_known(f"boundaries.{boundary}.keep", name, entries, of=optimizer["name"])
 

@@ -12,10 +12,16 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
+from optstate import UNINTERRUPTED
 from optstate.data import packaged
 from optstate.job import InputError
 
-KEYS_OF_KIND = {"constant": {"lr"}, "onecycle": {"initial_lr", "max_lr"}}
+KEYS_OF_KIND = {
+    "constant": {"lr"},
+    "onecycle": {"initial_lr", "max_lr"},
+    "cosine": {"lr", "final_lr"},
+    "warmup": {"lr", "warmup_steps"},
+}
 SECTIONS = ("datasets", "schedules", "boundaries", "optimizer", "checkpoint_every")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MOST_DIGITS = 30  # of a number
@@ -206,14 +212,26 @@ def require_sense(config: Config) -> None:
         _require_one_source(f"datasets.{name}", source)
     for name, schedule in config["schedules"].items():
         _require_learning_rates(f"schedules.{name}", schedule, len(config["sessions"]))
+    if UNINTERRUPTED in config["boundaries"]:
+        raise InputError(
+            f"`boundaries.{UNINTERRUPTED}`: so a run is called that has none: choose another name"
+        )
+    known = {"schedules": list(config["schedules"])}
+    known["boundaries"] = [*config["boundaries"], UNINTERRUPTED]
     for method in config["methods"]:
         schedule, _, boundary = method.partition("-")
         for part, section in ((schedule, "schedules"), (boundary, "boundaries")):
-            if part not in config[section]:
+            if part not in known[section]:
                 raise InputError(
                     f"`methods`: {method!r} should be SCHEDULE-BOUNDARY, and `{section}` has no "
-                    f"{part!r}: {hint(part, list(config[section]))}"
+                    f"{part!r}: {hint(part, known[section])}"
                 )
+    primary = config["primary"]["boundary"]
+    if primary not in known["boundaries"]:
+        raise InputError(
+            f"`primary.boundary` is {primary!r}: `boundaries` has no such: "
+            f"{hint(primary, known['boundaries'])}"
+        )
     if config["weights"] and not Path(config["weights"]).is_file():
         raise InputError(f"`weights` is {config['weights']!r}: there is no such file")
 
@@ -260,10 +278,25 @@ def tried_by_torch(config: Config) -> Config:
     return {key: config[key] for key in keys}
 
 
-def baseline(config: Config) -> str:
-    """The boundary that the others are compared with: the one that keeps nothing."""
-    forgetful = sorted(name for name, b in config["boundaries"].items() if b["keep"] == [])
-    return "new" if "new" in forgetful or not forgetful else forgetful[0]
+def baselines(config: Config) -> Config:
+    """The boundary that each is compared with: the one that keeps nothing.
+
+    With `reshuffle` it is the one that differs in nothing else, and what is found is noise.
+    """
+    boundaries = config["boundaries"]
+    straight = {name: b for name, b in boundaries.items() if not b.get("reshuffle")}
+    twins = {
+        name: [twin for twin, b in straight.items() if b | {"reshuffle": True} == boundary]
+        for name, boundary in boundaries.items()
+    }
+    usual = plain(config, keep=[], usual="new")
+    return {UNINTERRUPTED: usual} | {name: min(twins[name], default=usual) for name in boundaries}
+
+
+def plain(config: Config, keep: str | list[str], usual: str) -> str:
+    """The boundary that does nothing but ``keep``; of several, ``usual``, or else the first."""
+    names = sorted(name for name, b in config["boundaries"].items() if b == {"keep": keep})
+    return usual if usual in names or not names else names[0]
 
 
 def session_spec(
@@ -272,11 +305,12 @@ def session_spec(
     """The fields of ``SessionSpec`` for one job: nothing that its bits do not depend on.
 
     Args:
-        method: SCHEDULE-BOUNDARY; in the first session the schedule alone.
+        method: SCHEDULE-BOUNDARY; in the first session, which they share, the schedule alone.
         session: from 1.
     """
     schedule_name, _, boundary = method.partition("-")
     schedule = config["schedules"][schedule_name]
+    crossed = config["boundaries"][boundary] if session > 1 else {"keep": []}
     same = (
         "image_size", "train_per_class", "valid_per_class", "model", "batch_size", "augment",
         "device", "precision", "compile", "cpu_threads", "deterministic",
@@ -288,12 +322,16 @@ def session_spec(
         "method": method,
         "seed": seed,
         "session": session,
-        "num_epochs": config["sessions"][session - 1],
+        "num_epochs": sum(config["sessions"])
+        if boundary == UNINTERRUPTED
+        else config["sessions"][session - 1],
         "weights_sha256": weights_sha256 if session == 1 else None,
         "optimizer": schedule.get("optimizer", config["optimizer"]),
         "learning_rate": {"kind": schedule["kind"]}
         | {key: schedule[key][session - 1] for key in sorted(KEYS_OF_KIND[schedule["kind"]])},
-        "keep": _sorted(config["boundaries"][boundary]["keep"]) if session > 1 else [],
+        "keep": _sorted(crossed["keep"]),
+        "warmup_steps": crossed.get("warmup_steps", 0),
+        "stream": int(crossed.get("reshuffle", False)),
     }
 
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 from snakemake.utils import update_config
 
-from optstate import configuration
+from optstate import UNINTERRUPTED, configuration
 from optstate.job import InputError, describe
 from optstate.training.model import make_model
 from optstate.training.schedule import make_optimizer
@@ -64,8 +64,11 @@ def training_jobs(config: Config) -> list[Session]:
         config["datasets"], config["seeds"], config["methods"]
     ):
         before = None
-        for number, epochs in enumerate(config["sessions"], 1):
-            name = method if number > 1 else method.partition("-")[0]
+        schedule, _, boundary = method.partition("-")
+        uninterrupted = boundary == UNINTERRUPTED
+        sessions = [sum(config["sessions"])] if uninterrupted else config["sessions"]
+        for number, epochs in enumerate(sessions, 1):
+            name = method if number > 1 or uninterrupted else schedule
             key = (dataset, name, seed, number)
             if key not in found:
                 found[key] = Session(number, epochs, before)

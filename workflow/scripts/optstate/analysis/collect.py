@@ -7,11 +7,13 @@ boundaries of a schedule share, included.
 import argparse
 import csv
 import itertools
+import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from optstate import UNINTERRUPTED
 from optstate.job import replacing, run
 
 Row = dict[str, str]
@@ -19,7 +21,7 @@ Row = dict[str, str]
 SUMMARY_COLUMNS = [
     "dataset", "schedule", "boundary", "method", "seed", "final_valid_top1", "final_valid_loss",
     "best_valid_top1", "best_epoch", "final_train_loss", "train_seconds", "valid_seconds",
-    "diverged",
+    "diverged", "best_valid_loss", "epochs_to_target",
 ]  # fmt: skip
 
 
@@ -34,6 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
         summary(
             list(session_rows(arguments.runs, *r, arguments.sessions, "steps")),
             list(session_rows(arguments.runs, *r, arguments.sessions, "epochs")),
+            json.loads(arguments.targets).get(r[0]),
         )
         for r in runs
     )
@@ -46,25 +49,27 @@ def session_rows(
 ) -> Iterator[Row]:
     """The rows, as text, of all sessions of a run, under its own method's name."""
     schedule, _, boundary = method.partition("-")
-    for session in range(1, num_sessions + 1):
-        folder = root / dataset / (schedule if session == 1 else method) / f"seed{seed}"
-        path = folder / f"session{session}" / f"{name}.csv"
+    shared = [schedule, *[method] * (num_sessions - 1)]
+    for session, folder in enumerate([method] if boundary == UNINTERRUPTED else shared, 1):
+        path = root / dataset / folder / f"seed{seed}" / f"session{session}" / f"{name}.csv"
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 yield row | {"boundary": boundary, "method": method}
 
 
-def summary(steps: list[Row], epochs: list[Row]) -> Row:
+def summary(steps: list[Row], epochs: list[Row], target_top1: float | None) -> Row:
     """A run in one row.
 
     The best epoch is the first of those with the highest top-1. A run has diverged if any of its
-    losses is not finite.
+    losses is not finite. Until a target that was missed the epochs are infinite.
     """
     train = [row for row in epochs if row["split"] == "train"]
     valid = [row for row in epochs if row["split"] == "valid"]
     best = max(valid, key=lambda row: float(row["top1"]))
     diverged = not all(math.isfinite(float(row["loss"])) for row in steps + epochs)
     last = valid[-1]
+    losses = [row["loss"] for row in valid if not math.isnan(float(row["loss"]))]
+    reached = [row["epoch"] for row in valid if float(row["top1"]) >= (target_top1 or 0)]
     return {column: last[column] for column in SUMMARY_COLUMNS[:5]} | {
         "final_valid_top1": last["top1"],
         "final_valid_loss": last["loss"],
@@ -74,6 +79,8 @@ def summary(steps: list[Row], epochs: list[Row]) -> Row:
         "train_seconds": _total_seconds(train),
         "valid_seconds": _total_seconds(valid),
         "diverged": str(diverged).lower(),
+        "best_valid_loss": min(losses, key=float, default="nan"),
+        "epochs_to_target": "" if target_top1 is None else next(iter(reached), "inf"),
     }
 
 
@@ -109,6 +116,7 @@ PARSER.add_argument("--datasets", nargs="+", required=True)
 PARSER.add_argument("--methods", nargs="+", required=True)
 PARSER.add_argument("--seeds", nargs="+", type=int, required=True)
 PARSER.add_argument("--sessions", type=int, required=True, help="their number")
+PARSER.add_argument("--targets", default="{}", help="JSON: the valid top-1 aimed at, by data set")
 PARSER.add_argument("--progress", type=Path, required=True, help="folder of states in progress")
 PARSER.add_argument("--output", type=Path, required=True, help="folder")
 

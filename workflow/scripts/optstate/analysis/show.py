@@ -7,7 +7,7 @@ from optstate.analysis import tables
 
 
 def main(results: Path) -> None:
-    """Print the final validation metrics of every method, and the differences."""
+    """Print the final validation metrics of every method, and the answer."""
     summary = tables.read(results / "tables" / "summary.csv")
     final = summary.groupby(["dataset", "method"]).agg(
         seeds=("seed", "size"),
@@ -19,17 +19,20 @@ def main(results: Path) -> None:
     differences = tables.read(results / "tables" / "comparisons.csv")
     if len(differences):
         differences["difference"] = differences["boundary"] + " - " + differences["baseline"]
-        differences["measure"] = differences["measure"].str.replace(
-            r"train_loss_first_(\d+)_steps_session", r"train_loss_\1_s", regex=True
-        )
-        wide = differences.pivot(
+        shown = differences["measure"].str.match("final_|train_loss_first")
+        wide = differences[shown].pivot(
             index=["dataset", "schedule", "difference"], columns="measure", values="mean_difference"
+        )
+        wide.columns = wide.columns.str.replace(
+            r"train_loss_first_(\d+)_steps_session", r"train_loss_\1_s", regex=True
         )
         print(f"\nDifferences, mean over seeds:\n{wide.round(4).to_string()}")
         print("Below zero is better in a loss, above zero in top-1. train_loss_40_s2 is the mean")
         print("train loss of the first 40 steps of session 2, after the first boundary.")
         if (differences["n"] < 2).all():
             print("One seed shows what a boundary does here, not whether it would do so again.")
+        for row in differences[differences["primary"]].itertuples():
+            print(f"{row.dataset}, {row.schedule}, {row.measure}, {row.difference}: {row.verdict}")
     print(f"\nReport:  {results / 'report.html'}")
     print(f"Figures: {results / 'figures'}")
     print(f"Tables:  {results / 'tables'}")

@@ -68,9 +68,9 @@ def resident(image_set: ImageSet, device: torch.device) -> ImageSet:
     return ImageSet(images, labels, np.arange(len(order)))
 
 
-def train_order(image_set: ImageSet, seed: int, epoch: int) -> np.ndarray:
-    """The images of an epoch, shuffled: a function of seed and epoch alone, in every method."""
-    return np.random.default_rng([seed, epoch]).permutation(image_set.indices)
+def train_order(image_set: ImageSet, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
+    """The images of an epoch, shuffled: a function of seed, epoch and stream alone."""
+    return np.random.default_rng([seed, epoch, 2 * stream]).permutation(image_set.indices)
 
 
 def batches(
@@ -93,15 +93,17 @@ def sent(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def augmented(images: torch.Tensor, augment: str, seed: int, step: int) -> torch.Tensor:
+def augmented(
+    images: torch.Tensor, augment: str, seed: int, step: int, stream: int = 0
+) -> torch.Tensor:
     """Images (batch, size, size, 3), each mirrored at random (flip), and moved (crop_flip).
 
-    How is a function of seed and step alone, so that there is no state to keep. The random numbers
-    are drawn on the CPU, so that they are the same for every device.
+    How is a function of seed, step and stream alone, so that there is no state to keep. The random
+    numbers are drawn on the CPU, so that they are the same for every device.
     """
     if augment == "none":
         return images
-    rng = np.random.default_rng([seed, step, 1])  # of two numbers: the order of an epoch
+    rng = np.random.default_rng([seed, step, 2 * stream + 1])
     num_images, size = images.shape[:2]
     drawn = np.zeros((3, num_images), np.int64)
     if augment == "crop_flip":

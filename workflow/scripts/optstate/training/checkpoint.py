@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from optstate.job import InputError, replacing
+from optstate.training.schedule import WarmUp
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Trained:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
+    scheduler: LRScheduler | WarmUp
     position: Position
 
     def state_dict(self) -> dict[str, Any]:

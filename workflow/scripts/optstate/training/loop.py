@@ -70,7 +70,7 @@ def train_epoch(session: Session, trained: Trained, epoch: int) -> Row:
     num_steps = num_steps_per_epoch(len(session.train), spec.batch_size)
     first_step = session.first_step + (epoch - session.first_epoch) * num_steps
     taken = trained.position.step + 1 - first_step
-    order = train_order(session.train, spec.seed, epoch)
+    order = train_order(session.train, spec.seed, epoch, spec.stream)
     rest = order[taken * spec.batch_size : num_steps * spec.batch_size]
     description = f"{spec.dataset} {spec.method} seed {spec.seed} epoch {epoch}"
     inputs = None
@@ -79,7 +79,8 @@ def train_epoch(session: Session, trained: Trained, epoch: int) -> Row:
         batches(session.train, rest, spec.batch_size, session.device),
         description, num_steps, initial=taken, unit="step", leave=False, disable=None,
     ):  # fmt: skip
-        images = augmented(images, spec.augment, spec.seed, trained.position.step + 1)
+        step = trained.position.step + 1
+        images = augmented(images, spec.augment, spec.seed, step, spec.stream)
         inputs = as_input(images, inputs)
         records.add(train_step(session, trained, epoch, inputs, labels))
         session.save_if_due()

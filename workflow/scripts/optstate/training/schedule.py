@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+)
 
 # These have a kernel for the whole step, on CPUs and GPUs: for Adam, half the time of single ones.
 FUSED = ("Adam", "AdamW", "SGD")
@@ -22,16 +28,38 @@ def make_optimizer(
     arguments = {key: value for key, value in optimizer.items() if key != "name"}
     if optimizer["name"] in FUSED and not KERNELS & arguments.keys():
         arguments["fused"] = True
-    lr = learning_rate["lr" if learning_rate["kind"] == "constant" else "initial_lr"]
+    lr = learning_rate["initial_lr" if learning_rate["kind"] == "onecycle" else "lr"]
     return getattr(torch.optim, optimizer["name"])(parameters, lr=lr, **arguments)
 
 
 def make_scheduler(
+    optimizer: torch.optim.Optimizer,
+    learning_rate: dict[str, Any],
+    num_steps: int,
+    warmup_steps: int = 0,
+) -> "LRScheduler | WarmUp":
+    """The scheduler of a session of ``num_steps`` steps, stepped after every step.
+
+    Args:
+        optimizer: newly made, with the first LR.
+        learning_rate: ``kind``, and the session's values for it.
+        num_steps: of the whole session.
+        warmup_steps: over which the LR rises to what it would be without; 0: none.
+    """
+    scheduler = _scheduler(optimizer, learning_rate, num_steps)
+    return WarmUp(scheduler, warmup_steps) if warmup_steps else scheduler
+
+
+def _scheduler(
     optimizer: torch.optim.Optimizer, learning_rate: dict[str, Any], num_steps: int
 ) -> LRScheduler:
-    """The scheduler of a session of ``num_steps`` steps, stepped after every step."""
     if learning_rate["kind"] == "constant":
         return ConstantLR(optimizer, factor=1.0, total_iters=0)
+    if learning_rate["kind"] == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=learning_rate["final_lr"])
+    if learning_rate["kind"] == "warmup":
+        rising = learning_rate["warmup_steps"]
+        return LinearLR(optimizer, start_factor=1 / rising, total_iters=rising - 1)
     if num_steps < MIN_ONECYCLE_STEPS:
         logging.warning("OneCycleLR over %d steps never has its initial LR", num_steps)
     return OneCycleLR(
@@ -43,6 +71,36 @@ def make_scheduler(
         # It would also give momentum to an SGD that was configured without.
         cycle_momentum=momentum_of(optimizer) is not None,
     )
+
+
+class WarmUp:
+    """A scheduler whose LRs are scaled in its first N steps: by 1/N, 2/N, ... 1."""
+
+    def __init__(self, scheduler: LRScheduler, num_steps: int) -> None:
+        self.scheduler = scheduler
+        self.num_steps = num_steps
+        self._scale()
+
+    def step(self) -> None:
+        """Set the LR of the next step."""
+        # Some schedulers go on from the LR that they find.
+        groups = self.scheduler.optimizer.param_groups
+        for group, lr in zip(groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
+        self.scheduler.step()
+        self._scale()
+
+    def _scale(self) -> None:
+        for group in self.scheduler.optimizer.param_groups:
+            group["lr"] *= min((self.scheduler.last_epoch + 1) / self.num_steps, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the scheduler: how far it is tells the rest."""
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after ``state``."""
+        self.scheduler.load_state_dict(state)
 
 
 def momentum_of(optimizer: torch.optim.Optimizer) -> float | None:

@@ -46,7 +46,7 @@ from optstate.training.spec import SessionSpec
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write ``checkpoint.pt``, ``steps.csv`` and ``epochs.csv`` to ``--output``.
+    """Write ``checkpoint.pt``, the tables and ``made_by.json`` to ``--output``.
 
     Exits with ``progress.EXIT_CODE`` after saving if a signal asks for it.
     """
@@ -115,6 +115,8 @@ def train(
     progress.finish()
     records.recorder.write(arguments.output)
     meta = describe(spec, device)
+    with job.replacing(arguments.output / "made_by.json") as path:
+        path.write_text(json.dumps(meta, indent=1) + "\n")
     checkpoint.save(trained.state_dict() | {"meta": meta}, arguments.output / "checkpoint.pt")
 
 
@@ -153,7 +155,7 @@ def save_progress(progress: Progress, trained: Trained, records: StepRecords) ->
 
 def progress_folder(root: Path, spec: SessionSpec, session: int) -> Path:
     """Where a session of the run of ``spec`` keeps what it would continue from."""
-    name = spec.schedule if session == 1 else spec.method
+    name = spec.schedule if session == 1 < spec.session else spec.method
     return root / spec.dataset / name / f"seed{spec.seed}" / f"session{session}"
 
 
@@ -240,7 +242,7 @@ def start(
         checkpoint.set_random_states(before["random"])
         position = Position(**before["position"] | {"session": spec.session})
     num_steps = spec.num_epochs * num_steps_per_epoch(len(train), spec.batch_size)
-    scheduler = make_scheduler(optimizer, spec.learning_rate, num_steps)
+    scheduler = make_scheduler(optimizer, spec.learning_rate, num_steps, spec.warmup_steps)
     return Trained(model, optimizer, scheduler, position)
 
 

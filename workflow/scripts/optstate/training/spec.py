@@ -10,7 +10,7 @@ class SessionSpec:
     """Everything that decides the bits of a session, but for its inputs.
 
     ``boundary`` is empty and ``method`` the schedule's name in the first session, which all
-    boundaries of a schedule share.
+    boundaries of a schedule share. A run that is not interrupted has one session of its own.
     """
 
     dataset: str
@@ -30,6 +30,8 @@ class SessionSpec:
     optimizer: dict[str, Any]  # `name`, and the keyword arguments of that torch.optim class
     learning_rate: dict[str, Any]  # `kind`, and the session's values for it
     keep: str | list[str]  # entries of the optimizer's state carried into this session, or "all"
+    warmup_steps: int  # over which the LR rises to the schedule's, after the boundary; 0: none
+    stream: int  # of random numbers, for order and augmentation: 0, or 1 to shuffle in another way
     device: str
     precision: str
     compile: bool | str

@@ -1,0 +1,160 @@
+"""The report in a real browser: it loads, sorts, searches, fits a phone, prints, asks nobody."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.remote.webelement import WebElement
+
+PACKAGES = ("chromium", "chromium-driver")
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--window-size=1280,900",
+)  # fmt: skip
+PHONE = (390, 844)  # CSS pixels
+
+
+def install_chromium() -> None:
+    """Debian's, as root; elsewhere it has to be there."""
+    if shutil.which("chromium") and shutil.which("chromedriver"):
+        return
+    if os.geteuid() or not shutil.which("apt-get"):
+        pytest.skip("chromium and chromedriver are not installed")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-qq", "--no-install-recommends", *PACKAGES]
+    for command in (["apt-get", "update", "-qq"], install):
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[WebDriver]:
+    install_chromium()
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    profile = tmp_path_factory.mktemp("chromium")
+    for option in (*OPTIONS, f"--user-data-dir={profile}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser, finished) -> WebDriver:
+    browser.get((finished.folder / "results/tiny/report.html").as_uri())
+    return browser
+
+
+def table(page: WebDriver, name: str) -> WebElement:
+    """A table with its search."""
+    region = page.find_element(By.CSS_SELECTOR, f'[role=region][aria-label="{name}"]')
+    return region.find_element(By.XPATH, "..")
+
+
+def column(box: WebElement, name: str) -> list[str]:
+    """The cells of a column, as they are shown."""
+    names = [head.text.rstrip(" ▲▼") for head in box.find_elements(By.TAG_NAME, "th")]
+    rows = [row for row in box.find_elements(By.CSS_SELECTOR, "tbody tr") if row.is_displayed()]
+    return [row.find_elements(By.TAG_NAME, "td")[names.index(name)].text for row in rows]
+
+
+def test_no_console_message_and_no_request(page):
+    assert page.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    asked = [
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    ]
+    assert asked
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+
+
+def test_the_first_screen_answers(page):
+    answer = page.find_element(By.CLASS_NAME, "answer")
+    assert "noise" in answer.text
+    assert "one seed: no interval" in answer.text
+    picture = page.find_element(By.TAG_NAME, "img")
+    assert picture.rect["y"] < 900
+
+
+def test_every_image_is_there_and_described(page):
+    images = page.find_elements(By.TAG_NAME, "img")
+    assert len(images) == 9
+    for image in images:
+        assert page.execute_script("return arguments[0].naturalWidth", image) > 300
+        assert len(image.get_attribute("alt")) > 10
+
+
+def test_tables_sort(page):
+    box = table(page, "differences")
+    head = next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == "mean difference")
+    button = head.find_element(By.TAG_NAME, "button")
+    button.click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    values = [float(cell) for cell in column(box, "mean difference")]
+    assert values == sorted(values)
+    assert values[0] < 0 < values[-1]
+    button.send_keys(Keys.ENTER)
+    assert head.get_attribute("aria-sort") == "descending"
+    assert [float(cell) for cell in column(box, "mean difference")] == values[::-1]
+    next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == "measure").click()
+    words = column(box, "measure")
+    assert words == sorted(words)
+    assert head.get_attribute("aria-sort") is None
+
+
+def test_tables_are_searched(page):
+    box = table(page, "runs")
+    assert len(column(box, "method")) == 4
+    box.find_element(By.TAG_NAME, "input").send_keys("CONSTANT pres")
+    assert column(box, "method") == ["constant-preserve"]
+
+
+def test_the_tab_key_goes_from_top_to_bottom(page):
+    body = page.find_element(By.TAG_NAME, "body")
+    script = """
+    const all = [...document.querySelectorAll("a[href], button, input, summary, [tabindex]")];
+    return [all.indexOf(document.activeElement), all.filter(e => e.checkVisibility()).length];
+    """
+    visited = []
+    for _ in range(500):
+        page.switch_to.active_element.send_keys(Keys.TAB) if visited else body.send_keys(Keys.TAB)
+        index, num_visible = page.execute_script(script)
+        if index < 0 or index in visited:
+            break
+        visited.append(index)
+    assert visited == sorted(visited)
+    assert len(visited) == num_visible > 20
+
+
+@pytest.mark.parametrize("size", [PHONE, (1280, 900)])
+def test_it_is_no_wider_than_the_screen(page, size):
+    width, height = size
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        script = "return [document.documentElement.scrollWidth, window.innerWidth]"
+        needed, there = page.execute_script(script)
+        assert (needed, there) == (width, width)
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_it_prints(page, tmp_path):
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        box = table(page, "runs")
+        assert not box.find_element(By.TAG_NAME, "label").is_displayed()
+        assert len(column(box, "method")) == 4
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert len(page.print_page()) > 50_000

@@ -1,0 +1,166 @@
+"""The statistics against what is planted: coverage, false alarms, recovery, equivalence."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from optstate.analysis import compare
+from optstate.analysis.statistics import (
+    Difference,
+    difference,
+    equivalence_p,
+    fewest_pairs,
+    holm,
+    pairs_to_decide,
+    sign_flip_p,
+)
+
+MARGIN = 0.01
+CELLS = [(dataset, schedule) for dataset in ("one", "two") for schedule in ("a", "b")]
+
+
+def planted(rng: np.random.Generator, mean: float, scatter: float, num_seeds: int) -> pd.DataFrame:
+    """Pairs of four cells, normally distributed around ``mean``."""
+    return pd.DataFrame(
+        {
+            "dataset": dataset, "schedule": schedule, "boundary": "preserve", "baseline": "new",
+            "measure": "final_valid_top1", "seed": seed, "difference": rng.normal(mean, scatter),
+        }
+        for dataset, schedule in CELLS
+        for seed in range(num_seeds)
+    )  # fmt: skip
+
+
+def verdicts(mean: float, scatter: float, num_seeds: int, repeats: int) -> list[list[str]]:
+    """Those of the cells of experiments that differ by chance alone."""
+    rng = np.random.default_rng(0)
+    tables = (
+        compare.compare(planted(rng, mean, scatter, num_seeds), MARGIN, ["final_valid_top1", "new"])
+        for _ in range(repeats)
+    )
+    return [table["verdict"].tolist() for table in tables]
+
+
+@pytest.fixture
+def quick_bootstrap(monkeypatch):
+    monkeypatch.setattr("optstate.analysis.statistics.RESAMPLES", 99)
+
+
+class TestIntervals:
+    @pytest.fixture
+    def found(self, monkeypatch) -> list[Difference]:
+        monkeypatch.setattr("optstate.analysis.statistics.RESAMPLES", 999)
+        rng = np.random.default_rng(1)
+        return [difference(rng.normal(0.3, 1, 7)) for _ in range(500)]
+
+    def test_the_t_interval_covers_the_mean_as_often_as_it_says(self, found):
+        assert np.mean([d.low <= 0.3 <= d.high for d in found]) == pytest.approx(0.95, abs=0.02)
+
+    def test_the_bootstrap_covers_it_less_often(self, found):
+        covered = np.mean([d.bca_low <= 0.3 <= d.bca_high for d in found])
+        assert 0.83 < covered < 0.93
+
+    def test_they_are_around_the_mean(self, found):
+        for d in found:
+            assert d.low < d.mean < d.high
+            assert d.bca_low < d.mean < d.bca_high
+
+
+class TestSignFlips:
+    def test_it_is_exact(self):
+        """Of 2**n signs, all of one and all of the other are as extreme."""
+        for n in range(2, 10):
+            assert sign_flip_p(np.arange(1.0, n + 1)) == pytest.approx(2 / 2**n)
+        assert sign_flip_p(np.array([3.0, -1.0, 2.0])) == pytest.approx(4 / 8)
+
+    def test_false_alarms_are_as_rare_as_they_should_be(self):
+        rng = np.random.default_rng(2)
+        alarms = [sign_flip_p(rng.normal(0, 1, 8)) < 0.05 for _ in range(600)]
+        assert np.mean(alarms) == pytest.approx(12 / 256, abs=0.02)
+
+    def test_many_pairs_are_drawn_from(self):
+        rng = np.random.default_rng(3)
+        pairs = rng.normal(0.4, 1, 30)
+        assert sign_flip_p(pairs) == pytest.approx(stats.ttest_1samp(pairs, 0).pvalue, abs=0.005)
+
+    @pytest.mark.parametrize(("num_tests", "fewest"), [(1, 6), (2, 7), (4, 8)])
+    def test_the_fewest_pairs(self, num_tests, fewest):
+        assert fewest_pairs(num_tests) == fewest
+        for n, significant in ((fewest, True), (fewest - 1, False)):
+            p = sign_flip_p(np.linspace(1, 2, n))
+            assert bool(holm(np.full(num_tests, p)).max() < 0.05) is significant
+
+
+def test_holm_by_hand():
+    adjusted = holm(np.array([0.01, 0.04, np.nan, 0.03]))
+    assert adjusted[[0, 1, 3]] == pytest.approx([0.03, 0.06, 0.06])
+    assert np.isnan(adjusted[2])
+    assert np.isnan(holm(np.array([np.nan]))).all()
+
+
+def test_equivalence_is_seldom_claimed_at_the_margin():
+    rng = np.random.default_rng(4)
+    claims = [equivalence_p(rng.normal(MARGIN, 0.004, 8), MARGIN) < 0.05 for _ in range(1000)]
+    assert np.mean(claims) == pytest.approx(0.05, abs=0.02)
+
+
+@pytest.mark.parametrize(("mean", "margin"), [(0.5, None), (0.001, 0.01), (0.0, 0.01)])
+def test_so_many_pairs_would_decide_and_one_fewer_would_not(mean, margin):
+    scatter = 0.02 if margin else 1.0
+    pairs = mean + scatter * np.array([-1.5, -0.5, 0.0, 0.5, 1.5])
+    needed = int(pairs_to_decide(difference(pairs, margin), margin, num_tests=1))
+    spread = np.std(pairs, ddof=1)
+
+    def decides(n: int) -> bool:
+        low, high = stats.t.interval(0.95, n - 1, mean, spread / np.sqrt(n))
+        inner = stats.t.interval(0.9, n - 1, mean, spread / np.sqrt(n))
+        within = margin is not None and -margin < inner[0] and inner[1] < margin
+        return low > 0 or high < 0 or within
+
+    assert needed > 6
+    assert decides(needed)
+    assert not decides(needed - 1)
+
+
+def test_what_never_decides():
+    found = difference(np.array([-1.0, 1.0, -2.0, 2.0]))
+    assert pairs_to_decide(found, None, num_tests=1) == np.inf
+
+
+@pytest.mark.usefixtures("quick_bootstrap")
+class TestVerdicts:
+    def test_without_an_effect_hardly_any_experiment_has_a_difference(self):
+        found = verdicts(mean=0, scatter=0.02, num_seeds=8, repeats=150)
+        alarms = [any("better" in verdict for verdict in cells) for cells in found]
+        assert np.mean(alarms) <= 0.08
+        assert all("seeds would" in verdict for verdict in found[0])
+
+    def test_a_planted_effect_is_found_and_its_size(self):
+        found = verdicts(mean=0.03, scatter=0.01, num_seeds=8, repeats=40)
+        better = [v.startswith("preserve better by ") for cells in found for v in cells]
+        assert np.mean(better) > 0.95
+        sizes = [float(v.split()[3]) for cells in found for v in cells if "better" in v]
+        assert np.mean(sizes) == pytest.approx(3, abs=0.2)
+
+    def test_the_other_one_is_better(self):
+        (cells,) = verdicts(mean=-0.03, scatter=0.002, num_seeds=8, repeats=1)
+        assert all(verdict.startswith("new better by ") for verdict in cells)
+
+    def test_equivalence_is_found(self):
+        found = verdicts(mean=0, scatter=0.004, num_seeds=8, repeats=40)
+        claims = [v == "equivalent within ±1 points" for cells in found for v in cells]
+        assert np.mean(claims) > 0.9
+
+    def test_a_difference_may_be_too_small_to_matter(self):
+        (cells,) = verdicts(mean=0.003, scatter=0.0005, num_seeds=8, repeats=1)
+        for verdict in cells:
+            assert verdict.startswith("preserve better by 0.")
+            assert verdict.endswith(", yet equivalent within ±1 points")
+
+    def test_too_few_seeds_are_told(self):
+        (cells,) = verdicts(mean=0.03, scatter=0.001, num_seeds=5, repeats=1)
+        for verdict in cells:
+            assert (
+                "about 8 seeds would decide (with fewer than 8 nothing is significant)" in verdict
+            )
