@@ -24,7 +24,7 @@ def test_a_dry_run_at_scale_has_the_jobs_of_the_plan(tmp_path):
     trained = [counts.pop(f"{rule}_session") for rule in ("first", "later", "last")]
     assert trained == [planned[number] for number in (1, 2, 3)] == [80, 320, 320]
     assert counts.pop("prepare") == 2
-    assert sum(counts.values()) == 8
+    assert sum(counts.values()) == 12
 
 
 def test_what_the_profile_may_not_say():

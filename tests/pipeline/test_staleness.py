@@ -196,7 +196,7 @@ def test_a_clone_with_copied_results(finished, tmp_path):
 def test_every_package_that_a_stage_imports_is_in_its_parameters():
     """But for those that show progress and curves, which no output depends on."""
     unseen = {"tqdm", "tensorboard", "filelock"}
-    shown = {"snakemake"}  # by the report
+    shown = {"snakemake", "pillow", "torch", "torchvision"}  # by the report
     names = {"PIL": "pillow", "yaml": "pyyaml"}
     lock = (ROOT / "envs/requirements.lock").read_text()
     third_party = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
@@ -214,4 +214,6 @@ def test_every_package_that_a_stage_imports_is_in_its_parameters():
             for path in (ROOT / SCRIPTS / folder).glob(pattern)
             for name in re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
         }
-        assert imported & third_party - unseen == tracked - shown
+        expected = imported & third_party - unseen
+        assert expected <= tracked
+        assert tracked - expected <= (shown if rules == "analysis" else set())
