@@ -147,7 +147,8 @@ def session_spec(settings: dict[str, Any], **others: Any) -> SessionSpec:
         "train_per_class": None, "valid_per_class": None, "model": settings["model"],
         "weights_sha256": None, "batch_size": settings["batch_size"], "augment": "none",
         "optimizer": {"name": "Adam"}, "learning_rate": {"kind": "constant", "lr": 3e-4},
-        "keep": [], "warmup_steps": 0, "stream": 0, "device": settings["device"], "precision": "auto", "compile": "auto",
+        "keep": [], "warmup_steps": 0, "stream": 0, "device": settings["device"],
+        "precision": "auto", "compile": "auto",
         "cpu_threads": settings["threads"], "deterministic": "auto",
     }  # fmt: skip
     return SessionSpec(**fields | others)
