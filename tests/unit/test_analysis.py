@@ -59,11 +59,13 @@ def run(module, *arguments: object) -> None:
     module.main(module.PARSER.parse_args(list(map(str, arguments))))
 
 
-def collected(root: Path, output: Path, methods=METHODS, seeds=SEEDS, **names: str) -> Path:
+def collected(
+    root: Path, output: Path, methods=METHODS, seeds=SEEDS, sessions=2, **names: str
+) -> Path:
     dataset, new, preserve = (names.get(name, name) for name in ("noise", "new", "preserve"))
     run(
         collect, "--runs", root, "--datasets", dataset, "--methods", *methods, "--seeds", *seeds,
-        "--sessions", 2, "--progress", root.parent / "in_progress", "--output", output,
+        "--sessions", sessions, "--progress", root.parent / "in_progress", "--output", output,
         "--targets", json.dumps({dataset: 0.515}),
     )  # fmt: skip
     run(boundaries, "--tables", output, "--preserved", preserve)
@@ -232,6 +234,13 @@ class TestCompare:
         assert {(row["schedule"], row["measure"], row["boundary"]) for row in primary} == {
             (schedule, "final_valid_top1", "preserve") for schedule in ("constant", "onecycle")
         }
+
+    def test_one_session_has_no_boundary_to_measure(self, tables, tmp_path):
+        one = collected(tmp_path / "runs", tmp_path / "one", sessions=1)
+        assert read(one / "boundaries.csv") == []
+        measures = {row["measure"] for row in read(one / "comparisons.csv")}
+        assert measures == set(tables_of_analysis.OF_RUNS)
+        assert {row["mean_difference"] for row in read(one / "comparisons.csv")} == {"0.0", ""}
 
     def test_without_the_baseline_nothing_is_compared(self, tables, tmp_path):
         alone = collected(tmp_path / "runs", tmp_path / "alone", methods=["constant-preserve"])

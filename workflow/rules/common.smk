@@ -202,6 +202,11 @@ def is_uninterrupted(method):
     return method.partition("-")[2] == UNINTERRUPTED
 
 
+def interrupted_methods(schedule):
+    """The methods that share the first session of a schedule."""
+    return [m for m in METHODS if schedule_of(m) == schedule and not is_uninterrupted(m)]
+
+
 def session_folder(dataset, method, seed, session):
     """Where a session of a run lies: the first one under its schedule's name alone."""
     is_shared = int(session) == 1 and not is_uninterrupted(method)
@@ -229,11 +234,7 @@ def curves(wildcards):
     methods = (
         [wildcards.method]
         if "method" in wildcards.keys()
-        else [
-            method
-            for method in METHODS
-            if schedule_of(method) == wildcards.schedule and not is_uninterrupted(method)
-        ]
+        else interrupted_methods(wildcards.schedule)
     )
     root = f"{RESULTS}/tensorboard/{wildcards.dataset}"
     return [f"{root}/{method}/seed{wildcards.seed}" for method in methods]
@@ -277,7 +278,7 @@ def of_all_sessions(name):
 
 def method_tested(schedule):
     """The method whose sessions are gone on from: that of the baseline, if it is there."""
-    methods = [m for m in METHODS if schedule_of(m) == schedule and not is_uninterrupted(m)]
+    methods = interrupted_methods(schedule)
     usual = f"{schedule}-{configuration.plain(config, keep=[], usual='new')}"
     return usual if usual in methods else methods[0]
 

@@ -50,7 +50,7 @@ def values(summary: pd.DataFrame, boundaries: pd.DataFrame) -> pd.DataFrame:
     of_runs = summary.melt(names, list(tables.OF_RUNS), "measure")
     crossed = boundaries.melt([*names, "session"], list(tables.OF_BOUNDARIES), "measure")
     crossed["measure"] += "_session" + crossed.pop("session").astype(str)
-    rows = pd.concat([of_runs, crossed], ignore_index=True)
+    rows = pd.concat([of_runs, crossed], ignore_index=True).astype({"value": float})
     # Without a target, or a run that keeps all, there is nothing to measure.
     unmeasured = rows["measure"].str.replace(r"_session\d+", "", regex=True).isin(ONLY_WITH)
     is_there = rows.groupby([*CELL, "measure"])["value"].transform("count") > 0

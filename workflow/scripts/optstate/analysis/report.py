@@ -61,7 +61,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def answers(comparisons: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
     """For each data set what the primary outcome says of each schedule."""
-    primary = comparisons[comparisons["primary"].astype(str).str.lower() == "true"]
+    primary = comparisons[comparisons["primary"].eq(True)]
     shown = primary.assign(size=[size(row) for row in primary.itertuples()])
     columns = ["schedule", "boundary", "baseline", "verdict", "size"]
     return {

@@ -17,6 +17,7 @@ from optstate.analysis.figures import style
 from optstate.job import run
 
 BAND = "#EDEDED"
+KEY = ["dataset", "schedule", "boundary"]
 SPREAD = 0.5  # how much of a row's height its points take
 
 
@@ -76,9 +77,6 @@ def differences_figure(
         handles.append(Patch(color=BAND, label=f"±{scale * margin:g} points: equivalent"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
-
-
-KEY = ["dataset", "schedule", "boundary"]
 
 
 def target_figure(summary: pd.DataFrame) -> Figure:
