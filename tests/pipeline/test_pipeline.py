@@ -38,15 +38,11 @@ class TestResults:
                 f"figures/noise/{name}.{suffix}"
                 for name in (
                     *("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "overview"),
-                    *("boundary_loss", "boundary_update_norm"),
+                    *("boundary_loss", "boundary_update_norm", "differences"),
                 )
                 for suffix in ("png", "svg")
             ],
-            *[
-                f"figures/{name}.{suffix}"
-                for name in ("learning_rate", "differences")
-                for suffix in ("png", "svg")
-            ],
+            *[f"figures/learning_rate.{suffix}" for suffix in ("png", "svg")],
             "report.html",
             *[
                 f"runs/noise/{run}/{name}"
@@ -344,7 +340,7 @@ device: cpu
         assert all(r["n"] == "2" for r in rows if r["measure"] == "final_valid_top1")
 
     def test_figures(self, results):
-        for name in ("differences", "epochs_to_target", "noise/overview_uninterrupted"):
+        for name in ("noise/differences", "epochs_to_target", "noise/overview_uninterrupted"):
             assert (results / f"figures/{name}.png").stat().st_size > 10_000
 
 

@@ -94,7 +94,7 @@ SETTINGS = {  # on the command line
     "mirror=/somewhere": REPORT,
     "primary={measure: final_valid_loss}": COMPARE,
     "equivalence_margin=0.02": COMPARE,
-    "datasets={noise: {target_top1: 0.5}}": ANALYSIS,
+    "datasets={noise: {target_top1: 0.5}}": {"epochs_to_target": 1} | ANALYSIS,
 }
 
 
@@ -171,7 +171,7 @@ def test_a_new_data_set(finished, tmp_path):
     source = archived(tmp_path / "more")
     found = jobs(finished, "--config", f"datasets={{more: {{{source}}}}}")
     report("datasets={more: ...}", found)
-    assert found == {"fetch": 1} | PREPARE | {"curves": 2, "zoom": 2}
+    assert found == {"fetch": 1} | PREPARE | {"curves": 2, "zoom": 2, "differences": 2}
 
 
 def test_a_new_boundary(finished):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from optstate.analysis import boundaries, collect, compare, report, show
 from optstate.analysis import tables as tables_of_analysis
-from optstate.analysis.figures import curves, differences, schedules, style, zoom
+from optstate.analysis.figures import curves, differences, schedules, style, targets, zoom
 
 STEP = (
     "dataset,schedule,boundary,method,seed,session,epoch,step,loss,top1,lr,momentum,"
@@ -318,8 +318,10 @@ def draw(tables: Path, output: Path, dataset: str = "noise") -> None:
     where = ["--tables", tables, "--output", output]
     for module in (curves, zoom):
         run(module, *where, "--dataset", dataset)
-    run(schedules, *where)
-    run(differences, *where, "--measure", "final_valid_top1", "--margin", 0.01, "--with-target")
+    primary = ("--measure", "final_valid_top1", "--margin", 0.01)
+    run(differences, *where, "--dataset", dataset, *primary)
+    for module in (schedules, targets):
+        run(module, *where)
 
 
 class TestFigures:

@@ -149,14 +149,14 @@ class TestVerdicts:
 
     def test_equivalence_is_found(self):
         found = verdicts(mean=0, scatter=0.004, num_seeds=8, repeats=40)
-        claims = [v == "equivalent within ±1 points" for cells in found for v in cells]
+        claims = [v == "equivalent within ±1 point" for cells in found for v in cells]
         assert np.mean(claims) > 0.9
 
     def test_a_difference_may_be_too_small_to_matter(self):
         (cells,) = verdicts(mean=0.003, scatter=0.0005, num_seeds=8, repeats=1)
         for verdict in cells:
             assert verdict.startswith("preserve better by 0.")
-            assert verdict.endswith(", yet equivalent within ±1 points")
+            assert verdict.endswith(", yet equivalent within ±1 point")
 
     def test_too_few_seeds_are_told(self):
         (cells,) = verdicts(mean=0.03, scatter=0.001, num_seeds=5, repeats=1)

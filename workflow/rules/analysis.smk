@@ -9,13 +9,13 @@ localrules:
     curves,
     zoom,
     differences,
+    epochs_to_target,
     learning_rate_figure,
     report,
 
 
 CURVES = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "overview"]
 ZOOMS = ["boundary_loss", "boundary_update_norm"] if HAS_BOUNDARIES else []
-ANSWERS = ["differences", *(["epochs_to_target"] if TARGETS else [])]
 BOUNDARIES = sorted({method.partition("-")[2] for method in METHODS})
 BASELINES = configuration.baselines(config)
 TABLES = [
@@ -26,9 +26,9 @@ FIGURES = [
     f"{RESULTS}/figures/{name}.{suffix}"
     for suffix in ("png", "svg")
     for name in [
-        *[f"{dataset}/{name}" for dataset in DATASETS for name in CURVES + ZOOMS],
-        *[f"{dataset}/overview_{b}" for dataset in DATASETS for b in BOUNDARIES],
-        *ANSWERS,
+        *[f"{d}/{name}" for d in DATASETS for name in ["differences", *CURVES, *ZOOMS]],
+        *[f"{d}/overview_{b}" for d in DATASETS for b in BOUNDARIES],
+        *(["epochs_to_target"] if TARGETS else []),
         "learning_rate",
     ]
 ]
@@ -208,21 +208,17 @@ rule differences:
     input:
         f"{RESULTS}/tables/comparisons.csv",
         f"{RESULTS}/tables/pairs.csv",
-        f"{RESULTS}/tables/summary.csv",
         sources=figure_sources("differences"),
     output:
-        [
-            report(
-                f"{RESULTS}/figures/{answer}.png",
-                caption=f"../report/{answer}.rst",
-                category="The answer",
-                labels={"figure": answer.replace("_", " ")},
-            )
-            for answer in ANSWERS
-        ],
-        [f"{RESULTS}/figures/{answer}.svg" for answer in ANSWERS],
+        report(
+            f"{RESULTS}/figures/{{dataset}}/differences.png",
+            caption="../report/differences.rst",
+            category="The answer",
+            labels={"figure": "differences", "data set": "{dataset}"},
+        ),
+        f"{RESULTS}/figures/{{dataset}}/differences.svg",
     log:
-        f"{LOGS}/figures/differences.log",
+        f"{LOGS}/figures/{{dataset}}-differences.log",
     conda:
         "../../envs/optstate.yaml"
     params:
@@ -230,13 +226,39 @@ rule differences:
         output=subpath(output[0], parent=True),
         measure=config["primary"]["measure"],
         margin=config["equivalence_margin"],
-        target="--with-target" if TARGETS else "",
         packages=FIGURE_PACKAGES,
     message:
-        "Draw the differences"
+        "Draw the differences of {wildcards.dataset}"
     shell:
         "python -m optstate.analysis.figures.differences --tables {params.tables} "
-        "--measure {params.measure} --margin {params.margin} {params.target} "
+        "--dataset {wildcards.dataset} --measure {params.measure} --margin {params.margin} "
+        "--output {params.output} --log {log}"
+
+
+rule epochs_to_target:
+    input:
+        f"{RESULTS}/tables/summary.csv",
+        sources=figure_sources("targets"),
+    output:
+        report(
+            f"{RESULTS}/figures/epochs_to_target.png",
+            caption="../report/epochs_to_target.rst",
+            category="The answer",
+            labels={"figure": "epochs to target", "data set": "all"},
+        ),
+        f"{RESULTS}/figures/epochs_to_target.svg",
+    log:
+        f"{LOGS}/figures/epochs_to_target.log",
+    conda:
+        "../../envs/optstate.yaml"
+    params:
+        tables=subpath(input[0], parent=True),
+        output=subpath(output[0], parent=True),
+        packages=FIGURE_PACKAGES,
+    message:
+        "Draw the epochs to the target"
+    shell:
+        "python -m optstate.analysis.figures.targets --tables {params.tables} "
         "--output {params.output} --log {log}"
 
 

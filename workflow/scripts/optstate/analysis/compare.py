@@ -130,7 +130,7 @@ def verdict(row: Any, margin: float) -> str:
         return (f"{shown(row)} in all pairs" if row.mean else "no difference in any pair") + note
     words = [shown(row)] if is_different(row) else []
     if row.p_equivalence < ALPHA:
-        words.append(f"equivalent within ±{100 * margin:g} points")
+        words.append(f"equivalent within {tables.points(margin)}")
     return (", yet ".join(words) or undecided(row)) + note
 
 

@@ -38,6 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
     page = environment.get_template(arguments.template.name).render(
         config=config,
         config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        margin=tables.points(config["equivalence_margin"]),
         primary=tables.measure_of(config["primary"]["measure"]).words,
         answers=answers(tables.read(arguments.tables / "comparisons.csv")),
         fewest={"one": fewest_pairs(1), "all": fewest_pairs(len(cells)), "tests": len(cells)},

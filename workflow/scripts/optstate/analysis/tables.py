@@ -48,6 +48,11 @@ def measure_of(name: str) -> Measure:
     return measure._replace(words=f"{measure.words}, session {session}")
 
 
+def points(margin: float) -> str:
+    """A margin of equivalence in words: 0.01 is ±1 point."""
+    return f"±{100 * margin:g} point{'s' if margin != 0.01 else ''}"
+
+
 def read(path: Path) -> pd.DataFrame:
     """A table, with names as text, even those that look like a number or like a missing value."""
     columns = pd.read_csv(path, nrows=0).columns

@@ -109,6 +109,11 @@ def draw_runs(axes: Axes, wide: pd.DataFrame, look: Look, label: str, **mean_loo
     axes.plot(mean.index, mean, label=label, **look, **MEAN, **mean_look)
 
 
+def spread(number: int) -> np.ndarray:
+    """Heights for the points of a row, apart from each other: (number,), within ±0.25."""
+    return (np.arange(1, number + 1) / (number + 1) - 0.5) / 2
+
+
 def set_log_scale(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers: 1, 2, 3, 5 of each decade, or 1 of many."""
     if not np.isfinite(axes.dataLim.minposy):
