@@ -44,7 +44,7 @@ def write_tar(images: Path, archive: Path) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=20, help="how many kills the killer tries")
+    parser.addoption("--kills", type=int, default=10, help="how many kills the killer tries")
     parser.addoption("--exhaustive", action="store_true", help="try every case of the slow tests")
 
 

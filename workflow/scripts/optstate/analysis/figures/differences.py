@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,25 +44,19 @@ def differences_figure(
         axes.axvspan(-scale * margin, scale * margin, color=BAND, zorder=0)
     axes.axvline(0, color=style.MARKS, linewidth=1)
     boundaries = [*comparisons["boundary"], *comparisons["baseline"]]
+    names = []
+    row: Any
     for y, row in enumerate(comparisons.itertuples()):
-        colour = style.look_of(str(row.boundary), boundaries)["color"]
+        colour = style.look_of(row.boundary, boundaries)["color"]
         is_row = (pairs["schedule"] == row.schedule) & (pairs["boundary"] == row.boundary)
         values = scale * pairs["difference"][is_row].to_numpy()
-        axes.plot(
-            values,
-            y + style.spread(len(values)),
-            "o",
-            color=colour,
-            alpha=0.45,
-            markersize=4,
-            linestyle="",
-        )
+        heights = y + style.spread(len(values))
+        axes.plot(values, heights, "o", color=colour, alpha=0.45, markersize=4)
         ends = np.array([row.low, row.high], float) * scale
         axes.plot(ends, [y, y], color=colour, linewidth=3, solid_capstyle="butt")
-        axes.plot([scale * float(str(row.mean_difference))], [y], "D", color=colour, markersize=7)
-    names = [
-        f"{row.schedule}: {row.boundary}\nvs {row.baseline}" for row in comparisons.itertuples()
-    ]
+        axes.plot([scale * row.mean_difference], [y], "D", color=colour, markersize=7)
+        lost = f", {len(values) - row.n} of {len(values)} lost" if row.n < len(values) else ""
+        names.append(f"{row.schedule}: {row.boundary}\nvs {row.baseline}{lost}")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.7, len(names) - 0.3)
     unit = " (points)" if of_measure.is_top1 else ""
@@ -73,7 +68,7 @@ def differences_figure(
         Line2D([], [], color=style.MARKS, marker="D", linewidth=3, label="mean, 95 % t interval"),
     ]
     if of_measure.is_top1:
-        handles.append(Patch(color=BAND, label=f"{tables.points(margin)}: equivalent"))
+        handles.append(Patch(color=BAND, label=f"margin of equivalence, {tables.points(margin)}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
