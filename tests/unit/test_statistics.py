@@ -61,6 +61,15 @@ class TestIntervals:
         covered = np.mean([d.bca_low <= 0.3 <= d.bca_high for d in found])
         assert 0.83 < covered < 0.93
 
+    def test_the_bootstrap_corrects_for_what_is_skewed(self):
+        """The percentiles of the resampled means stop short on the side of the long tail."""
+        pairs = np.array([0.0, 0.1, 0.2, 0.3, 0.5, 0.9, 2.0, 5.0])
+        found = difference(pairs)
+        means = np.random.default_rng(0).choice(pairs, (20_000, len(pairs))).mean(axis=1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        assert found.bca_low > low + 0.05
+        assert found.bca_high > high + 0.2
+
     def test_they_are_around_the_mean(self, found):
         for d in found:
             assert d.low < d.mean < d.high
