@@ -140,7 +140,8 @@ class TestBoundaries:
 
     def test_excess_is_of_the_first_200_steps(self):
         before = self.steps([1.0] * 60)
-        after, kept = self.steps([2.0] * 100 + [3.0] * 200, 6.0), self.steps([1.0] * 300, 1.5)
+        after = self.steps([2.0] * 100 + [3.0] * 200, [6.0] + [1.0] * 299)
+        kept = self.steps([1.0] * 300, [1.5] + [1.0] * 299)
         early, area, peak, _, ratio = boundaries.measured(before, after, kept)
         assert (early, area, peak, ratio) == (2.0, 300.0, 2.0, 4.0)
 
@@ -154,6 +155,23 @@ class TestBoundaries:
         before = self.steps([9.0] * 100 + [1.0] * 24 + [2.0] * 2 + [3.0] * 24)
         after = self.steps([2.1] * 30 + [2.0] * 30)
         assert boundaries.measured(before, after, None)[3] == 30 + 6
+
+    def test_the_session_before_is_that_of_the_same_run(self):
+        losses = {("new", 1): 3.0, ("new", 2): 2.0, ("new", 3): 2.5}
+        losses |= {("preserve", 1): 3.0, ("preserve", 2): 2.6, ("preserve", 3): 2.5}
+        steps = pd.concat(
+            self.steps([loss] * 60).assign(
+                dataset="d", schedule="s", boundary=boundary, session=session, seed=0
+            )
+            for (boundary, session), loss in losses.items()
+        )
+        found = {
+            (row["boundary"], row["session"]): row["recovery_steps"]
+            for row in boundaries.crossings(steps, "preserve")
+        }
+        assert found == {
+            ("new", 2): 10, ("new", 3): np.inf, ("preserve", 2): 10, ("preserve", 3): 10,
+        }  # fmt: skip
 
     @pytest.mark.parametrize(
         ("loss", "expected"),
@@ -215,6 +233,19 @@ class TestCompare:
             dataset="d", schedule="s", boundary="preserve", baseline="new", measure=measure
         )
         assert compare.compare(table, 0.01, ["", ""])["verdict"].tolist() == [verdict]
+
+    @pytest.mark.parametrize(("num_cells", "is_equivalent"), [(1, True), (4, False)])
+    def test_equivalence_too_is_adjusted_for_the_number_of_tests(self, num_cells, is_equivalent):
+        pairs = 0.0126 * stats.zscore([-3, -2, -1, -0.5, 0.5, 1, 2, 3], ddof=1)
+        table = pd.concat(
+            pd.DataFrame({"seed": range(8), "difference": pairs}).assign(
+                dataset=f"d{cell}", schedule="s", boundary="preserve", baseline="new",
+                measure="final_valid_top1",
+            )
+            for cell in range(num_cells)
+        )  # fmt: skip
+        for verdict in compare.compare(table, 0.01, ["", ""])["verdict"]:
+            assert (verdict == "equivalent within ±1 point") is is_equivalent
 
     def test_every_boundary_has_its_own_baseline(self):
         rows = pd.DataFrame(
@@ -353,6 +384,35 @@ class TestFigures:
         assert loss["value"].tolist() == pytest.approx([1] * 8 + [7] * 2 + [0.9] * 8 + [7] * 2)
         accuracy = found.query(f"{run} and measure == 'valid_accuracy'")
         assert accuracy[["x", "value"]].to_numpy() == pytest.approx(np.array([[1, 0.5], [2, 0.51]]))
+
+    def test_every_pair_of_a_row_and_no_other(self, tables):
+        comparisons, pairs = (
+            table[table["measure"] == "final_valid_top1"]
+            for table in (
+                tables_of_analysis.read(tables / f"{name}.csv") for name in ("comparisons", "pairs")
+            )
+        )
+        lost = pairs.index[(pairs["schedule"] == "onecycle") & (pairs["seed"] == 1)]
+        pairs.loc[lost, "difference"] = np.nan
+        comparisons.loc[comparisons["schedule"] == "onecycle", "n"] = 2
+        figure = differences.differences_figure(
+            comparisons, pairs, "noise", "final_valid_top1", 0.01
+        )
+        axes = figure.axes[0]
+        found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
+        assert found == [
+            pytest.approx([1, np.nan, 3], nan_ok=True), pytest.approx([1, 2, 3])
+        ]  # fmt: skip
+        assert [label.get_text() for label in axes.get_yticklabels()] == [
+            "onecycle: preserve\nvs new, 1 of 3 lost", "constant: preserve\nvs new"
+        ]  # fmt: skip
+
+    def test_a_missed_target_is_beyond_all_epochs(self, tables):
+        summary = tables_of_analysis.read(tables / "summary.csv")
+        axes = targets.target_figure(summary[summary["schedule"] == "constant"]).axes[0]
+        found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
+        assert found == [[3, 2, 2], [3, 3, 3]]
+        assert axes.get_xticklabels()[-1].get_text() == "∞"
 
     def test_looks_are_stable_and_differ_in_grey(self):
         assert style.look_of("new", ["new"]) == style.look_of("new", ["a", "new", "preserve"])
