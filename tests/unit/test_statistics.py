@@ -114,20 +114,21 @@ def test_equivalence_is_seldom_claimed_at_the_margin():
     assert np.mean(claims) == pytest.approx(0.05, abs=0.02)
 
 
+@pytest.mark.parametrize("num_tests", [1, 4])
 @pytest.mark.parametrize(("mean", "margin"), [(0.5, None), (0.001, 0.01), (0.0, 0.01)])
-def test_so_many_pairs_would_decide_and_one_fewer_would_not(mean, margin):
+def test_so_many_pairs_would_decide_and_one_fewer_would_not(mean, margin, num_tests):
     scatter = 0.02 if margin else 1.0
     pairs = mean + scatter * np.array([-1.5, -0.5, 0.0, 0.5, 1.5])
-    needed = int(pairs_to_decide(difference(pairs, margin), margin, num_tests=1))
+    needed = int(pairs_to_decide(difference(pairs, margin), margin, num_tests))
     spread = np.std(pairs, ddof=1)
 
     def decides(n: int) -> bool:
-        low, high = stats.t.interval(0.95, n - 1, mean, spread / np.sqrt(n))
-        inner = stats.t.interval(0.9, n - 1, mean, spread / np.sqrt(n))
+        low, high = stats.t.interval(1 - 0.05 / num_tests, n - 1, mean, spread / np.sqrt(n))
+        inner = stats.t.interval(1 - 0.1 / num_tests, n - 1, mean, spread / np.sqrt(n))
         within = margin is not None and -margin < inner[0] and inner[1] < margin
         return low > 0 or high < 0 or within
 
-    assert needed > 6
+    assert needed > 8
     assert decides(needed)
     assert not decides(needed - 1)
 

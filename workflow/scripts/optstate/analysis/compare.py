@@ -142,9 +142,10 @@ def shown(row: Any) -> str:
         words = f"{row.boundary if wins else row.baseline} better by"
     else:
         words = f"{row.boundary} {'higher' if row.mean > 0 else 'lower'} by"
-    scale, unit = (100, " points") if measure.is_top1 else (1, "")
-    ends = sorted(abs(scale * end) for end in (row.low, row.high))
-    return f"{words} {abs(scale * row.mean):.3g}{unit} [{ends[0]:.3g}, {ends[1]:.3g}]"
+    mean, low, high = abs(row.mean), *sorted([abs(row.low), abs(row.high)])
+    if measure.is_top1:
+        return f"{words} {100 * mean:.2f} points [{100 * low:.2f}, {100 * high:.2f}]"
+    return f"{words} {mean:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def undecided(row: Any) -> str:

@@ -63,20 +63,21 @@ def main(arguments: argparse.Namespace) -> None:
 def answers(comparisons: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
     """For each data set what the primary outcome says of each schedule."""
     primary = comparisons[comparisons["primary"].eq(True)]
-    shown = primary.assign(size=[size(row) for row in primary.itertuples()])
-    columns = ["schedule", "boundary", "baseline", "verdict", "size"]
+    shown = primary.assign(answer=[answer(row) for row in primary.itertuples()])
     return {
-        str(dataset): of_dataset[columns].to_dict("records")
+        str(dataset): of_dataset[["schedule", "answer"]].to_dict("records")
         for dataset, of_dataset in shown.groupby("dataset")
     }
 
 
-def size(row: Any) -> str:
-    """The mean difference of a comparison, and its interval if there is one."""
+def answer(row: Any) -> str:
+    """The verdict of a comparison, and how large the difference is where it does not say so."""
+    if not row.n or "[" in row.verdict:
+        return str(row.verdict)
     is_top1 = tables.measure_of(row.measure).is_top1
     scale, unit = (100, " points") if is_top1 else (1, "")
     interval = f" [{scale * row.low:+.2f}, {scale * row.high:+.2f}]" if row.n > 1 else ""
-    return f"{scale * row.mean_difference:+.2f}{unit}{interval}" if row.n else "no pair"
+    return f"{row.verdict} ({scale * row.mean_difference:+.2f}{unit}{interval})"
 
 
 def run_times(summary: pd.DataFrame) -> list[dict[Any, str]]:

@@ -93,15 +93,16 @@ def fewest_pairs(num_tests: int) -> int:
 def pairs_to_decide(found: Difference, margin: float | None, num_tests: int) -> float:
     """How many pairs would decide, with the mean and the scatter of those ``found``.
 
-    As many as bring the t interval off zero, or within ± ``margin`` at 1 - 2 * ALPHA; infinite if
-    MOST_PAIRS would not.
+    As many as bring the t interval off zero, or within ± ``margin``, at levels shared out among
+    the tests (Bonferroni's method: Holm's asks this of the first of them, and less of the others).
+    Infinite if MOST_PAIRS would not.
     """
     n = np.arange(max(found.n + 1, fewest_pairs(num_tests)), MOST_PAIRS)
     half_width = stats.t.interval(CONFIDENCE, found.n - 1)[1]
     error = (found.high - found.mean) / half_width * np.sqrt(found.n / n)
-    low, high = stats.t.interval(CONFIDENCE, n - 1, found.mean, error)
+    low, high = stats.t.interval(1 - ALPHA / num_tests, n - 1, found.mean, error)
     decided = np.asarray((low > 0) | (high < 0))
     if margin:
-        low, high = stats.t.interval(1 - 2 * ALPHA, n - 1, found.mean, error)
+        low, high = stats.t.interval(1 - 2 * ALPHA / num_tests, n - 1, found.mean, error)
         decided |= (low > -margin) & (high < margin)
     return float(n[np.argmax(decided)]) if decided.any() else np.inf
