@@ -216,7 +216,8 @@ class TestCompare:
     @pytest.mark.parametrize(
         ("measure", "pairs", "verdict"),
         [
-            ("final_valid_top1", [0.01] * 3, "preserve better by 1.00 points [1.00, 1.00] in all pairs"),
+            ("final_valid_top1", [0.02] * 3,
+             "preserve better by 2.00 points [2.00, 2.00] in all pairs"),
             ("final_valid_loss", [0.0] * 3, "no difference in any pair"),
             ("final_valid_loss", [1.1, 1.2, 1.3, 1.4, 1.5, 1.6], "new better by 1.35 [1.15, 1.55]"),
             ("update_norm_ratio_session2", [-1.1, -1.2, -1.3, -1.4, -1.5, -1.6],

@@ -1,0 +1,63 @@
+"""The committed study: what its page says follows from its tables, and these from its steps."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import ROOT
+from optstate import configuration
+from optstate.analysis import boundaries, compare, tables
+
+STUDY = ROOT / "docs" / "study"
+CONFIG = yaml.safe_load((STUDY / "configuration.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def read() -> dict[str, pd.DataFrame]:
+    return {path.stem: tables.read(path) for path in (STUDY / "tables").glob("*.csv")}
+
+
+def test_its_configuration_is_the_one_that_is_offered():
+    for key, value in yaml.safe_load((ROOT / "config" / "study.yaml").read_text()).items():
+        assert CONFIG[key] == (CONFIG[key] | value if isinstance(value, dict) else value), key
+
+
+def test_every_run_of_the_plan_is_there(read):
+    runs = set(zip(*(read["summary"][name] for name in ("dataset", "method", "seed")), strict=True))
+    assert runs == {
+        (dataset, method, seed)
+        for dataset in CONFIG["datasets"]
+        for method in CONFIG["methods"]
+        for seed in CONFIG["seeds"]
+    }
+
+
+def test_boundaries_follow_from_steps(read):
+    rows = boundaries.crossings(read["steps"], "preserve")
+    measured = pd.DataFrame(rows, columns=boundaries.COLUMNS)
+    pd.testing.assert_frame_equal(measured, read["boundaries"], check_dtype=False)
+
+
+def test_comparisons_follow_from_runs_and_boundaries(read):
+    values = compare.values(read["summary"], read["boundaries"])
+    pairs = compare.paired(values, configuration.baselines(CONFIG))
+    primary = [CONFIG["primary"]["measure"], CONFIG["primary"]["boundary"]]
+    compared = compare.compare(pairs, CONFIG["equivalence_margin"], primary)
+    compared["primary"] = compared["primary"] == "true"
+    pd.testing.assert_frame_equal(compared, read["comparisons"], check_dtype=False)
+
+
+def test_the_page_says_what_the_table_says(read):
+    found = read["comparisons"]
+    expected = {
+        " | ".join([
+            row.dataset, row.schedule, f"{row.boundary} - {row.baseline}",
+            f"{100 * row.mean_difference:+.2f} [{100 * row.low:+.2f}, {100 * row.high:+.2f}]",
+            f"{row.p_holm:.3f}", row.verdict,
+        ])
+        for row in found[found["measure"] == CONFIG["primary"]["measure"]].itertuples()
+    }  # fmt: skip
+    page = (STUDY / "README.md").read_text().replace("\N{MINUS SIGN}", "-")
+    rows = [line.strip("| ") for line in page.splitlines() if line.startswith("| image")]
+    assert len(rows) == len(expected)
+    assert set(rows) == expected
