@@ -1,6 +1,7 @@
 """Tiny images, and a copy of the project to run Snakemake in."""
 
 import contextlib
+import gc
 import hashlib
 import os
 import shutil
@@ -178,6 +179,14 @@ def project(tmp_path: Path, images: Path) -> Project:
     project = Project(tmp_path / "project")
     project.configure(TINY.format(source=f"folder: {images}"))
     return project
+
+
+@pytest.fixture
+def frozen_heap() -> Iterator[None]:
+    """statsmodels collects garbage at every adjustment: slow with all that tests have imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def file_sha256(path: Path) -> str:

@@ -113,7 +113,7 @@ def test_changed_entries(effort):
 
     fuzz(test, effort, 300)
     assert len(set(answers)) > 20
-    assert "" in answers
+    assert answer(ARTICLE) == ""
 
 
 def test_changed_text(effort, tmp_path):
@@ -133,5 +133,5 @@ def test_changed_text(effort, tmp_path):
         answers.append(answer(config))
 
     fuzz(test, effort, 100)
-    assert len(set(answers)) > 3
+    assert len(set(answers)) > 1
     assert "" in answers

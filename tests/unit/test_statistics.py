@@ -43,7 +43,7 @@ def verdicts(mean: float, scatter: float, num_seeds: int, repeats: int) -> list[
 
 
 @pytest.fixture
-def quick_bootstrap(monkeypatch):
+def quick_bootstrap(monkeypatch, frozen_heap):
     monkeypatch.setattr("optstate.analysis.statistics.RESAMPLES", 99)
 
 

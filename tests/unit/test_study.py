@@ -38,6 +38,7 @@ def test_boundaries_follow_from_steps(read):
     pd.testing.assert_frame_equal(measured, read["boundaries"], check_dtype=False)
 
 
+@pytest.mark.usefixtures("frozen_heap")
 def test_comparisons_follow_from_runs_and_boundaries(read):
     values = compare.values(read["summary"], read["boundaries"])
     pairs = compare.paired(values, configuration.baselines(CONFIG))
