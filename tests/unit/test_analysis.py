@@ -430,6 +430,24 @@ class TestFigures:
         assert one["step"].tolist() == list(range(1, 101))
 
 
+@pytest.mark.parametrize(
+    ("pairs", "answer"),
+    [
+        ([0.01, 0.02, 0.03, 0.02, 0.01, 0.03], "preserve better by 2.00 points [1.06, 2.94]"),
+        ([0.001, -0.001, 0.002] * 2, "equivalent within ±1 point (+0.07 points [-0.08, +0.21])"),
+        ([0.02], "one seed: no interval (+2.00 points)"),
+        ([np.nan], "no pair; 1 of 1 pairs diverged"),
+    ],
+)
+def test_the_answer_says_once_how_large_the_difference_is(pairs, answer):
+    table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
+        dataset="d", schedule="s", boundary="preserve", baseline="new", measure="final_valid_top1"
+    )
+    found = compare.compare(table, 0.01, ["final_valid_top1", "preserve"])
+    answers = report.answers(found.assign(primary=found["primary"] == "true"))
+    assert answers == {"d": [{"schedule": "s", "answer": answer}]}
+
+
 def test_show_prints_the_answer(tables, tmp_path, capsys):
     show.main(tmp_path)
     printed = capsys.readouterr().out
