@@ -137,10 +137,15 @@ class Cluster:
         self.daemons.remove(slurmd)
         slurmd.kill()
         slurmd.wait()
+        wait_until(self.kill_jobs)
+        slurm("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=died")
+
+    def kill_jobs(self) -> bool:
+        """Kill what this cluster's jobs run; whether nothing of it is left, nor has begun since."""
         for pid in self.job_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        slurm("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=died")
+        return not self.job_processes()
 
     def job_processes(self) -> list[int]:
         """The processes of this cluster's jobs, and slurmd's that watch over them."""
