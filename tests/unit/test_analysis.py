@@ -235,6 +235,16 @@ class TestCompare:
         )
         assert compare.compare(table, 0.01, ["", ""])["verdict"].tolist() == [verdict]
 
+    def test_what_has_no_test_is_not_counted_as_one(self):
+        pairs = pd.DataFrame(
+            {"dataset": dataset, "schedule": "s", "boundary": "preserve", "baseline": "new",
+             "measure": "epochs_to_target", "seed": seed, "difference": difference}
+            for dataset, differences in (("d0", [1, 2, -1, 3, 1]), ("d1", [np.inf] * 5))
+            for seed, difference in enumerate(differences)
+        )  # fmt: skip
+        verdict = compare.compare(pairs, 0.01, ["", ""])["verdict"][0]
+        assert "with fewer than 6 nothing is significant" in verdict
+
     @pytest.mark.parametrize(("num_cells", "is_equivalent"), [(1, True), (4, False)])
     def test_equivalence_too_is_adjusted_for_the_number_of_tests(self, num_cells, is_equivalent):
         pairs = 0.0126 * stats.zscore([-3, -2, -1, -0.5, 0.5, 1, 2, 3], ddof=1)
@@ -407,6 +417,23 @@ class TestFigures:
         assert [label.get_text() for label in axes.get_yticklabels()] == [
             "onecycle: preserve\nvs new, 1 of 3 lost", "constant: preserve\nvs new"
         ]  # fmt: skip
+
+    def test_the_differences_of_all_data_sets_are_on_one_scale(self, tables):
+        comparisons, pairs = (
+            tables_of_analysis.read(tables / f"{name}.csv").query("measure == 'final_valid_top1'")
+            for name in ("comparisons", "pairs")
+        )
+        smaller = pairs.assign(dataset="smaller", difference=pairs["difference"] / 100)
+        both = pd.concat([pairs, smaller])
+        limits = [
+            differences.differences_figure(
+                pd.concat([comparisons, comparisons.assign(dataset="smaller")]),
+                both, dataset, "final_valid_top1", 0.01,
+            ).axes[0].get_xlim()
+            for dataset in ("noise", "smaller")
+        ]  # fmt: skip
+        assert limits[0] == limits[1]
+        assert limits[0][1] > 100 * pairs["difference"].max()
 
     def test_a_missed_target_is_beyond_all_epochs(self, tables):
         summary = tables_of_analysis.read(tables / "summary.csv")

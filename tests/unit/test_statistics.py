@@ -1,5 +1,7 @@
 """The statistics against what is planted: coverage, false alarms, recovery, equivalence."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,6 +84,12 @@ class TestSignFlips:
         for n in range(2, 10):
             assert sign_flip_p(np.arange(1.0, n + 1)) == pytest.approx(2 / 2**n)
         assert sign_flip_p(np.array([3.0, -1.0, 2.0])) == pytest.approx(4 / 8)
+
+    def test_sums_that_are_equal_are_counted_though_their_rounding_differs(self):
+        images = np.array([-54, -5, 17, 24, 27, 15, -23, -7])
+        signs = np.array(list(itertools.product((-1, 1), repeat=len(images))))
+        as_extreme = abs(signs @ images) >= abs(images.sum())
+        assert sign_flip_p(images / 3925) == as_extreme.mean()
 
     def test_false_alarms_are_as_rare_as_they_should_be(self):
         rng = np.random.default_rng(2)

@@ -1,8 +1,8 @@
 """What each boundary between two sessions did to each run: ``boundaries.csv``.
 
 The train loss and the updates of the steps after it, against the run of the same schedule and seed
-that keeps the optimizer's whole state, and so has the same batches: before the first boundary the
-two are one run, after it what differs is the boundary's doing.
+that keeps the optimizer's whole state: before the first boundary the two are one run, after it they
+have the same batches (unless reshuffled), and what differs is the boundary's doing.
 """
 
 import argparse

@@ -96,7 +96,7 @@ def compare(pairs: pd.DataFrame, margin: float, primary: list[str]) -> pd.DataFr
     family = table.groupby(["boundary", "measure"])
     table["p_holm"] = family["p_value"].transform(lambda p: holm(p.to_numpy(float)))
     table["p_equivalence"] = family["p_equivalence"].transform(lambda p: holm(p.to_numpy(float)))
-    table["num_tests"] = family["n"].transform("size")
+    table["num_tests"] = family["p_value"].transform("count")
     table["seeds_to_decide"] = [seeds_to_decide(row, margin) for row in table.itertuples()]
     table["verdict"] = [verdict(row, margin) for row in table.itertuples()]
     table["primary"] = (

@@ -59,8 +59,14 @@ def difference(pairs: np.ndarray, margin: float | None = None) -> Difference:
 
 def sign_flip_p(pairs: np.ndarray) -> float:
     """The two-sided p-value of no difference: exact up to 16 pairs."""
+    largest = np.abs(pairs).max() or 1.0
+
+    def rounded_mean(flipped: np.ndarray, axis: int) -> np.ndarray:
+        # Sums that are equal but for the order of their terms have to compare equal.
+        return np.round(np.mean(flipped, axis=axis) / largest, 10)
+
     tested = stats.permutation_test(
-        (pairs,), np.mean, permutation_type="samples", n_resamples=SIGN_FLIPS,
+        (pairs,), rounded_mean, permutation_type="samples", n_resamples=SIGN_FLIPS,
         rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(tested.pvalue)
@@ -91,7 +97,7 @@ def fewest_pairs(num_tests: int) -> int:
 
 
 def pairs_to_decide(found: Difference, margin: float | None, num_tests: int) -> float:
-    """How many pairs would decide, with the mean and the scatter of those ``found``.
+    """How many pairs would as likely as not decide, if mean and scatter are as ``found``.
 
     As many as bring the t interval off zero, or within ± ``margin``, at levels shared out among
     the tests (Bonferroni's method: Holm's asks this of the first of them, and less of the others).

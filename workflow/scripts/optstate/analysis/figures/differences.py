@@ -23,8 +23,8 @@ def main(arguments: argparse.Namespace) -> None:
     """Write ``differences``."""
     style.use()
     comparisons, pairs = (
-        table[(table["dataset"] == arguments.dataset) & (table["measure"] == arguments.measure)]
-        for table in (tables.read(arguments.tables / f"{n}.csv") for n in ("comparisons", "pairs"))
+        tables.read(arguments.tables / f"{name}.csv").query("measure == @arguments.measure")
+        for name in ("comparisons", "pairs")
     )
     figure = differences_figure(
         comparisons, pairs, arguments.dataset, arguments.measure, arguments.margin
@@ -35,10 +35,21 @@ def main(arguments: argparse.Namespace) -> None:
 def differences_figure(
     comparisons: pd.DataFrame, pairs: pd.DataFrame, dataset: str, measure: str, margin: float
 ) -> Figure:
-    """A row for each comparison: the pairs, their mean, and its t interval at 95 %."""
+    """A row for each comparison: the pairs, their mean, and its t interval at 95 %.
+
+    Args:
+        comparisons: those of all data sets, so that their figures have one scale.
+        pairs: theirs.
+        dataset: whose are drawn.
+        measure: that the tables are of.
+        margin: of equivalence.
+    """
     of_measure = tables.measure_of(measure)
     scale = 100 if of_measure.is_top1 else 1
-    comparisons = comparisons.iloc[::-1]  # the first one is drawn on top
+    extent = scale * np.concatenate([pairs["difference"], comparisons["low"], comparisons["high"]])
+    # The first one is drawn on top.
+    comparisons = comparisons[comparisons["dataset"] == dataset].iloc[::-1]
+    pairs = pairs[pairs["dataset"] == dataset]
     figure, axes = plt.subplots(figsize=(6.5, 1.8 + 0.45 * len(comparisons)), layout="constrained")
     if of_measure.is_top1:
         axes.axvspan(-scale * margin, scale * margin, color=BAND, zorder=0)
@@ -59,13 +70,17 @@ def differences_figure(
         names.append(f"{row.schedule}: {row.boundary}\nvs {row.baseline}{lost}")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.update_datalim([(x, 0) for x in extent[np.isfinite(extent)]])
+    axes.autoscale_view(scaley=False)
     unit = " (points)" if of_measure.is_top1 else ""
     axes.set_xlabel(f"difference in {of_measure.words}{unit}")
     side = "right" if of_measure.better == "higher" else "left"
     axes.set_title(f"{dataset}: {side} of the line the first is better", loc="left")
     handles: list[Artist] = [
         Line2D([], [], color=style.MARKS, marker="o", linestyle="", alpha=0.45, label="a pair"),
-        Line2D([], [], color=style.MARKS, marker="D", linewidth=3, label="mean, 95 % t interval"),
+        Line2D(
+            [], [], color=style.MARKS, marker="D", linewidth=3, label="mean, 95 % t interval"
+        ),
     ]
     if of_measure.is_top1:
         handles.append(Patch(color=BAND, label=f"margin of equivalence, {tables.points(margin)}"))
