@@ -427,7 +427,7 @@ class TestFigures:
         both = pd.concat([pairs, smaller])
         limits = [
             differences.differences_figure(
-                pd.concat([comparisons, comparisons.assign(dataset="smaller")]),
+                pd.concat([comparisons, comparisons.assign(dataset="smaller", low=0, high=0)]),
                 both, dataset, "final_valid_top1", 0.01,
             ).axes[0].get_xlim()
             for dataset in ("noise", "smaller")

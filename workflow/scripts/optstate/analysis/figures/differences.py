@@ -78,9 +78,7 @@ def differences_figure(
     axes.set_title(f"{dataset}: {side} of the line the first is better", loc="left")
     handles: list[Artist] = [
         Line2D([], [], color=style.MARKS, marker="o", linestyle="", alpha=0.45, label="a pair"),
-        Line2D(
-            [], [], color=style.MARKS, marker="D", linewidth=3, label="mean, 95 % t interval"
-        ),
+        Line2D([], [], color=style.MARKS, marker="D", linewidth=3, label="mean, 95 % t interval"),
     ]
     if of_measure.is_top1:
         handles.append(Patch(color=BAND, label=f"margin of equivalence, {tables.points(margin)}"))
