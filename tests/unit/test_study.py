@@ -62,3 +62,16 @@ def test_the_page_says_what_the_table_says(read):
     rows = [line.strip("| ") for line in page.splitlines() if line.startswith("| image")]
     assert len(rows) == len(expected)
     assert set(rows) == expected
+
+
+def test_the_gap_of_each_epoch_is_the_tables(read):
+    valid = read["epochs"].query("split == 'valid' and epoch > 3")
+    top1 = valid.pivot(index=["dataset", "schedule", "seed", "epoch"], columns="boundary")["top1"]
+    gap = (100 * (top1["preserve"] - top1["new"])).groupby(["dataset", "schedule", "epoch"]).mean()
+    expected = {
+        f"  | {dataset.capitalize()}, {schedule} | {' | '.join(f'{g:+.2f}' for g in of_cell)} |"
+        for (dataset, schedule), of_cell in gap.groupby(["dataset", "schedule"])
+    }
+    assert len(expected) == 6
+    page = (STUDY / "README.md").read_text().replace("\N{MINUS SIGN}", "-")
+    assert expected <= set(page.splitlines())

@@ -74,9 +74,7 @@ def draw(axes: Axes, around: pd.DataFrame, column: str) -> None:
         # Norms are recorded at some steps only.
         recorded = of_arm[of_arm["grad_norm"].notna()] if column == "update_norm" else of_arm
         wide = recorded.pivot(index="x", columns="seed", values=column)
-        look, words = style.look_of(boundary, boundaries), style.words_of(boundary)
-        marker = "." if column == "update_norm" else ""  # where it was recorded
-        style.draw_runs(axes, wide, look, words, marker=marker, markersize=5)
+        style.draw_runs(axes, wide, style.look_of(boundary, boundaries), style.words_of(boundary))
     axes.axvline(0.5, color=style.MARKS, linestyle=":", linewidth=1)
     style.set_log_scale(axes)
 
