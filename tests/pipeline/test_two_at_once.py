@@ -134,8 +134,8 @@ def test_two_experiments_share_the_arrays(project):
         wait_until(lambda: any((project.folder / ".snakemake/locks").glob("*")))
         too_early = project.snakemake("--config", ONE_METHOD, "experiment=other")
         assert "cannot be locked" in too_early.stderr
-        first.communicate()
-        assert first.returncode == 0
+        printed = first.communicate()
+        assert first.returncode == 0, printed
     both = [
         project.start("--config", "methods=[constant-preserve]", f"experiment={name}")
         for name in ("one", "two")

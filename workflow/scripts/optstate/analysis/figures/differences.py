@@ -46,7 +46,9 @@ def differences_figure(
     """
     of_measure = tables.measure_of(measure)
     scale = 100 if of_measure.is_top1 else 1
-    extent = scale * np.concatenate([pairs["difference"], comparisons["low"], comparisons["high"]])
+    ends = [pairs["difference"], comparisons["low"], comparisons["high"]]
+    # A table without rows has no types.
+    extent = scale * np.concatenate(ends, dtype=float, casting="unsafe")
     # The first one is drawn on top.
     comparisons = comparisons[comparisons["dataset"] == dataset].iloc[::-1]
     pairs = pairs[pairs["dataset"] == dataset]
@@ -63,8 +65,8 @@ def differences_figure(
         values = scale * pairs["difference"][is_row].to_numpy()
         heights = y + style.spread(len(values))
         axes.plot(values, heights, "o", color=colour, alpha=0.45, markersize=4)
-        ends = np.array([row.low, row.high], float) * scale
-        axes.plot(ends, [y, y], color=colour, linewidth=3, solid_capstyle="butt")
+        interval = np.array([row.low, row.high], float) * scale
+        axes.plot(interval, [y, y], color=colour, linewidth=3, solid_capstyle="butt")
         axes.plot([scale * row.mean_difference], [y], "D", color=colour, markersize=7)
         lost = f", {len(values) - row.n} of {len(values)} lost" if row.n < len(values) else ""
         names.append(f"{row.schedule}: {row.boundary}\nvs {row.baseline}{lost}")
