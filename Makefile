@@ -11,7 +11,7 @@ export PYTHONPATH := workflow/scripts
 install: .venv/installed ## the environment, from the lock file
 
 demo: .venv/installed ## the whole pipeline on small, real images
-	@! $(BIN)/python -m optstate.guard || $(SNAKEMAKE) --unlock
+	@! $(BIN)/python -m optstate.experiment.lock || $(SNAKEMAKE) --unlock
 	$(SNAKEMAKE) --cores 2 --configfile config/demo.yaml
 	@$(BIN)/python -m optstate.analysis.show results/demo
 
@@ -27,7 +27,7 @@ bench: .venv/installed ## how near it is to the limits of this machine, which sh
 plan: .venv/installed ## jobs, disk and GPU hours: make plan CONFIG=config/mine.yaml SECONDS=15
 	@test "$(CONFIG)" && test "$(SECONDS)" || \
 		{ echo "how many seconds an epoch? make plan CONFIG=config/mine.yaml SECONDS=15" >&2; exit 1; }
-	@$(BIN)/python -m optstate.plan $(CONFIG) --seconds-per-epoch $(SECONDS)
+	@$(BIN)/python -m optstate.experiment.estimate $(CONFIG) --seconds-per-epoch $(SECONDS)
 
 check: .venv/installed ## style, types, and the shape of the code
 	$(BIN)/ruff check

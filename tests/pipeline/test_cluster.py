@@ -5,7 +5,7 @@ import collections
 import yaml
 
 from conftest import ROOT, Project, jobs
-from optstate.plan import training_jobs
+from optstate.experiment.estimate import training_jobs
 
 PROFILES = {
     name: yaml.safe_load((ROOT / f"profiles/{name}/profile.yaml").read_text())

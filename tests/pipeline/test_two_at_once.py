@@ -29,7 +29,7 @@ def has_saved(project: Project) -> bool:
 
 
 def make_would_unlock(project: Project) -> bool:
-    guard = [sys.executable, "-m", "optstate.guard"]
+    guard = [sys.executable, "-m", "optstate.experiment.lock"]
     scripts = {"PYTHONPATH": str(project.folder / "workflow/scripts")}
     return subprocess.run(guard, cwd=project.folder, env=os.environ | scripts).returncode == 0
 

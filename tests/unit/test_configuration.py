@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from optstate.configuration import (
+from optstate.experiment.configuration import (
     baselines,
     checked,
     session_spec,

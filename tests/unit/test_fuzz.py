@@ -15,7 +15,7 @@ from snakemake.utils import update_config
 
 from conftest import ROOT
 from optstate import check, configuration
-from optstate.job import InputError, describe
+from optstate.job import InputError, explain_os_error
 from optstate.training.spec import SessionSpec
 
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from optstate import guard, job
-from optstate.job import InputError, exclusive, replacing
+from optstate import job
+from optstate.experiment import lock
+from optstate.job import InputError, hold_lock, write_atomically
 
 
 def python(code: str, **options) -> subprocess.Popen:
@@ -30,8 +31,8 @@ def holder(tmp_path):
     """Another process that holds the lock file ``lock``."""
     code = f"""
 import pathlib, time
-from optstate.job import exclusive
-with exclusive(pathlib.Path({str(tmp_path / "lock")!r})):
+from optstate.job import hold_lock
+with hold_lock(pathlib.Path({str(tmp_path / "lock")!r})):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -46,19 +47,19 @@ class TestExclusive:
         monkeypatch.setattr(job, "LOCK_SECONDS", 0.2)
         with (
             pytest.raises(InputError, match="has held this lock .*fuser"),
-            exclusive(tmp_path / "lock"),
+            hold_lock(tmp_path / "lock"),
         ):
             pass
         assert "waiting for it to end" in caplog.text
 
     def test_a_second_waits_for_one_that_ends(self, tmp_path, holder):
         threading.Timer(0.5, holder.kill).start()
-        with exclusive(tmp_path / "lock"):
+        with hold_lock(tmp_path / "lock"):
             assert holder.wait() == -signal.SIGKILL
 
     def test_it_is_free_again_afterwards(self, tmp_path):
         for _ in range(2):
-            with exclusive(tmp_path / "lock"):
+            with hold_lock(tmp_path / "lock"):
                 pass
         assert list(tmp_path.iterdir()) == []
 
@@ -66,9 +67,9 @@ class TestExclusive:
         """Also when the lock file is removed while others wait for it."""
         code = f"""
 import pathlib, time
-from optstate.job import exclusive
+from optstate.job import hold_lock
 for _ in range(20):
-    with exclusive(pathlib.Path({str(tmp_path / "lock")!r})):
+    with hold_lock(pathlib.Path({str(tmp_path / "lock")!r})):
         inside = pathlib.Path({str(tmp_path / "inside")!r})
         inside.touch(exist_ok=False)
         time.sleep(0.002)
@@ -83,7 +84,7 @@ for _ in range(20):
 class TestGuard:
     def test_one_snakemake_in_an_experiment(self, tmp_path):
         results = tmp_path / "results"
-        code = f"import pathlib, optstate.guard as g; g.claim(pathlib.Path({str(results)!r}))"
+        code = f"import pathlib, optstate.experiment.lock as g; g.claim(pathlib.Path({str(results)!r}))"
         with guard.claim(results), python(code) as second:
             assert "another Snakemake is at work on" in second.communicate()[1]
         with python(code) as third:
@@ -168,7 +169,7 @@ class TestReplacing:
         reader = threading.Thread(target=read)
         reader.start()
         for number in range(1, 100):
-            with replacing(path) as temporary:
+            with write_atomically(path) as temporary:
                 temporary.write_bytes(b"%d" % (number % 10) * size)
         done.set()
         reader.join()
@@ -189,6 +190,6 @@ class TestReplacing:
 
         monkeypatch.setattr(os, "fsync", noted_fsync)
         monkeypatch.setattr(os, "replace", noted_replace)
-        with replacing(tmp_path / "file") as temporary:
+        with write_atomically(tmp_path / "file") as temporary:
             temporary.write_text("content")
         assert done == ["fsync .file.tmp", "rename to file", f"fsync {tmp_path.name}"]

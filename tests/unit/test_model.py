@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from optstate.check import check
+from optstate.experiment.check import check
 from optstate.job import InputError
 from optstate.training.model import load_weights, make_model, require_runs
 

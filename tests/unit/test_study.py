@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from optstate import configuration
+from optstate.experiment import configuration
 from optstate.analysis import boundaries, compare, tables
 
 STUDY = ROOT / "docs" / "study"

@@ -18,7 +18,7 @@ sys.path.insert(0, SCRIPTS)
 
 from optstate import UNINTERRUPTED, configuration, guard, slurm
 from optstate.data.manifest import file_sha256, folder_sha256
-from optstate.job import InputError, describe
+from optstate.job import InputError, explain_os_error
 
 CACHE = Path(".snakemake/optstate")  # of hashes and checks, which can be made again
 LOCK = Path(f"{workflow.basedir}/envs/requirements.lock").read_text()
@@ -37,7 +37,7 @@ def require_works(config):
     versions = " ".join(locked("torch", "torchvision"))
     passed = CACHE / f"passed-{sha256(f'{what} {versions}'.encode()).hexdigest()[:16]}"
     if not passed.exists():
-        check = [sys.executable, "-m", "optstate.check", what]
+        check = [sys.executable, "-m", "optstate.experiment.check", what]
         tried = subprocess.run(check, cwd=SCRIPTS, stderr=subprocess.PIPE, text=True)
         if tried.returncode:
             raise InputError(tried.stderr.strip())
@@ -71,7 +71,7 @@ try:
 except InputError as error:
     sys.exit(f"configuration: {error}")
 except OSError as error:
-    sys.exit(f"configuration: {InputError(describe(error))}")
+    sys.exit(f"configuration: {InputError(explain_os_error(error))}")
 
 STARTED = time.time()
 RESULTS = f"results/{config['experiment']}"

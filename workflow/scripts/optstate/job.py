@@ -1,29 +1,30 @@
-"""What every job shares: its log, its one-line errors, its atomic outputs, its lock, its parent."""
+"""What every job of the pipeline shares: log, one-line errors, atomic writes, locks, parent."""
 
 import argparse
 import contextlib
 import ctypes
 import errno
+import fcntl
 import logging
 import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
-import filelock
-
-LOCK_SECONDS = 60  # how long a job waits for one that was told to stop and is still saving
+LOCK_SECONDS = 60  # how long a job waits for another one that is stopping and still saves
+POLL_SECONDS = 0.02  # between two attempts to take a lock
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class InputError(Exception):
-    """Something the user can mend: the message names the file or key, what is wrong, the mend."""
+    """An error that the user can fix. The message says what is wrong, where, and how to fix it."""
 
     def __str__(self) -> str:
-        """The message as one line that any terminal shows, whatever is in names and values."""
+        """The message as one printable line, whatever characters names and values contain."""
         characters = super().__str__()
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in characters)
 
@@ -35,8 +36,8 @@ def run(
 ) -> None:
     """Run ``main`` with the parsed arguments, logging to the file ``--log`` and errors to stderr.
 
-    Bad input and a full or failing disk end in one clear line and exit code 1. Anything else is
-    a defect of this program and keeps its traceback.
+    Bad input and a full or failing disk end in one line and exit code 1. Any other exception is a
+    bug in this program and keeps its traceback.
     """
     parser.add_argument("--log", type=Path, required=True, help="log file of the job")
     arguments = parser.parse_args(argv)
@@ -48,17 +49,17 @@ def run(
     except InputError as error:
         fail(str(error))
     except OSError as error:
-        fail(str(InputError(describe(error))))
+        fail(str(InputError(explain_os_error(error))))
     except KeyboardInterrupt:
-        logging.warning("interrupted: SIGINT: run again to go on")
+        logging.warning("interrupted: SIGINT: run again to continue")
         sys.exit(128 + signal.SIGINT)
     except Exception:
         logging.exception("unexpected error: please report it with this log")
         sys.exit(1)
 
 
-def leave() -> NoReturn:
-    """End this process, whose work is done, at once: to unload torch would take a second."""
+def exit_without_cleanup() -> NoReturn:
+    """End this finished process at once: unloading torch would take a second."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -66,47 +67,67 @@ def leave() -> NoReturn:
 
 
 def end_with_parent(with_signal: signal.Signals, parent: int) -> None:
-    """Let the kernel send this process a signal as soon as its ``parent`` is gone (on Linux).
+    """Ask the kernel to send this process a signal when its ``parent`` ends (Linux only).
 
-    Nothing else tells a job that the Snakemake that started it was killed: it would go on, beside
-    the job that the next Snakemake starts.
+    Without this, a job would continue after its Snakemake was killed, in parallel to the same job
+    started by the next Snakemake.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, with_signal)
-        if os.getppid() != parent:  # it went before it could be asked for
+        if os.getppid() != parent:  # it ended before the request
             os.kill(os.getpid(), with_signal)
 
 
+def take_lock(path: Path, seconds: float = 0.0) -> IO[str] | None:
+    """Lock the file ``path`` until the returned file is closed or this process ends, however it does.
+
+    Returns:
+        The open lock file, or None if another process still holds the lock after ``seconds``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + seconds
+    while True:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                file.close()
+                return None
+            time.sleep(POLL_SECONDS)
+        except FileNotFoundError:
+            pass
+        file.close()  # its last holder has removed it in the meantime
+
+
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, which the kernel gives back whatever becomes of this process.
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` within the block, and remove it afterwards.
 
     Raises:
         InputError: another process has held it for ``LOCK_SECONDS``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
+    lock = take_lock(path)
+    if lock is None:
         logging.warning("%s: another process writes here: waiting for it to end", path.parent)
+        lock = take_lock(path, LOCK_SECONDS)
+    if lock is None:
+        raise InputError(
+            f"{path}: another process has held this lock for {LOCK_SECONDS} s. Wait until it ends, "
+            f"or stop it (`fuser {path}` prints its number; on a cluster, `squeue --me`), then run "
+            "again"
+        )
+    with lock:
         try:
-            lock.acquire(timeout=LOCK_SECONDS)
-        except filelock.Timeout as error:
-            raise InputError(
-                f"{path}: another process has held this lock for {LOCK_SECONDS} s: wait until it "
-                f"ends, or stop it (`fuser {path}` tells its number; on a cluster, `squeue --me`), "
-                "then run again"
-            ) from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # those who wait for it see that, and lock a new one
-        lock.release()
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # processes that wait notice that and lock a new file
 
 
 def start_log(path: Path) -> None:
-    """Add everything from INFO upwards to ``path``, warnings and errors to stderr as well."""
+    """Log everything from INFO upwards to ``path``, and warnings and errors to stderr as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -116,45 +137,45 @@ def start_log(path: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
 
 
-def fail(message: str) -> None:
-    """Say ``message`` as one line and end the job with exit code 1."""
+def fail(message: str) -> NoReturn:
+    """Log ``message`` as one line and end the job with exit code 1."""
     logging.error("error: %s", message)
     sys.exit(1)
 
 
-def describe(error: OSError) -> str:
-    """One line for an operating-system error, with the mend where there is a usual one."""
+def explain_os_error(error: OSError) -> str:
+    """Describe an operating-system error in one line, with the usual fix where there is one."""
     where = f"{error.filename}: " if error.filename else ""
-    mends = {
-        errno.ENOSPC: "; free some disk space, then run again",
-        errno.EDQUOT: "; your disk quota is used up: free some space, then run again",
-        errno.EFBIG: "; a limit on file sizes is in force (ulimit -f): raise it, then run again",
-        errno.EACCES: "; make it accessible, then run again",
-        errno.EROFS: "; choose a writable place",
+    fixes = {
+        errno.ENOSPC: ". Free some disk space, then run again",
+        errno.EDQUOT: ". Your disk quota is used up: free some space, then run again",
+        errno.EFBIG: ". File sizes are limited (`ulimit -f`): raise the limit, then run again",
+        errno.EACCES: ". Make it accessible, then run again",
+        errno.EROFS: ". Choose a writable place",
     }
-    return f"{where}{error.strerror or error}{mends.get(error.errno or 0, '')}"
+    return f"{where}{error.strerror or error}{fixes.get(error.errno or 0, '')}"
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
-    """Refuse to begin what would fill the disk.
+    """Check that the disk of ``folder`` has ``num_bytes`` free.
 
     Raises:
-        InputError: fewer than ``num_bytes`` are free where ``folder`` lies.
+        InputError: it has not.
     """
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise InputError(
-            f"{folder}: {num_bytes / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free: "
-            "free some disk space, then run again"
+            f"{folder}: {num_bytes / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free. "
+            "Free some disk space, then run again"
         )
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` if the block succeeds, and is removed if it fails.
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes ``path`` if the block succeeds, else is removed.
 
-    The file and its folder are on disk (fsync) before the new name is seen, so that no crash
-    leaves half a file under the final name.
+    The file and its folder are on disk (fsync) before the new name appears, so that no crash
+    leaves part of a file under the final name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -164,7 +185,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say for which file
+        error.filename = error.filename or str(path)  # "no space left" does not name the file
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -76,9 +76,9 @@ def main(arguments: argparse.Namespace) -> None:
     axes.set_xlabel("learning rate, log scale")
     axes.set_ylabel("train loss, smoothed")
     logging.info("%.3g is suggested; configured: %s", suggested, told)
-    with job.replacing(arguments.output.with_suffix(".png")) as path:
+    with job.write_atomically(arguments.output.with_suffix(".png")) as path:
         figure.savefig(path, format="png", metadata={"Software": None})
-    with job.replacing(arguments.output) as path, path.open("w", newline="") as file:
+    with job.write_atomically(arguments.output) as path, path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["lr", "loss", "suggested"])
         for lr, loss in zip(*finder.history.values(), strict=True):

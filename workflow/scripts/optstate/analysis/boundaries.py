@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from optstate.analysis import tables
-from optstate.job import replacing, run
+from optstate.job import write_atomically, run
 
 EARLY_STEPS = 40  # a reset shows itself within about so many; means of epochs miss it
 EXCESS_STEPS = 200  # over which the loss is compared with that of the run that keeps all
@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Write ``boundaries.csv``."""
     steps = tables.read(arguments.tables / "steps.csv")
     table = pd.DataFrame(crossings(steps, arguments.preserved), columns=COLUMNS)
-    with replacing(arguments.tables / "boundaries.csv") as path:
+    with write_atomically(arguments.tables / "boundaries.csv") as path:
         table.to_csv(path, index=False, lineterminator="\n")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from optstate import UNINTERRUPTED
-from optstate.job import replacing, run
+from optstate.job import write_atomically, run
 
 Row = dict[str, str]
 
@@ -103,7 +103,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     """A CSV file with the columns of the first row; there is at least one."""
     rows = iter(rows)
     first = next(rows)
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(first), lineterminator="\n")
         writer.writeheader()
         writer.writerow(first)

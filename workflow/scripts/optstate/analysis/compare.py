@@ -21,7 +21,7 @@ from optstate.analysis.statistics import (
     holm,
     pairs_to_decide,
 )
-from optstate.job import replacing, run
+from optstate.job import write_atomically, run
 
 CELL = ["dataset", "schedule"]
 COMPARISON = [*CELL, "boundary", "baseline", "measure"]
@@ -40,7 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
     pairs = paired(values(summary, boundaries), json.loads(arguments.baselines))
     written = {"pairs": pairs, "comparisons": compare(pairs, arguments.margin, arguments.primary)}
     for name, table in written.items():
-        with replacing(arguments.tables / f"{name}.csv") as path:
+        with write_atomically(arguments.tables / f"{name}.csv") as path:
             table.to_csv(path, index=False, lineterminator="\n")
 
 

@@ -17,7 +17,7 @@ from docutils.core import publish_parts
 
 from optstate.analysis import tables
 from optstate.analysis.statistics import fewest_pairs
-from optstate.job import replacing, run
+from optstate.job import write_atomically, run
 
 TABLES = ("comparisons", "summary", "boundaries", "epochs")
 
@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> None:
         text=lambda name: text(arguments.template.with_name(f"{name}.rst"), config),
         tables={name: read_table(arguments.tables / f"{name}.csv") for name in TABLES},
     )
-    with replacing(arguments.output) as path:
+    with write_atomically(arguments.output) as path:
         path.write_text(page, encoding="utf-8")
 
 

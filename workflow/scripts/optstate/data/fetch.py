@@ -14,7 +14,7 @@ import requests
 from tqdm import tqdm
 
 from optstate.data import packaged
-from optstate.job import InputError, exclusive, replacing, require_space, run
+from optstate.job import InputError, hold_lock, write_atomically, require_space, run
 
 CHUNK_BYTES = 1 << 16  # as much is lost when a connection breaks off
 TIMEOUT_SECONDS = 30
@@ -25,14 +25,14 @@ BACKOFF_SECONDS = 1.0  # doubled after each of them
 def main(arguments: argparse.Namespace) -> None:
     """Write the verified archive to ``--output``, and beside it the file of its checksum."""
     output = arguments.output
-    with exclusive(output.with_name(".fetch.lock")):
+    with hold_lock(output.with_name(".fetch.lock")):
         if arguments.packaged:
             write = functools.partial(packaged.write_archive, arguments.packaged)
             verified(f"packaged {arguments.packaged}", write, arguments.sha256, output)
         else:
             source = mirrored(arguments.archive, arguments.mirror)
             fetch(source, arguments.sha256, output)
-        with replacing(output.with_name(output.name + ".sha256")) as path:
+        with write_atomically(output.with_name(output.name + ".sha256")) as path:
             path.write_text(f"{arguments.sha256}  {output.name}\n")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from optstate.job import InputError, replacing
+from optstate.job import InputError, write_atomically
 
 
 def folder_sha256(folder: Path, cache: Path | None = None) -> str:
@@ -80,7 +80,7 @@ def _hashing(cache: Path | None) -> Iterator[Callable[[Sequence[str]], Sequence[
         num_known = len(known)
         yield hash_changed
         if len(known) > num_known:
-            with replacing(cache) as temporary:
+            with write_atomically(cache) as temporary:
                 temporary.write_text(json.dumps(known, indent=0))
 
 

@@ -37,8 +37,8 @@ from optstate.data.manifest import file_sha256, files_in, folder_sha256, folders
 from optstate.job import (
     InputError,
     end_with_parent,
-    exclusive,
-    replacing,
+    hold_lock,
+    write_atomically,
     require_space,
     run,
 )
@@ -84,7 +84,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Write the arrays and ``dataset.json`` to ``--output``."""
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    with exclusive(output.with_name(f".{output.name}.lock")), images_folder(arguments) as root:
+    with hold_lock(output.with_name(f".{output.name}.lock")), images_folder(arguments) as root:
         prepare(root, arguments.image_size, arguments.workers, output)
 
 
@@ -195,7 +195,7 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
     require_space(output, num_images * image_size**2 * 3)
     names = [f"{split.name}_{what}.npy" for split in splits for what in ("images", "labels")]
     with contextlib.ExitStack() as outputs:  # all of them appear, or none
-        arrays = {name: outputs.enter_context(replacing(output / name)) for name in names}
+        arrays = {name: outputs.enter_context(write_atomically(output / name)) for name in names}
         checksums, traits = {}, {}
         with decoding_processes(workers) as pool:
             for split in splits:
@@ -207,7 +207,7 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
                     np.save(file, split.labels)
                 checksums[labels] = file_sha256(arrays[labels])
         card = describe(root, image_size, classes, splits, traits) | {"sha256": checksums}
-        path = outputs.enter_context(replacing(output / "dataset.json"))
+        path = outputs.enter_context(write_atomically(output / "dataset.json"))
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     log_card(card)
 

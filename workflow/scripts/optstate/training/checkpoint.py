@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from optstate.job import InputError, replacing
+from optstate.job import InputError, write_atomically
 from optstate.training.schedule import WarmUp
 
 
@@ -124,7 +124,7 @@ def _rebuilt(value: Any, tensor: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
     """Write ``checkpoint`` so that ``path`` is either whole or not there."""
-    with replacing(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_bytes(serialized(checkpoint))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from optstate.job import replacing
+from optstate.job import write_atomically
 from optstate.training.checkpoint import Position, on_host, serialized
 
 EXIT_CODE = os.EX_TEMPFAIL  # of a job that was told to stop and has saved: run it again
@@ -120,7 +120,7 @@ class Progress:
         content = serialized(state)
         digest = hashlib.sha256(content).hexdigest()
         path = self.folder / f"epoch{position.epoch:06d}-step{position.step:09d}.{digest}.pt"
-        with replacing(path) as temporary:
+        with write_atomically(path) as temporary:
             temporary.write_bytes(content)
         self.kept = [*(p for p in self.kept if p != path), path][-2:]
         for other in self.folder.iterdir():

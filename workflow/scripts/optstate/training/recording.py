@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from optstate.job import replacing
+from optstate.job import write_atomically
 from optstate.training.spec import SessionSpec
 
 RUN_COLUMNS = ["dataset", "schedule", "boundary", "method", "seed", "session"]
@@ -46,7 +46,7 @@ class Table:
 
     def write(self, path: Path) -> None:
         """Write the file."""
-        with replacing(path) as temporary:
+        with write_atomically(path) as temporary:
             temporary.write_text(self.text.getvalue(), newline="")
 
 

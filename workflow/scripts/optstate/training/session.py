@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
     """
     spec = SessionSpec.from_json(arguments.spec)
     folder = progress_folder(arguments.progress, spec, spec.session)
-    with job.exclusive(folder / "lock"), stop_on_signals() as stop_if_asked:
+    with job.hold_lock(folder / "lock"), stop_on_signals() as stop_if_asked:
         if arguments.previous:
             # Snakemake has recorded it as done, or it would not have started this one.
             before = progress_folder(arguments.progress, spec, spec.session - 1)
@@ -115,7 +115,7 @@ def train(
     progress.finish()
     records.recorder.write(arguments.output)
     meta = describe(spec, device)
-    with job.replacing(arguments.output / "made_by.json") as path:
+    with job.write_atomically(arguments.output / "made_by.json") as path:
         path.write_text(json.dumps(meta, indent=1) + "\n")
     checkpoint.save(trained.state_dict() | {"meta": meta}, arguments.output / "checkpoint.pt")
 
@@ -314,4 +314,4 @@ PARSER.add_argument("--curves", type=Path, nargs="*", default=[], help="TensorBo
 
 if __name__ == "__main__":
     job.run(PARSER, main)
-    job.leave()
+    job.exit_without_cleanup()

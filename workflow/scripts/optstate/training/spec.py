@@ -1,15 +1,19 @@
-"""What one training session is, as its job is told."""
+"""What a training session is: everything that its results depend on, besides its input files."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class SessionSpec:
-    """Everything that decides the bits of a session, but for its inputs.
+    """Everything that decides the bits of a session, except for its input files.
 
-    ``boundary`` is empty and ``method`` the schedule's name in the first session, which all
+    This is the only list of what a session depends on. Fields with the name of a key of the
+    configuration, of its ``boundaries`` or of its ``schedules`` take that key's value; the other
+    fields say which session it is.
+
+    ``boundary`` is empty and ``method`` is the schedule's name in the first session, which all
     boundaries of a schedule share. A run that is not interrupted has one session of its own.
     """
 
@@ -29,16 +33,21 @@ class SessionSpec:
     augment: str
     optimizer: dict[str, Any]  # `name`, and the keyword arguments of that torch.optim class
     learning_rate: dict[str, Any]  # `kind`, and the session's values for it
-    keep: str | list[str]  # entries of the optimizer's state carried into this session, or "all"
-    warmup_steps: int  # over which the LR rises to the schedule's, after the boundary; 0: none
-    stream: int  # of random numbers, for order and augmentation: 0, or 1 to shuffle in another way
     device: str
     precision: str
     compile: bool | str
     cpu_threads: int
     deterministic: bool | str
+    # Options of the boundary that the session begins with; the defaults are those of session 1.
+    keep: str | list[str] = field(default_factory=list)  # entries of the optimizer's state, or all
+    warmup_steps: int = 0  # steps after the boundary in which the LR rises to the schedule's
+    reshuffle: bool = False  # whether order and augmentation come from another random stream
 
     @classmethod
     def from_json(cls, text: str) -> "SessionSpec":
-        """Read what :func:`json.dumps` made of the fields."""
+        """Read what :meth:`to_json` wrote."""
         return cls(**json.loads(text))
+
+    def to_json(self) -> str:
+        """The job's settings as JSON, the same text for equal settings."""
+        return json.dumps(asdict(self), sort_keys=True)

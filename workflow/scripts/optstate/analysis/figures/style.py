@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from optstate import UNINTERRUPTED
-from optstate.job import replacing
+from optstate.job import write_atomically
 
 Look = dict[str, Any]
 
@@ -171,6 +171,6 @@ def marks_for(num_seeds: int, has_boundaries: bool, diverged: bool) -> list[Line
 def save(figure: Figure, path: Path) -> None:
     """Write ``path`` as PNG and SVG, without a date in them."""
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        with replacing(path.with_name(path.name + suffix)) as temporary:
+        with write_atomically(path.with_name(path.name + suffix)) as temporary:
             figure.savefig(temporary, format=suffix[1:], metadata=metadata)
     plt.close(figure)

@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Resize, ToTensor
 
 from optstate import job
-from optstate.bench.measure import Measure, now, ratio_of_sums, session_spec, write_measures
+from benchmarks.measure import Measure, now, ratio_of_sums, session_spec, write_measures
 from optstate.training import session
 from optstate.training.batches import (
     as_input,

@@ -273,7 +273,7 @@ def archive_sha256(source: dict[str, str]) -> str:
 
 
 def tried_by_torch(config: Config) -> Config:
-    """The part of the configuration that :mod:`optstate.check` tries."""
+    """The part of the configuration that :mod:`optstate.experiment.check` tries."""
     keys = ("model", "image_size", "optimizer", "schedules", "boundaries", "methods")
     return {key: config[key] for key in keys}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optstate import job
-from optstate.bench.measure import Measure, interval, ratio_of_sums, session_spec, write_measures
+from benchmarks.measure import Measure, interval, ratio_of_sums, session_spec, write_measures
 
 JOBS = (1, 2, 3)
 ROUNDS = 5
@@ -67,7 +67,7 @@ def rate_of(pipes: Sequence[Any]) -> float:
 
 def work(pipe: Any, settings: dict[str, Any]) -> None:
     """Be a job: train for as many seconds as the pipe says, answer with images per second."""
-    from optstate.bench.step import WARM_UP, make_bare_step, now
+    from benchmarks.step import WARM_UP, make_bare_step, now
     from optstate.training import session
 
     spec = session_spec(settings)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optstate import job
-from optstate.bench.measure import Measure, median, on_cores, write_measures
+from benchmarks.measure import Measure, median, on_cores, write_measures
 
 ROOT = Path(__file__).parents[4]
 PROJECT = ("Snakefile", "README.md", "config", "workflow", "profiles", "envs")

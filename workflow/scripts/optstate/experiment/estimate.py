@@ -18,7 +18,7 @@ import yaml
 from snakemake.utils import update_config
 
 from optstate import UNINTERRUPTED, configuration
-from optstate.job import InputError, describe
+from optstate.job import InputError, explain_os_error
 from optstate.training.model import make_model
 from optstate.training.schedule import make_optimizer
 
@@ -172,4 +172,4 @@ if __name__ == "__main__":
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {InputError(describe(error))}")
+        sys.exit(f"error: {InputError(explain_os_error(error))}")

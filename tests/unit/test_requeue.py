@@ -25,7 +25,7 @@ sys.exit(75)
 # A Snakemake within the job: it starts the session, and something else.
 SNAKEMAKE = f"""
 import subprocess, sys
-from optstate.slurm import requeue_when_warned
+from optstate.experiment.requeue import requeue_when_warned
 requeue_when_warned()
 session = [sys.executable, "-c", {SESSION!r}, "optstate.training.session"]
 with subprocess.Popen(session) as session, subprocess.Popen(["sleep", "600"]) as other:

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from optstate import job
-from optstate.bench.measure import Measure, median, now, ratio_of_sums, session_spec, write_measures
+from benchmarks.measure import Measure, median, now, ratio_of_sums, session_spec, write_measures
 from optstate.training import session
 from optstate.training.model import make_model
 from optstate.training.schedule import make_optimizer

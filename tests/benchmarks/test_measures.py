@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from conftest import ROOT
-from optstate import configuration
-from optstate.bench import data_path, loop, sharing, step, summary
-from optstate.bench.measure import (
+from optstate.experiment import configuration
+from benchmarks import data_path, loop, sharing, step, summary
+from benchmarks.measure import (
     Measure,
     interval,
     median,

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from optstate import job
-from optstate.bench import measure
-from optstate.bench.measure import Measure
+from benchmarks import measure
+from benchmarks.measure import Measure
 
 ROOT = Path(__file__).parents[4]
 TURNS = Path(__file__).parent / "peer/turns.py"
@@ -193,7 +193,7 @@ def install(name: str, folder: Path) -> Path:
     except subprocess.CalledProcessError as error:
         raise NotMeasured(name, " ".join(error.stderr.split())) from error
     except OSError as error:
-        raise NotMeasured(name, job.describe(error)) from error
+        raise NotMeasured(name, job.explain_os_error(error)) from error
     return python
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from optstate import job
-from optstate.bench.measure import Measure, median, on_cores, ratio_of_sums, write_measures
+from benchmarks.measure import Measure, median, on_cores, ratio_of_sums, write_measures
 from optstate.data import prepare
 from optstate.data.manifest import folder_sha256
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from conftest import write_images
-from optstate.bench import peers
-from optstate.bench.peers import Contestant, Epoch, NotMeasured, Pair
+from benchmarks import peers
+from benchmarks.peers import Contestant, Epoch, NotMeasured, Pair
 from optstate.job import InputError
 
 # Writes who has trained to a file that all share; what it answers may depend on the `turn`.

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from conftest import CLASSES, write_images, write_tar
-from optstate.bench import images as bench_images
-from optstate.bench import prepare as bench
-from optstate.bench.measure import read_measures
+from benchmarks import images as bench_images
+from benchmarks import prepare as bench
+from benchmarks.measure import read_measures
 from optstate.data import prepare
 from optstate.job import InputError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from optstate.bench import measure
+from benchmarks import measure
 from optstate.training import loop, session
 from optstate.training.checkpoint import Trained
 from optstate.training.loop import Session

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from optstate.bench import orchestration
-from optstate.bench.orchestration import Job, Run, growth, job_and_start, recorded_jobs
+from benchmarks import orchestration
+from benchmarks.orchestration import Job, Run, growth, job_and_start, recorded_jobs
 from optstate.job import InputError
 
 

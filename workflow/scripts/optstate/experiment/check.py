@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optstate.configuration import hint
+from optstate.experiment.configuration import hint
 from optstate.job import InputError
 from optstate.training.model import model_names, require_runs
 from optstate.training.schedule import make_optimizer, make_scheduler

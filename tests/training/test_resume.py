@@ -392,7 +392,7 @@ class TestInTheBackground:
 def test_nobody_writes_beside_another(tmp_path, arrays, monkeypatch):
     monkeypatch.setattr(job, "LOCK_SECONDS", 0.1)
     lock = tmp_path / "in_progress/noise/onecycle/seed3/session1/lock"
-    with job.exclusive(lock), pytest.raises(job.InputError, match=f"{lock}: another process"):
+    with job.hold_lock(lock), pytest.raises(job.InputError, match=f"{lock}: another process"):
         train(tmp_path, SPEC, arrays)
     assert files_in(tmp_path) == []
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from optstate import job
-from optstate.bench import data_path
-from optstate.bench.measure import (
+from benchmarks import data_path
+from benchmarks.measure import (
     Measure,
     median,
     now,
@@ -25,7 +25,7 @@ from optstate.bench.measure import (
     session_spec,
     write_measures,
 )
-from optstate.bench.step import NUM_CLASSES, WARM_UP, Step, make_bare_step
+from benchmarks.step import NUM_CLASSES, WARM_UP, Step, make_bare_step
 from optstate.training import loop, session
 from optstate.training.spec import SessionSpec
 

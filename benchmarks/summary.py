@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from optstate import job
-from optstate.bench.measure import Measure, machine, read_measures, write_measures
+from benchmarks.measure import Measure, machine, read_measures, write_measures
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
         rows = read_measures(path)
         measures += [dataclasses.replace(row, measure=row.measure + suffix) for row in rows]
     here = machine()
-    with job.replacing(arguments.output / "machine.json") as temporary:
+    with job.write_atomically(arguments.output / "machine.json") as temporary:
         temporary.write_text(json.dumps(here, indent=1) + "\n")
     write_measures(arguments.output / "summary.csv", measures)
     print("\n".join([*(f"{key}: {value}" for key, value in here.items()), "", *table(measures)]))

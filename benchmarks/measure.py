@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from optstate.job import replacing
+from optstate.job import write_atomically
 from optstate.training.spec import SessionSpec
 
 CONFIDENCE = 0.95
@@ -48,7 +48,7 @@ COLUMNS = [field.name for field in dataclasses.fields(Measure)]
 
 def write_measures(path: Path, measures: Sequence[Measure]) -> None:
     """Write rows of the summary as CSV, with four significant digits."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for measure in measures:

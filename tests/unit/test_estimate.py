@@ -3,7 +3,7 @@
 import pytest
 
 from conftest import ROOT, assert_one_line, run_module
-from optstate.plan import SECONDS_TO_START, checkpoint_bytes, simulate, training_jobs
+from optstate.experiment.estimate import SECONDS_TO_START, checkpoint_bytes, simulate, training_jobs
 
 CONFIG = {
     "datasets": {"one": {}, "other": {}},
@@ -72,12 +72,12 @@ def test_the_size_of_a_checkpoint(optimizer):
 def test_a_mistake_is_one_line(tmp_path, content, options, words):
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    assert_one_line(run_module("optstate.plan", path, *options), words)
+    assert_one_line(run_module("optstate.experiment.estimate", path, *options), words)
 
 
 def test_the_documentation_shows_what_it_prints():
     shown = (ROOT / "docs/cluster.md").read_text()
     printed = run_module(
-        "optstate.plan", ROOT / "docs/cluster.yaml", "--seconds-per-epoch", 15
+        "optstate.experiment.estimate", ROOT / "docs/cluster.yaml", "--seconds-per-epoch", 15
     ).stdout
     assert f"```\n{printed}```" in shown
