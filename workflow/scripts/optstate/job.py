@@ -79,7 +79,7 @@ def end_with_parent(with_signal: signal.Signals, parent: int) -> None:
 
 
 def take_lock(path: Path, seconds: float = 0.0) -> IO[str] | None:
-    """Lock the file ``path`` until the returned file is closed or this process ends, however it does.
+    """Lock the file ``path`` until the returned file is closed or this process ends.
 
     Returns:
         The open lock file, or None if another process still holds the lock after ``seconds``.

@@ -1,4 +1,7 @@
-"""Try a configuration's model, optimizers and boundaries before any job starts."""
+"""Try a configuration's model, optimizers and boundaries. The rules run this before any job.
+
+It needs torch and torchvision, so the submitting host runs it in a process of its own.
+"""
 
 import json
 import sys
@@ -7,45 +10,52 @@ from typing import Any
 import torch
 from torch import nn
 
-from optstate.experiment.configuration import hint
+from optstate.experiment.runs import split_method
+from optstate.experiment.schema import Config, suggest
 from optstate.job import InputError
 from optstate.training.model import model_names, require_runs
 from optstate.training.schedule import make_optimizer, make_scheduler
 
-ANY_NUMBER_OF_CLASSES = 10
+KEYS = ("model", "image_size", "optimizer", "schedules", "boundaries", "methods")
+NUM_CLASSES = 10  # any number: no error depends on it
 
 
-def check(config: dict[str, Any]) -> None:
+def check(config: Config) -> None:
     """Try what only torch and torchvision can tell.
 
     Args:
-        config: the keys model, image_size, optimizer, schedules, boundaries, methods.
+        config: a configuration's ``KEYS``.
 
     Raises:
         InputError: one of them names something that does not exist or does not work.
     """
     require_known("model", config["model"], model_names())
-    require_runs(config["model"], config["image_size"], ANY_NUMBER_OF_CLASSES)
+    require_runs(config["model"], config["image_size"], NUM_CLASSES)
     for method in config["methods"]:
-        schedule_name, _, boundary = method.partition("-")
+        schedule_name, boundary = split_method(method)
         schedule = config["schedules"][schedule_name]
-        own = "optimizer" in schedule
-        key = f"schedules.{schedule_name}.optimizer" if own else "optimizer"
-        optimizer = schedule["optimizer"] if own else config["optimizer"]
+        has_own = "optimizer" in schedule
+        key = f"schedules.{schedule_name}.optimizer" if has_own else "optimizer"
+        optimizer = schedule["optimizer"] if has_own else config["optimizer"]
         entries = state_entries(key, optimizer, schedule)
         keep = config["boundaries"].get(boundary, {"keep": "all"})["keep"]
         for name in keep if keep != "all" else []:
-            require_known(f"boundaries.{boundary}.keep", name, entries, of=optimizer["name"])
+            where = f"boundaries.{boundary}.keep"
+            require_known(where, name, entries, kind=f"an entry of {optimizer['name']}'s state")
 
 
 def state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
-    """The names in an optimizer's per-parameter state, seen by taking a step with it."""
-    known = [
+    """The names in an optimizer's per-parameter state after a step with it.
+
+    Raises:
+        InputError: torch.optim has no such optimizer, or it refuses its keyword arguments.
+    """
+    classes = [
         name
         for name, value in vars(torch.optim).items()
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
     ]
-    require_known(f"{key}.name", optimizer["name"], known)
+    require_known(f"{key}.name", optimizer["name"], classes, kind="a class of torch.optim")
     learning_rate = {
         name: value[0] if isinstance(value, list) else value for name, value in schedule.items()
     }
@@ -59,17 +69,18 @@ def state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any])
     except Exception as error:  # each optimizer has its own way to refuse
         reason = str(error).split("\n")[0]
         raise InputError(
-            f"`{key}` {json.dumps(optimizer)} does not work ({reason}): mend its keyword "
-            "arguments, or choose another class of torch.optim"
+            f"{key}: {json.dumps(optimizer)} does not work ({reason}). Correct its keyword "
+            "arguments, or choose another class of torch.optim."
         ) from error
     return sorted({name for entries in tried.state.values() for name in entries})
 
 
-def require_known(key: str, value: str, known: list[str], of: str = "") -> None:
-    """Refuse a ``value`` that is not among the ``known``."""
+def require_known(
+    key: str, value: str, known: list[str], kind: str = "a torchvision classification model"
+) -> None:
+    """Refuse a ``value`` that is not among the ``known`` ones."""
     if value not in known:
-        owner = f" is no entry of {of}'s state" if of else " is unknown"
-        raise InputError(f"`{key}`: {value!r}{owner}: {hint(value, known)}")
+        raise InputError(f"{key}: {value!r} is not {kind}. {suggest(value, known)}")
 
 
 if __name__ == "__main__":

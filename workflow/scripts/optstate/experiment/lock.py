@@ -1,4 +1,7 @@
-"""One Snakemake at a time in an experiment, and what a killed one leaves behind."""
+"""Allow one Snakemake at a time in an experiment, and handle what a killed one leaves behind.
+
+Also run by ``make demo``: exit code 0 if Snakemake's own lock was left behind and may be cleared.
+"""
 
 import atexit
 import json
@@ -6,104 +9,107 @@ import os
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import filelock
 from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 
-from optstate.job import InputError
+from optstate.job import InputError, take_lock
 
-SNAKEMAKES_LOCKS = Path(".snakemake/locks")
-RUN = "OPTSTATE_RUN"  # the variable that names a run's file to its jobs
-STALE = (
-    "a Snakemake that was killed left its lock here, and none is at work: clear it by "
-    "`.venv/bin/snakemake --unlock`, then run again (on a cluster once `squeue --me` shows "
-    "none of its jobs)"
+SNAKEMAKE_LOCKS = Path(".snakemake/locks")
+RUN_VARIABLE = "OPTSTATE_RUN"  # names the file of the submitted configuration to the jobs
+LEFT_LOCK_MESSAGE = (
+    "A Snakemake that was killed left its lock here, and none is running. Clear it by "
+    "`.venv/bin/snakemake --unlock`, then run again (on a cluster, once `squeue --me` shows "
+    "none of its jobs)."
 )
 
 
-def claim(results: Path) -> filelock.FileLock:
-    """Keep others out of an experiment's ``results``, until this process ends, however it does.
+def claim(results: Path) -> IO[str]:
+    """Keep other Snakemakes out of an experiment's ``results`` until this process ends.
 
     Raises:
-        InputError: another Snakemake is at work on them.
+        InputError: another Snakemake is running on them.
     """
-    results.mkdir(parents=True, exist_ok=True)
     path = results / ".lock"
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=1)
-    except filelock.Timeout as error:
+    lock = take_lock(path, seconds=1)
+    if lock is None:
         raise InputError(
-            f"another Snakemake is at work on {results}: wait until it ends, or stop it "
-            f"(`fuser {results}/.lock` tells its number)"
-        ) from error
+            f"another Snakemake is running on {results}. Wait until it ends, or stop it "
+            f"(`fuser {path}` prints its number)."
+        )
     atexit.register(path.unlink, missing_ok=True)
     return lock
 
 
-def tell_jobs(results: Path, what: Any) -> None:
-    """Leave for the jobs of this run ``what`` they are recorded to have been told.
+def save_submitted(results: Path, configuration: Any) -> None:
+    """Save the submitted ``configuration`` for jobs that start later.
 
-    They may start hours later, on another machine, and the configuration's files may say something
-    else by then.
+    They may start hours later, on another machine, and the configuration's files may have changed
+    by then.
     """
     for ended in results.glob(".run-*.json"):
         ended.unlink()
     path = results / f".run-{uuid.uuid4().hex}.json"
-    path.write_text(json.dumps(what))
-    os.environ[RUN] = str(path)
+    path.write_text(json.dumps(configuration))
+    os.environ[RUN_VARIABLE] = str(path)
     atexit.register(path.unlink, missing_ok=True)
 
 
-def told() -> Any:
-    """What the Snakemake that submitted this job has left for it; None if it has left nothing.
+def load_submitted() -> Any:
+    """The configuration that the submitting Snakemake saved for this job; None if it saved none.
 
     Raises:
-        InputError: it has ended, or another has begun, which does this job's work itself.
+        InputError: that Snakemake has ended, or another one has started and does the job itself.
     """
-    if RUN not in os.environ:
+    if RUN_VARIABLE not in os.environ:
         return None
     try:
-        return json.loads(Path(os.environ[RUN]).read_text())
+        return json.loads(Path(os.environ[RUN_VARIABLE]).read_text())
     except FileNotFoundError as error:
-        raise InputError("the Snakemake that submitted this job has ended: nothing done") from error
+        raise InputError(
+            "the Snakemake that submitted this job has ended. Nothing was done: start it again."
+        ) from error
 
 
-def left_lock(results: Path) -> bool:
-    """Whether Snakemake's own lock is there, and no Snakemake at work on any of ``results``."""
-    return any(SNAKEMAKES_LOCKS.glob("*.lock")) and not any(map(_is_held, results.glob("*/.lock")))
+def is_lock_left(results: Path) -> bool:
+    """Whether Snakemake's own lock exists while no Snakemake is running on any of ``results``."""
+    has_lock = any(SNAKEMAKE_LOCKS.glob("*.lock"))
+    return has_lock and not any(map(_is_held, results.glob("*/.lock")))
 
 
-def distrust_unrecorded(results: Path) -> None:
-    """Make sessions stale that have ended without a Snakemake to record what they were made from.
+def distrust_unrecorded(results: Path, folders: list[str]) -> None:
+    """Make sessions stale that ended without a Snakemake to record what they were made from.
 
-    On a cluster, jobs go on when it is killed; of what they leave it would later see no change of
-    the configuration. They end anew from their last state, which is still there, in seconds. No
-    result is removed, so that a dry run may do this.
+    On a cluster, jobs continue when Snakemake is killed. It would later notice no change of the
+    configuration in what they wrote. They run again from their last state, which still exists, in
+    seconds. No result is removed, so a dry run may do this.
+
+    Args:
+        results: the experiment's results.
+        folders: of the sessions, below ``runs`` and below ``in_progress``.
     """
-    states = list(results.glob("in_progress/*/*/seed*/session*"))
-    if not states or any(map(_is_held, results.glob(".lock"))):
+    unsure = [folder for folder in folders if (results / "in_progress" / folder).is_dir()]
+    if not unsure or any(map(_is_held, results.glob(".lock"))):
         return
     records = FilePersistence(nolock=True)
-    for state in states:
-        rows = results / "runs" / state.relative_to(results / "in_progress") / "steps.csv"
+    for folder in unsure:
+        rows = results / "runs" / folder / "steps.csv"
         if rows.exists():
             output = IOFile(str(rows))
             record = records.metadata(output)
             if record is None or record.endtime < rows.stat().st_mtime:
-                records.cleanup_metadata(output)  # of what was there before
-                os.utime(rows, (1, 1))  # 1970: older than what it was made from
+                records.cleanup_metadata(output)  # of an earlier version of the file
+                os.utime(rows, (1, 1))  # 1970: older than every input
 
 
 def _is_held(path: Path) -> bool:
-    try:
-        with filelock.FileLock(path, timeout=0):
-            return False
-    except filelock.Timeout:
+    lock = take_lock(path)
+    if lock is None:
         return True
+    lock.close()
+    return False
 
 
-if __name__ == "__main__":  # for `make`: exit code 0 if the lock may be cleared
-    sys.exit(not left_lock(Path("results")))
+if __name__ == "__main__":
+    sys.exit(not is_lock_left(Path("results")))

@@ -1,4 +1,4 @@
-"""Inside a SLURM job: hand the warning of its end to the training, and queue the job up again."""
+"""Inside a SLURM job: pass the warning of the time limit to the session, then requeue the job."""
 
 import contextlib
 import os
@@ -9,40 +9,40 @@ from pathlib import Path
 
 import psutil
 
-WARNING = signal.SIGUSR1  # as profiles/slurm asks for with `--signal`
-SECONDS_BETWEEN_LOOKS = 0.5
+WARNING = signal.SIGUSR1  # requested by profiles/slurm with `--signal`
+POLL_SECONDS = 0.5
 
 
 def requeue_when_warned() -> None:
-    """Take SLURM's warning for the processes that this one starts.
+    """Handle SLURM's warning on behalf of the processes that this one starts.
 
-    SLURM sends it to the first process of a job alone (under proctrack/cgroup, the usual setting):
-    to the Snakemake in it, which would die of it, and not to the session that it runs.
+    SLURM sends it only to the first process of a job (under proctrack/cgroup, the usual setting).
+    That is the job's Snakemake, which would die of it, and not the session that it runs.
     """
     signal.signal(WARNING, _save_and_requeue)
 
 
 def _save_and_requeue(*_: object) -> None:
-    """Let the sessions save and stop; then queue the job up again, as the same SLURM job.
+    """Let the sessions save and stop, then requeue this SLURM job.
 
-    Meanwhile Snakemake, whose main thread is here, cannot end the job as failed. A session that has
-    just started is told as soon as it listens.
+    Snakemake's main thread runs this handler, so it cannot report the job as failed meanwhile.
+    A session that has just started gets the signal as soon as it has a handler for it.
     """
-    signal.signal(WARNING, signal.SIG_IGN)  # some ways of tracking processes send it more than once
+    signal.signal(WARNING, signal.SIG_IGN)  # some ways of tracking processes send it repeatedly
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a job that is cancelled now stays cancelled
-    trained = False
+    has_trained = False
     while sessions := list(filter(_is_session, psutil.Process().children())):
-        trained = True
-        for session in filter(_listens, sessions):
+        has_trained = True
+        for session in filter(_handles_warning, sessions):
             with contextlib.suppress(psutil.NoSuchProcess):
                 session.send_signal(WARNING)
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    if trained:
-        subprocess.run(["scontrol", "requeue", _own_id()])  # noqa: S607 - where that is, SLURM knows
+        time.sleep(POLL_SECONDS)
+    if has_trained:
+        subprocess.run(["scontrol", "requeue", _job_id()])  # noqa: S607 - SLURM's PATH has it
 
 
-def _own_id() -> str:
-    """The number of this job. Of an array's last task SLURM_JOB_ID is that of the whole array."""
+def _job_id() -> str:
+    """The id of this job. In the last task of an array, SLURM_JOB_ID is that of the whole array."""
     job, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return f"{job}_{task}" if task else os.environ["SLURM_JOB_ID"]
 
@@ -54,8 +54,8 @@ def _is_session(process: psutil.Process) -> bool:
     return False
 
 
-def _listens(process: psutil.Process) -> bool:
-    """Whether a process has a handler of its own for the warning, of which others would die."""
+def _handles_warning(process: psutil.Process) -> bool:
+    """Whether a process has a handler for the warning. Without one it would die of it."""
     with contextlib.suppress(OSError):  # it has ended
         status = Path(f"/proc/{process.pid}/status").read_text()
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))

@@ -16,7 +16,7 @@ from optstate import UNINTERRUPTED
 
 
 def split_method(method: str) -> tuple[str, str]:
-    """The schedule and the boundary of a method: ``SCHEDULE-BOUNDARY``, split at the first hyphen."""
+    """The schedule and the boundary of a method, which is split at its first hyphen."""
     schedule, _, boundary = method.partition("-")
     return schedule, boundary
 

@@ -1,0 +1,163 @@
+"""Configurations and their JSON schema: types, validation, and one-line errors.
+
+Nothing here knows what the configuration is for.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from optstate.job import InputError
+
+Config = dict[str, Any]
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+MAX_DIGITS = 30  # of a number
+LARGEST = 10**MAX_DIGITS
+WORDS = {"true": True, "false": False, "null": None, "": None}
+NAMES_OF_TYPES = {
+    "object": "a mapping", "array": "a list", "integer": "a whole number", "number": "a number",
+    "string": "text",
+}  # fmt: skip
+
+
+def conform(given: Config, schema_path: Path) -> Config:
+    """Convert ``given`` to the types of a JSON schema and validate it.
+
+    Raises:
+        InputError: one line that names the key, its value, and what it must be.
+    """
+    # Imported here, so that reading a valid configuration needs no Snakemake.
+    from snakemake.exceptions import WorkflowError
+    from snakemake.utils import validate
+
+    try:
+        config = convert_types(given, yaml.safe_load(schema_path.read_text()))
+        validate(config, str(schema_path))
+    except WorkflowError as error:
+        raise InputError(explain(error.__context__)) from error
+    except RecursionError as error:
+        raise InputError("a YAML alias refers to its own parent. Write it out.") from error
+    return config
+
+
+def convert_types(config: Config, schema: dict[str, Any]) -> Config:
+    """Return ``config`` with the types and the order of keys of ``schema``.
+
+    Values from the command line arrive as text, and YAML reads 3e-4, without a point, as text.
+    An entry of a mapping that is set to null is removed, unless the schema allows it to be null.
+
+    Raises:
+        InputError: a name or value is not of a type that JSON has, or a number is too large.
+    """
+    _require_json_types(config, "")
+    typed = _convert(config, schema)
+    order = [*schema["properties"], *typed]
+    return {key: typed[key] for key in sorted(typed, key=order.index)}
+
+
+def _require_json_types(value: Any, key: str) -> None:
+    """Refuse types that YAML has and JSON has not, such as names that are numbers, and dates."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if not isinstance(name, str):
+                raise InputError(f"{key}: YAML does not read the name {name} as text. Quote it.")
+            _require_json_types(entry, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _require_json_types(entry, f"{key}[{index}]")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{key}: a number of {value.bit_length()} bits is too large.")
+    elif value is not None and not isinstance(value, (str, int, float)):
+        raise InputError(f"{key}: YAML reads {value} as a {type(value).__name__}. Quote it.")
+
+
+def _convert(value: Any, schema: dict[str, Any]) -> Any:
+    """Convert text to the types that ``schema`` asks for, and drop removed entries."""
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        others = schema.get("additionalProperties")
+        others = others if isinstance(others, dict) else {}
+        schemas = {name: properties.get(name, others) for name in value}
+        return {
+            name: _convert(entry, schemas[name])
+            for name, entry in value.items()
+            if entry is not None or not _is_removable(name, schema)
+        }
+    if isinstance(value, list):
+        return [_convert(entry, schema.get("items", {})) for entry in value]
+    types = schema.get("type", ())
+    if isinstance(value, str) and ("string" not in types or ("null" in types and value == "null")):
+        value = _parse_number_or_word(value)
+    if isinstance(value, float) and types == "integer" and value.is_integer():
+        return int(value)
+    return value
+
+
+def _is_removable(name: str, schema: dict[str, Any]) -> bool:
+    """Whether null removes the entry ``name`` of a mapping: it may be left out."""
+    return name not in schema.get("required", ())
+
+
+def _parse_number_or_word(text: str) -> Any:
+    if NUMBER.fullmatch(text) and len(text) <= MAX_DIGITS:
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    return WORDS.get(text.lower(), text)
+
+
+def explain(error: Any) -> str:
+    """Describe a ``jsonschema.ValidationError`` in one line: key, value, and what it must be."""
+    key = _join(error.absolute_path)
+    inside = f"{key}." if error.absolute_path else ""
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        unknown = next(name for name in error.instance if name not in known)
+        return f"unknown key `{inside}{unknown}`. {suggest(str(unknown), known)}"
+    if error.validator == "required":
+        missing = next(name for name in error.validator_value if name not in error.instance)
+        return f"{inside}{missing}: missing. Add it."
+    right = error.schema.get("description")
+    rule = f"must be {right}" if right else _describe_rule(error)
+    value = json.dumps(error.instance, default=str)
+    if "propertyNames" in error.absolute_schema_path:
+        return f"{key}: the name {value} {rule}."
+    return f"{key}: {value} {rule}."
+
+
+def _describe_rule(error: Any) -> str:
+    """What a schema demands of a value, as in ``must be at least 1``."""
+    limit = error.validator_value
+    match error.validator:
+        case "enum":
+            return "must be one of " + ", ".join(json.dumps(value).strip('"') for value in limit)
+        case "type":
+            types = [limit] if isinstance(limit, str) else limit
+            return "must be " + " or ".join(NAMES_OF_TYPES.get(name, name) for name in types)
+        case "minimum":
+            return f"must be at least {limit}"
+        case "maximum":
+            return f"must be at most {limit}"
+        case "exclusiveMinimum":
+            return f"must be above {limit}"
+        case "minItems" | "minProperties" | "minLength":
+            return "must not be empty"
+        case "uniqueItems":
+            return "must not repeat an entry"
+    return f"is not allowed: {error.message}"
+
+
+def _join(path: Iterable[str | int]) -> str:
+    """The name of a key: ``datasets.imagenette.sha256``, ``sessions[1]``."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).lstrip(".") or "configuration"
+
+
+def suggest(value: str, known: Sequence[str]) -> str:
+    """Suggest a fix for an unknown ``value``: the closest of the ``known`` ones, or all of them."""
+    close = difflib.get_close_matches(value, known, n=1)
+    return f"Did you mean `{close[0]}`?" if close else f"Choose one of {', '.join(known)}."
