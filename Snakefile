@@ -14,7 +14,6 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/lr_range_test.smk"
-include: "workflow/rules/bench.smk"
 
 
 report: "workflow/report/workflow.rst"

@@ -16,8 +16,8 @@ rule fetch:
     conda:
         "../../envs/optstate.yaml"
     params:
-        sha256=lambda wildcards: DATASET_SHA256[wildcards.dataset],
-        location=untracked(location),
+        sha256=lambda wildcards: experiment.dataset_sha256[wildcards.dataset],
+        location=untracked(experiment.archive_options),
     message:
         "Fetch {wildcards.dataset}"
     shell:
@@ -30,7 +30,7 @@ PREPARED = "results/datasets/{dataset}/{key}/{image_size}px"
 
 rule prepare:
     input:
-        archive=archive_to_prepare,
+        archive=experiment.archive,
         sources=sources("data/__init__.py", "data/prepare.py", "data/manifest.py"),
     output:
         f"{PREPARED}/train_images.npy",
@@ -44,7 +44,7 @@ rule prepare:
         "../../envs/optstate.yaml"
     threads: 16  # at most: Snakemake gives no more than --cores
     params:
-        images=untracked(images_to_prepare),
+        images=untracked(experiment.images_options),
         folder=subpath(output.card, parent=True),
         packages=locked("numpy", "pillow"),
     message:

@@ -16,7 +16,6 @@ from optstate.job import InputError
 from optstate.training.model import model_names, require_runs
 from optstate.training.schedule import make_optimizer, make_scheduler
 
-KEYS = ("model", "image_size", "optimizer", "schedules", "boundaries", "methods")
 NUM_CLASSES = 10  # any number: no error depends on it
 
 
@@ -24,7 +23,7 @@ def check(config: Config) -> None:
     """Try what only torch and torchvision can tell.
 
     Args:
-        config: a configuration's ``KEYS``.
+        config: the keys ``rules.CHECKED_KEYS`` of a configuration.
 
     Raises:
         InputError: one of them names something that does not exist or does not work.

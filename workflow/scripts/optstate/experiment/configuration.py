@@ -157,8 +157,12 @@ def targets(config: Config) -> dict[str, float]:
 
 def all_runs(config: Config) -> Runs:
     """The runs of an experiment."""
-    names = (sorted(config[key]) for key in ("datasets", "methods", "seeds"))
-    return Runs(*names, num_sessions=len(config["sessions"]))
+    return Runs(
+        datasets=sorted(config["datasets"]),
+        methods=sorted(config["methods"]),
+        seeds=sorted(config["seeds"]),
+        num_sessions=len(config["sessions"]),
+    )
 
 
 def baselines(config: Config) -> dict[str, str]:

@@ -1,0 +1,312 @@
+"""What the rules ask of an experiment: the inputs and the parameters of each job.
+
+Paths are relative to the working directory, so that no absolute path gets into a job's parameters.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from snakemake.io import ancient, temp
+from snakemake.iocontainers import Wildcards
+from snakemake.settings.types import ConfigSettings
+
+from optstate.data.manifest import file_sha256, folder_sha256
+from optstate.experiment import configuration
+from optstate.experiment.runs import Runs, Session
+from optstate.experiment.schema import Config
+from optstate.job import InputError
+
+PACKAGE = "workflow/scripts/optstate"
+CACHE = Path(".snakemake/optstate")  # of hashes and checks; it may be deleted at any time
+LOCK_FILE = configuration.ROOT / "envs/requirements.lock"
+CHECKED_KEYS = ("model", "image_size", "optimizer", "schedules", "boundaries", "methods")
+ARRAYS = [f"{split}_{kind}.npy" for split in ("train", "valid") for kind in ("images", "labels")]
+
+
+def sources(*names: str) -> list[str]:
+    """The source files of a stage: inputs of its rules, so that editing one makes them stale.
+
+    Args:
+        names: files and folders below the package.
+    """
+    files = [f"{PACKAGE}/__init__.py", f"{PACKAGE}/job.py"]
+    for name in names:
+        path = Path(f"{PACKAGE}/{name}")
+        files += sorted(map(str, path.glob("*.py"))) if path.is_dir() else [str(path)]
+    return files
+
+
+def locked(*packages: str) -> list[str]:
+    """The locked versions of the packages that a stage imports: a parameter of its rules."""
+    lock = LOCK_FILE.read_text()
+    lines = (re.findall(rf"^{package}==[^\\\n]*", lock, re.MULTILINE) for package in packages)
+    return [line.strip() for found in lines for line in found]
+
+
+def untracked(function: Callable[[Wildcards], Any]) -> Callable[[Wildcards, int], Any]:
+    """A parameter that makes nothing stale: Snakemake does not track those that use ``threads``."""
+    return lambda wildcards, threads: function(wildcards)  # noqa: ARG005 - see above
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A validated configuration, with the contents of the files that it names.
+
+    Attributes:
+        config: the configuration.
+        dataset_sha256: for each data set, the SHA-256 of its archive or of its folder's manifest.
+        weights_sha256: of the file that the first session starts from, if there is one.
+    """
+
+    config: Config
+    dataset_sha256: dict[str, str]
+    weights_sha256: str | None
+
+    @classmethod
+    def from_config(cls, given: Config) -> "Experiment":
+        """Validate a configuration, try its model and optimizers, and hash the files it names.
+
+        Raises:
+            InputError: it is not valid, or names something that does not exist or does not work.
+        """
+        config = configuration.validate(given)
+        require_works(config)
+        datasets = {
+            name: content_sha256(name, source) for name, source in config["datasets"].items()
+        }
+        weights = config["weights"]
+        return cls(config, datasets, weights and file_sha256(Path(weights), CACHE / "weights.json"))
+
+    # Folders
+
+    @property
+    def results(self) -> str:
+        """The folder of the experiment's results."""
+        return f"results/{self.config['experiment']}"
+
+    @property
+    def runs_folder(self) -> str:
+        """The folder of all sessions."""
+        return f"{self.results}/runs"
+
+    @property
+    def progress_folder(self) -> str:
+        """The folder of the states that interrupted sessions continue from."""
+        return f"{self.results}/in_progress"
+
+    def prepared(self, dataset: str) -> str:
+        """The folder of a data set's arrays."""
+        key = self.dataset_sha256[dataset][:16]
+        return f"results/datasets/{dataset}/{key}/{self.config['image_size']}px"
+
+    # Data sets
+
+    def archive_options(self, wildcards: Wildcards) -> str:
+        """The options of ``fetch`` that say where an archive comes from."""
+        source = self.config["datasets"][wildcards.dataset]
+        if "packaged" in source:
+            return f"--packaged {source['packaged']}"
+        mirror = self.config["mirror"]
+        mirror_option = f" --mirror={shlex.quote(mirror)}" if mirror else ""
+        return f"--archive={shlex.quote(source['archive'])}{mirror_option}"
+
+    def archive(self, wildcards: Wildcards) -> list[str]:
+        """The verified archive, whose checksum file tracks its content; nothing for a folder."""
+        if "folder" in self.config["datasets"][wildcards.dataset]:
+            return []
+        archive = f"results/datasets/{wildcards.dataset}/{wildcards.key}/archive"
+        return [ancient(archive), f"{archive}.sha256"]
+
+    def images_options(self, wildcards: Wildcards) -> str:
+        """The options of ``prepare`` that say where the images are."""
+        source = self.config["datasets"][wildcards.dataset]
+        if "folder" in source:
+            sha256 = self.dataset_sha256[wildcards.dataset]
+            return f"--folder={shlex.quote(source['folder'])} --sha256 {sha256}"
+        return f"--archive results/datasets/{wildcards.dataset}/{wildcards.key}/archive"
+
+    # Sessions
+
+    @cached_property
+    def runs(self) -> Runs:
+        """All runs of the experiment."""
+        return configuration.all_runs(self.config)
+
+    def session_of(self, wildcards: Wildcards) -> Session:
+        """The session that the wildcards of a training rule name."""
+        name, seed, number = wildcards.name, int(wildcards.seed), int(wildcards.session)
+        return Session(wildcards.dataset, name, seed, number)
+
+    def spec(self, wildcards: Wildcards) -> str:
+        """The session's settings as JSON: everything that can change its results, no more."""
+        return self._spec(self.session_of(wildcards))
+
+    def _spec(self, session: Session) -> str:
+        return configuration.session_spec(self.config, session, self.weights_sha256).to_json()
+
+    def arrays(self, wildcards: Wildcards) -> list[str]:
+        """The arrays, whose content is tracked by the checksums in dataset.json."""
+        return [ancient(f"{self.prepared(wildcards.dataset)}/{name}") for name in ARRAYS]
+
+    def card(self, wildcards: Wildcards) -> str:
+        """The file that describes the arrays."""
+        return f"{self.prepared(wildcards.dataset)}/dataset.json"
+
+    def previous(self, wildcards: Wildcards) -> list[str]:
+        """The files of the session before the one that the wildcards name; none for a first one.
+
+        Its ``steps.csv`` has every loss, so it tracks the content of the checkpoint as well.
+        """
+        return self._files_of(self.runs.previous(self.session_of(wildcards)))
+
+    def _files_of(self, session: Session | None) -> list[str]:
+        if session is None:
+            return []
+        folder = f"{self.runs_folder}/{session.folder}"
+        times_ignored = [ancient(f"{folder}/{name}") for name in ("checkpoint.pt", "epochs.csv")]
+        return [*times_ignored, f"{folder}/steps.csv"]
+
+    def start_options(self, wildcards: Wildcards) -> str:
+        """The options that say what a session starts from: the previous session, or weights."""
+        before = self.runs.previous(self.session_of(wildcards))
+        if before is None:
+            return self._weights_option
+        return (
+            f"--previous {self.runs_folder}/{before.folder} "
+            f"--previous-progress {self.progress_folder}/{before.folder}"
+        )
+
+    @property
+    def _weights_option(self) -> str:
+        weights = self.config["weights"]
+        return f"--weights={shlex.quote(weights)}" if weights else ""
+
+    def progress(self, wildcards: Wildcards) -> str:
+        """The folder of the states that a session continues from when it was interrupted."""
+        return f"{self.progress_folder}/{self.session_of(wildcards).folder}"
+
+    def curves(self, wildcards: Wildcards) -> list[str]:
+        """The TensorBoard folders of the runs that a session is part of."""
+        runs = self.runs.runs_of[self.session_of(wildcards)]
+        return [f"{self.results}/tensorboard/{run.folder}" for run in runs]
+
+    def session_files(self, folder: str, is_last: bool) -> list[str]:
+        """The outputs of a session. A checkpoint that is not kept is removed after its last use."""
+        keep = self.config["keep_checkpoints"]
+        checkpoint = f"{folder}/checkpoint.pt"
+        is_kept = keep == "all" or (keep == "last" and is_last)
+        tables = [f"{folder}/{name}" for name in ("steps.csv", "epochs.csv", "made_by.json")]
+        return [checkpoint if is_kept else temp(checkpoint), *tables]
+
+    def of_all_sessions(self, name: str) -> list[str]:
+        """The files called ``name`` of all sessions of all runs."""
+        return [f"{self.runs_folder}/{session.folder}/{name}" for session in self.runs.sessions]
+
+    # LR range tests
+
+    @property
+    def tested_schedules(self) -> list[str]:
+        """The schedules of runs in several sessions."""
+        runs = (run for run in self.runs if len(run.sessions) > 1)
+        return sorted({run.sessions[0].schedule for run in runs})
+
+    def tested_session(self, wildcards: Wildcards) -> Session:
+        """The session before which the LR range test is made.
+
+        Later ones are those of the method with the boundary that keeps nothing, if there is one.
+        """
+        usual = configuration.plain_boundary(self.config, keep=[], usual="new")
+        candidates = [
+            run
+            for run in self.runs
+            if run.dataset == wildcards.dataset
+            and len(run.sessions) > 1
+            and run.sessions[0].name == wildcards.schedule
+        ]
+        run = min(candidates, key=lambda run: (run.names()["boundary"] != usual, run))
+        return run.sessions[int(wildcards.number) - 1]
+
+    def tested_spec(self, wildcards: Wildcards) -> str:
+        """The settings of the session before which the LR range test is made, as JSON."""
+        return self._spec(self.tested_session(wildcards))
+
+    def before_test(self, wildcards: Wildcards) -> list[str]:
+        """The files of the session that the LR range test continues from."""
+        return self._files_of(self.runs.previous(self.tested_session(wildcards)))
+
+    def test_start_options(self, wildcards: Wildcards) -> str:
+        """The options that say what the LR range test starts from."""
+        before = self.runs.previous(self.tested_session(wildcards))
+        return f"--previous {self.runs_folder}/{before.folder}" if before else self._weights_option
+
+
+def require_works(config: Config) -> None:
+    """Try model, optimizers and boundaries with torch, once for each configuration and version.
+
+    Raises:
+        InputError: one of them does not work.
+    """
+    if not find_spec("torch"):
+        message = "torch is not installed here: model and optimizers are not tried before the jobs"
+        print(message, file=sys.stderr)
+        return
+    what = json.dumps({key: config[key] for key in CHECKED_KEYS}, sort_keys=True)
+    versions = " ".join(locked("torch", "torchvision"))
+    passed = CACHE / f"passed-{sha256(f'{what} {versions}'.encode()).hexdigest()[:16]}"
+    if passed.exists():
+        return
+    scripts = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "optstate.experiment.check", what]
+    tried = subprocess.run(command, cwd=scripts, stderr=subprocess.PIPE, text=True)
+    if tried.returncode:
+        raise InputError(tried.stderr.strip())
+    passed.parent.mkdir(parents=True, exist_ok=True)
+    passed.touch()
+
+
+def content_sha256(dataset: str, source: dict[str, str]) -> str:
+    """The content of a data set: the SHA-256 of its archive, or of its folder's manifest."""
+    if "folder" not in source:
+        return configuration.archive_sha256(source)
+    return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json")
+
+
+def command_line(settings: ConfigSettings) -> str:
+    """The command that runs the experiment again, without its targets."""
+    files = [shlex.quote(os.path.relpath(path)) for path in settings.configfiles]
+    values = [shlex.quote(f"{key}={json.dumps(value)}") for key, value in settings.config.items()]
+    command = [".venv/bin/snakemake --cores 1 --resources gpu=1"]
+    command += ["--configfile", *files] if files else []
+    command += ["--config", *values] if values else []
+    return " ".join(command)
+
+
+def commit() -> str:
+    """The commit of the project's sources; empty if they are not in a repository."""
+    git = ["git", "-C", str(configuration.ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:  # git is not installed
+        return ""
+
+
+def errors_in_logs(logs: Path, since: float) -> list[str]:
+    """The line with which each job that failed ended, of the logs written after ``since``."""
+    found = []
+    for log in sorted(logs.rglob("*.log")):
+        last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+        error = re.search("(error|interrupted): .*", last)
+        if error and log.stat().st_mtime >= since:
+            found.append(error[0])
+    return found
