@@ -6,7 +6,7 @@ SNAKEMAKE := $(BIN)/snakemake
 LOCK := envs/requirements.lock
 export PYTHONPATH := workflow/scripts
 
-.PHONY: install demo test test-slurm bench check plan lock
+.PHONY: install demo quick test test-slurm bench check estimate lock
 
 install: .venv/installed ## the environment, from the lock file
 
@@ -15,18 +15,21 @@ demo: .venv/installed ## the whole pipeline on small, real images
 	$(SNAKEMAKE) --cores 2 --configfile config/demo.yaml
 	@$(BIN)/python -m optstate.analysis.show results/demo
 
+quick: check ## style, types, and the tests that neither train nor start a process
+	$(BIN)/python -m pytest -q tests/unit
+
 test: check ## every test that needs no more than this
 	$(BIN)/python -m pytest
 
-test-slurm: .venv/installed ## on a real SLURM cluster, set up here for the time
+test-slurm: .venv/installed ## on a real SLURM cluster that it starts on this machine
 	$(BIN)/python -m pytest tests/slurm
 
-bench: .venv/installed ## how near it is to the limits of this machine, which should be idle
+bench: .venv/installed ## performance, on a machine that should be idle
 	$(SNAKEMAKE) --cores all --forcerun bench -- bench
 
-plan: .venv/installed ## jobs, disk and GPU hours: make plan CONFIG=config/mine.yaml SECONDS=15
+estimate: .venv/installed ## jobs, disk, GPU hours: make estimate CONFIG=config/mine.yaml SECONDS=15
 	@test "$(CONFIG)" && test "$(SECONDS)" || \
-		{ echo "how many seconds an epoch? make plan CONFIG=config/mine.yaml SECONDS=15" >&2; exit 1; }
+		{ echo "Seconds per epoch? make estimate CONFIG=config/mine.yaml SECONDS=15" >&2; exit 1; }
 	@$(BIN)/python -m optstate.experiment.estimate $(CONFIG) --seconds-per-epoch $(SECONDS)
 
 check: .venv/installed ## style, types, and the shape of the code

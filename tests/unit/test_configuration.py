@@ -1,6 +1,8 @@
 """The configuration: types, sense, and the one line that says what is wrong."""
 
 import copy
+import json
+import re
 from datetime import date
 from pathlib import Path
 
@@ -8,12 +10,9 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from optstate.experiment.configuration import (
-    baselines,
-    checked,
-    session_spec,
-    settled,
-)
+from optstate.experiment.configuration import baselines, load, session_spec, validate
+from optstate.experiment.runs import Session
+from optstate.experiment.schema import convert_types
 from optstate.job import InputError
 from optstate.training.spec import SessionSpec
 
@@ -33,17 +32,17 @@ def changed(**changes) -> dict:
     return config
 
 
-def complaint(config: dict) -> str:
-    """What is said of a configuration; empty if nothing."""
+def error_of(config: dict) -> str:
+    """The error for a configuration; empty if it is valid."""
     try:
-        checked(config, ROOT / "workflow/schemas/config.schema.yaml")
+        validate(config)
     except InputError as error:
         return str(error)
     return ""
 
 
 def test_the_articles_configuration_is_good():
-    assert complaint(ARTICLE) == ""
+    assert error_of(ARTICLE) == ""
 
 
 def test_every_key_is_in_the_schema_and_explained():
@@ -56,86 +55,103 @@ def test_every_key_is_in_the_schema_and_explained():
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (
-            {"batchsize": 3},
-            "`batchsize` is no key of the configuration: did you mean `batch_size`?",
-        ),
-        ({"datasets__imagewoof__sha": "x"}, "`datasets.imagewoof.sha` is no key .* `sha256`"),
-        ({"batch_size": "many"}, '`batch_size` is "many": it should be a whole number'),
-        ({"image_size": 16**5000}, "`image_size` is a number of 20001 bits: it is too large"),
-        ({"sessions": [10**9, 1, 1]}, "`sessions.0.` is 1000000000: it should be at most 1000000"),
-        ({"seeds": ["1" * 5000]}, '`seeds.0.` is "1+": it should be a whole number'),
-        ({"schedules__constant__lr": [10**29, 1, 1]}, "lr.0.` is 1000+: it should be at most"),
-        ({"experiment": "x" * 101}, "`experiment` is .* a name of up to 100 letters"),
-        ({"batch_size": 1}, "`batch_size` is 1: it should be at least 2"),
-        ({"augment": "flop"}, '`augment` is "flop": it should be one of none, flip, crop_flip'),
-        ({"sessions": []}, r"`sessions` is \[\]: it should be not empty"),
-        ({"sessions": [3, 0]}, r"`sessions\[1\]` is 0: it should be at least 1"),
-        ({"seeds": [1, 1]}, "`seeds` is .* without repetitions"),
-        ({"experiment": "a/b"}, '`experiment` is "a/b": it should be a name of up to 100'),
-        ({"experiment": "datasets"}, "`experiment` is .* other than `datasets`"),
-        ({"experiment": "bench"}, "`experiment` is .* and `bench`"),
-        ({"model": None}, "`model` is null: it should be text"),
-        ({"boundaries__new__keep": "some"}, "`boundaries.new.keep` .* `all`, or a list"),
-        ({"optimizer": {"name": "Adam", "lr": 0.1}}, "`optimizer.lr` is 0.1: .* left out"),
-        ({"schedules__constant__kind": "step"}, "`schedules.constant.kind` .*constant, onecycle"),
-        (
-            {"schedules__constant__kind": "cosine"},
-            "`schedules.constant.final_lr` is missing: cosine",
-        ),
-        ({"boundaries__new__warmup_steps": 0}, "`boundaries.new.warmup_steps` is 0: .* at least 1"),
+        ({"batchsize": 3}, "unknown key `batchsize`. Did you mean `batch_size`?"),
+        ({"datasets__imagewoof__sha": "x"}, "unknown key `datasets.imagewoof.sha`. .* `sha256`"),
+        ({"batch_size": "many"}, 'batch_size: "many" must be a whole number.'),
+        ({"image_size": 16**5000}, "image_size: a number of 20001 bits is too large."),
+        ({"sessions": [10**9, 1, 1]}, "sessions.0.: 1000000000 must be at most 1000000."),
+        ({"seeds": ["1" * 5000]}, 'seeds.0.: "1+" must be a whole number.'),
+        ({"schedules__constant__lr": [10**29, 1, 1]}, "lr.0.: 1000+ must be at most"),
+        ({"experiment": "x" * 101}, 'experiment: "x+" must be a name of up to 100 letters'),
+        ({"batch_size": 1}, "batch_size: 1 must be at least 2."),
+        ({"augment": "flop"}, 'augment: "flop" must be one of none, flip, crop_flip.'),
+        ({"sessions": []}, r"sessions: \[\] must not be empty."),
+        ({"sessions": [3, 0]}, r"sessions\[1\]: 0 must be at least 1."),
+        ({"seeds": [1, 1]}, r"seeds: \[1, 1\] must not repeat an entry."),
+        ({"experiment": "a/b"}, 'experiment: "a/b" must be a name of up to 100'),
+        ({"experiment": "datasets"}, "experiment: .* other than `datasets`"),
+        ({"experiment": "bench"}, "experiment: .* and `bench`"),
+        ({"model": None}, "model: null must be text."),
+        ({"boundaries__new__keep": "some"}, "boundaries.new.keep: .* `all`, or a list"),
+        ({"optimizer": {"name": "Adam", "lr": 0.1}}, "optimizer.lr: 0.1 must be left out"),
+        ({"schedules__constant__kind": "step"}, 'schedules.constant.kind: "step" .* constant, one'),
+        ({"schedules__constant__kind": "cosine"}, "schedules.constant.final_lr: missing. cosine"),
+        ({"boundaries__new__warmup_steps": 0}, "boundaries.new.warmup_steps: 0 must be at least 1"),
         (
             {"boundaries__uninterrupted": {"keep": []}},
-            "`boundaries.uninterrupted`: .* another name",
+            "boundaries.uninterrupted: this name is reserved .* Choose another.",
         ),
-        ({"methods": ["constant-uninterupted"]}, "did you mean `uninterrupted`"),
-        ({"primary__measure": "top1"}, "`primary.measure` .* one of final_valid_top1"),
-        ({"primary__boundary": "keep"}, "`primary.boundary` is 'keep': `boundaries` has no such"),
-        ({"datasets__imagewoof__target_top1": 70}, "`datasets.imagewoof.target_top1` .* at most 1"),
-        ({"schedules__constant__lr": [1e-3, -1]}, r"`schedules.constant.lr\[1\]` .* above 0"),
-        ({"schedules__constant__lr": [1e-3]}, "`schedules.constant.lr` has 1 values: .* have 3"),
-        ({"schedules__constant__max_lr": [1, 1, 1]}, "`schedules.constant.max_lr` .* not belong"),
-        ({"schedules__onecycle__max_lr": None}, "`schedules.onecycle.max_lr` is missing"),
-        ({"methods": ["constant-old"]}, "`methods`: 'constant-old' .* `boundaries` has no 'old'"),
-        ({"methods": ["onecicle-new"]}, "`methods`: .* 'onecicle': did you mean `onecycle`"),
-        ({"methods": ["constant"]}, "`methods`: 'constant' should be SCHEDULE-BOUNDARY"),
-        ({"datasets__a": {}}, "`datasets.a` has no source: .* exactly one"),
+        ({"methods": ["constant-uninterupted"]}, "Did you mean `uninterrupted`"),
+        ({"primary__measure": "top1"}, 'primary.measure: "top1" must be one of final_valid_top1'),
+        ({"primary__boundary": "keep"}, "primary.boundary: `boundaries` has no 'keep'."),
+        ({"datasets__imagewoof__target_top1": 70}, "datasets.imagewoof.target_top1: 70 .* most 1"),
+        (
+            {"schedules__constant__lr": [1e-3, -1]},
+            r"constant.lr\[1\]: -1 must be above 0",
+        ),
+        ({"schedules__constant__lr": [1e-3]}, "schedules.constant.lr: 1 values, .* 3 `sessions`"),
+        ({"schedules__constant__max_lr": [1, 1, 1]}, "schedules.constant.max_lr: not a key of"),
+        ({"schedules__onecycle__max_lr": None}, "schedules.onecycle.max_lr: missing"),
+        ({"methods": ["constant-old"]}, "methods: 'constant-old' .* `boundaries` has no 'old'"),
+        ({"methods": ["onecicle-new"]}, "methods: .* 'onecicle'. Did you mean `onecycle`"),
+        ({"methods": ["constant"]}, "methods: 'constant' must be SCHEDULE-BOUNDARY"),
+        ({"datasets__a": {}}, "datasets.a: has no source. Give exactly one"),
         (
             {"datasets__a": {"packaged": "digits", "folder": "."}},
-            "`datasets.a` has folder and pack",
+            "datasets.a: has folder and packaged.",
         ),
-        ({"datasets__a": {"archive": "x.tgz"}}, "`datasets.a.sha256` is missing"),
-        ({"datasets__a": {"packaged": "digits", "sha256": "0" * 64}}, "sha256` goes with archive"),
-        ({"datasets__a": {"archive": "x", "sha256": "abc"}}, "sha256` .* 64 hexadecimal digits"),
-        ({"datasets__a": {"folder": "/nowhere"}}, "`datasets.a.folder` is '/nowhere': .* no such"),
-        ({"datasets__a": {"packaged": "mnist"}}, "packaged` is .* one of digits, mnist5k"),
-        ({"datasets": {"imagenette": None}}, "`datasets` is {}: it should be not empty"),
-        ({"datasets": {1: {"folder": "."}}}, "`datasets` has the name 1, .* quote it"),
-        ({"optimizer": {"name": "Adam", "at": date(2020, 1, 1)}}, "`optimizer.at` is 2020-01-01"),
-        ({"datasets__x/y": {"folder": "."}}, '`datasets` has the name "x/y": it should be'),
-        ({"schedules__constant__lr": [1e-3, float("nan"), 1e-3]}, r"`.*lr\[1\]` is nan: .* finite"),
+        ({"datasets__a": {"archive": "x.tgz"}}, "datasets.a.sha256: missing"),
+        (
+            {"datasets__a": {"packaged": "digits", "sha256": "0" * 64}},
+            "sha256: belongs to an",
+        ),
+        ({"datasets__a": {"archive": "x", "sha256": "abc"}}, "sha256: .* 64 hexadecimal digits"),
+        ({"datasets__a": {"folder": "/nowhere"}}, "datasets.a.folder: /nowhere does not exist."),
+        ({"datasets__a": {"folder": "config/../tets"}}, "does not exist. Did you mean `tests`?"),
+        ({"datasets__a": {"packaged": "mnist"}}, "packaged: .* one of digits, mnist5k"),
+        ({"datasets": {"imagenette": None}}, "datasets: {} must not be empty."),
+        ({"datasets": {1: {"folder": "."}}}, "datasets: YAML does not read the name 1 as text"),
+        ({"optimizer": {"name": "Adam", "at": date(2020, 1, 1)}}, "optimizer.at: .* 2020-01-01"),
+        ({"datasets__x/y": {"folder": "."}}, 'datasets: the name "x/y" must be a name'),
+        ({"schedules__constant__lr": [1e-3, float("nan"), 1e-3]}, r"lr\[1\]: nan must be finite"),
         (
             {"schedules__constant__lr": [1e-3, 1e-3, float("inf")]},
-            r"`.*lr\[2\]` is Infinity: .* at most",
+            r"lr\[2\]: Infinity must be at most",
         ),
-        ({"seeds": [2**32]}, r"`seeds\[0\]` is 4294967296: it should be at most 4294967295"),
-        ({"experiment": "x\n"}, "`experiment` is "),
-        ({"experiment": "README.md"}, "`experiment` is "),
-        ({"weights": "/nowhere.pt"}, "`weights` is '/nowhere.pt': there is no such file"),
+        ({"seeds": [2**32]}, r"seeds\[0\]: 4294967296 must be at most 4294967295"),
+        ({"experiment": "x\n"}, "experiment: "),
+        ({"experiment": "README.md"}, "experiment: "),
+        ({"weights": "/nowhere.pt"}, "weights: /nowhere.pt is not a file."),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(changes, line):
-    import re
-
-    said = complaint(changed(**changes))
-    assert re.search(line, said), said
-    assert "\n" not in said
+def test_an_error_is_one_line(changes, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = error_of(changed(**changes))
+    assert re.search(line, found), found
+    assert "\n" not in found
 
 
 def test_a_missing_key_is_named():
     config = changed()
     del config["seeds"]
-    assert complaint(config) == "`seeds` is missing: add it"
+    assert error_of(config) == "seeds: missing. Add it."
+
+
+def test_overlays_are_merged_deeply_onto_the_default():
+    config = load({"datasets": {"imagewoof": None}, "batch_size": 50}, {"batch_size": 40})
+    assert list(config["datasets"]) == ["imagenette"]
+    assert config["batch_size"] == 40
+    assert config["methods"] == ARTICLE["methods"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [("a: [", "not valid YAML"), ("- a", "must be a mapping"), ("", "must be")],
+)
+def test_an_overlay_that_is_no_mapping_is_named(tmp_path, content, error):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(InputError, match=f"{tmp_path}/mine.yaml: {error}"):
+        load(tmp_path / "mine.yaml")
 
 
 def test_text_becomes_what_the_schema_asks_for():
@@ -151,7 +167,7 @@ def test_text_becomes_what_the_schema_asks_for():
         sessions=[3.0, "2", 1],
         experiment="2024",
     )
-    result = settled(config, SCHEMA)
+    result = convert_types(config, SCHEMA)
     assert result["batch_size"] == 50
     assert result["seeds"] == [0, 1]
     assert result["train_per_class"] is None
@@ -166,33 +182,31 @@ def test_text_becomes_what_the_schema_asks_for():
 
 def test_null_removes_an_entry():
     config = changed(datasets__imagenette=None, schedules__onecycle=None)
-    result = settled(config, SCHEMA)
+    result = convert_types(config, SCHEMA)
     assert list(result["datasets"]) == ["imagewoof"]
     assert list(result["schedules"]) == ["constant"]
     assert result["mirror"] is None
 
 
-def spec(config=ARTICLE, dataset="imagewoof", method="constant-preserve", seed=0, session=2):
-    return session_spec(config, dataset, method, seed, session, weights_sha256=None)
+def spec(config=ARTICLE, method="constant-preserve", session=2) -> SessionSpec:
+    return session_spec(config, Session("imagewoof", method, 0, session))
 
 
 class TestSessionSpec:
     def test_the_arms_differ_by_name_and_by_what_is_kept(self):
-        new, preserve = spec(method="onecycle-new"), spec(method="onecycle-preserve")
+        new, preserve = (vars(spec(method=f"onecycle-{b}")) for b in ("new", "preserve"))
         differ = {key for key in new if new[key] != preserve[key]}
         assert differ == {"boundary", "method", "keep"}
         assert (new["keep"], preserve["keep"]) == ([], "all")
 
     def test_it_has_the_sessions_own_learning_rates_only(self):
-        assert spec(session=3)["learning_rate"] == {"kind": "constant", "lr": 8e-5}
+        assert spec(session=3).learning_rate == {"kind": "constant", "lr": 8e-5}
         onecycle = spec(method="onecycle", session=1)
-        assert onecycle["learning_rate"] == {
-            "kind": "onecycle", "initial_lr": 4e-5, "max_lr": 1e-3,
-        }  # fmt: skip
+        assert onecycle.learning_rate == {"kind": "onecycle", "initial_lr": 4e-5, "max_lr": 1e-3}
         assert spec() == spec(changed(schedules__constant__lr=[1, 3e-4, 1]))
 
-    def test_nothing_else_is_in_it(self):
-        """What another job's bits depend on makes this one's no staler."""
+    def test_it_has_nothing_else(self):
+        """A change of what only other jobs depend on makes this one no staler."""
         other = changed(
             datasets={"imagewoof": {"folder": "."}}, mirror="x", seeds=[0, 1], sessions=[1, 10, 1],
             methods=["constant-preserve"], keep_checkpoints="none", boundaries__new__keep=["step"],
@@ -200,26 +214,37 @@ class TestSessionSpec:
         )  # fmt: skip
         assert spec(other) == spec()
 
+    def test_the_order_of_kept_entries_does_not_matter(self):
+        orders = (["step", "exp_avg"], ["exp_avg", "step"])
+        one, other = (spec(changed(boundaries__preserve__keep=keep)) for keep in orders)
+        assert one == other
+
     def test_an_uninterrupted_run_has_all_epochs_and_the_first_sessions_values(self):
         whole = spec(method="constant-uninterrupted", session=1)
-        assert (whole["num_epochs"], whole["learning_rate"]["lr"]) == (25, 3e-4)
-        assert (whole["boundary"], whole["keep"]) == ("uninterrupted", [])
+        assert (whole.num_epochs, whole.learning_rate["lr"]) == (25, 3e-4)
+        assert (whole.boundary, whole.keep) == ("uninterrupted", [])
 
-    def test_what_happens_at_a_boundary_concerns_the_later_sessions(self):
+    def test_the_options_of_a_boundary_concern_the_later_sessions(self):
         config = changed(boundaries__preserve={"keep": "all", "warmup_steps": 7, "reshuffle": True})
         shared, later = spec(config, method="constant", session=1), spec(config, session=3)
-        assert (shared["warmup_steps"], shared["stream"]) == (0, 0)
-        assert (later["warmup_steps"], later["stream"]) == (7, 1)
+        assert (shared.warmup_steps, shared.reshuffle) == (0, False)
+        assert (later.warmup_steps, later.reshuffle) == (7, True)
 
     def test_a_schedules_optimizer_is_its_own(self):
         config = changed(schedules__constant__optimizer={"name": "SGD"})
-        assert spec(config)["optimizer"] == {"name": "SGD"}
-        assert spec(config, method="onecycle-new")["optimizer"] == {"name": "Adam"}
+        assert spec(config).optimizer == {"name": "SGD"}
+        assert spec(config, method="onecycle-new").optimizer == {"name": "Adam"}
+
+    def test_weights_concern_the_first_session(self):
+        first, second = (
+            session_spec(ARTICLE, Session("imagewoof", name, 0, number), weights_sha256="0")
+            for number, name in ((1, "constant"), (2, "constant-new"))
+        )
+        assert (first.weights_sha256, second.weights_sha256) == ("0", None)
 
     def test_it_is_what_the_job_reads(self):
-        import json
-
-        assert SessionSpec.from_json(json.dumps(spec())).method == "constant-preserve"
+        assert SessionSpec.from_json(spec().to_json()) == spec()
+        assert spec().to_json() == json.dumps(vars(spec()), sort_keys=True)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,9 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
 from conftest import ROOT
-from optstate import check, configuration
+from optstate.experiment import check, configuration, rules
 from optstate.job import InputError, explain_os_error
-from optstate.training.spec import SessionSpec
 
-SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 TEXT = (ROOT / "config/config.yaml").read_text()
 ARTICLE = yaml.safe_load(TEXT) | {"model": "shufflenet_v2_x0_5", "image_size": 32}
 KEYS = sorted(
@@ -76,19 +74,17 @@ def changed_texts(draw: st.DrawFn) -> str:
 
 
 def answer(given: dict) -> str:
-    """What is said of a configuration: one line, or nothing if all of its jobs could be told."""
+    """The error for a configuration: one line, or nothing if all its jobs could be described."""
     try:
-        config = configuration.checked(given, SCHEMA)
-        check.check(configuration.tried_by_torch(config))
+        config = configuration.validate(given)
+        check.check({key: config[key] for key in rules.CHECKED_KEYS})
     except (InputError, OSError) as caught:
-        error = InputError(describe(caught)) if isinstance(caught, OSError) else caught
+        error = InputError(explain_os_error(caught)) if isinstance(caught, OSError) else caught
         (line,) = str(error).splitlines()
         assert line.isprintable()
         return line
-    for method in config["methods"]:
-        for session in range(1, len(config["sessions"]) + 1):
-            spec = configuration.session_spec(config, "imagenette", method, 0, session, None)
-            SessionSpec(**spec)
+    for session in configuration.all_runs(config).sessions:
+        configuration.session_spec(config, session).to_json()
     return ""
 
 

@@ -35,9 +35,23 @@ def load(*overlays: Path | Config) -> Config:
     """
     config: Config = {}
     for overlay in (DEFAULT, *overlays):
-        given = yaml.safe_load(overlay.read_text()) if isinstance(overlay, Path) else overlay
-        merge(config, copy.deepcopy(given))
+        merge(config, read_yaml(overlay) if isinstance(overlay, Path) else copy.deepcopy(overlay))
     return validate(config)
+
+
+def read_yaml(path: Path) -> Config:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        InputError: it is not YAML, or something else than a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must be a mapping of keys to values")
+    return content
 
 
 def merge(config: Config, overlay: Config) -> None:

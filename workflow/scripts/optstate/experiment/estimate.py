@@ -1,164 +1,130 @@
-"""What an experiment takes, told before it runs: jobs, GPU hours, disk, and hours on so many GPUs.
+"""Estimate an experiment before it runs: jobs, GPU hours, disk space, and hours on several GPUs.
 
-Its training jobs are simulated: Snakemake submits them when they are ready, later sessions first;
-each starts when a GPU is free, in the order of submission.
+Run by ``make estimate``. The hours are those of all jobs divided by the GPUs, or those of the
+longest run if they are more. Queues of other users are not part of them.
 """
 
 import argparse
-import collections
-import heapq
-import itertools
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from snakemake.utils import update_config
 
-from optstate import UNINTERRUPTED, configuration
+from optstate.experiment import configuration
+from optstate.experiment.configuration import all_runs, session_spec
+from optstate.experiment.runs import Runs, Session
+from optstate.experiment.schema import Config
 from optstate.job import InputError, explain_os_error
 from optstate.training.model import make_model
 from optstate.training.schedule import make_optimizer
 
-ROOT = Path(__file__).parents[3]
-SECONDS_TO_START = 20  # of a training job: Snakemake, twice, torch and the GPU
-NUM_CLASSES = 10  # of the data sets; no size to speak of depends on it
-KEEP = ("all", "last", "none")  # the values of `keep_checkpoints`
-
-Config = dict[str, Any]
+SECONDS_TO_START = 20  # of a training job: Snakemake twice, torch, the GPU
+NUM_CLASSES = 10  # of the data sets; the size of a checkpoint hardly depends on it
+COLUMNS = "GPUs     hours   GB at most: all      last      none"
 
 
-@dataclass(eq=False)
-class Session:
-    """A training job. The forks of ``before`` go on from its checkpoint."""
-
-    number: int
-    epochs: int
-    before: "Session | None"
-    forks: list["Session"] = field(default_factory=list)
-
-
-@dataclass
-class Course:
-    """How an experiment goes: its wall time, and the most of something that there was at once.
+@dataclass(frozen=True)
+class Estimate:
+    """What an experiment takes.
 
     Attributes:
-        seconds: until the last training job has ended.
-        in_queue: jobs that wait or run.
-        files: of a checkpoint's size, by `keep_checkpoints`: checkpoints, and the states in
-            progress of the sessions: while one runs two and the next, then one until the next
-            session begins.
+        num_sessions: training jobs.
+        num_runs: models that are trained to the end.
+        epochs: of all jobs.
+        seconds: of all jobs.
+        longest: seconds of the sessions of the longest run, which follow each other.
     """
 
-    seconds: float = 0.0
-    in_queue: int = 0
-    files: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KEEP, 0))
+    num_sessions: int
+    num_runs: int
+    epochs: int
+    seconds: float
+    longest: float
+
+    def hours(self, num_gpus: int) -> float:
+        """The wall time on ``num_gpus`` GPUs."""
+        return max(self.seconds / num_gpus, self.longest) / 3600
+
+    def files(self, num_gpus: int) -> list[int]:
+        """The most files of a checkpoint's size at once, for keep_checkpoints all, last and none.
+
+        Besides the checkpoints these are the states that sessions continue from. A running session
+        has up to three. A run's last state remains until all tables are collected. With ``none``, a
+        checkpoint remains until all sessions that fork from it are done.
+        """
+        return [
+            self.num_sessions + self.num_runs + num_gpus,
+            2 * self.num_runs + 2 * num_gpus,
+            self.num_runs + 4 * num_gpus,
+        ]
 
 
-def training_jobs(config: Config) -> list[Session]:
-    """Every session of every run; the first one is shared by all methods of a schedule."""
-    found: dict[tuple[str, str, int, int], Session] = {}
-    for dataset, seed, method in itertools.product(
-        config["datasets"], config["seeds"], config["methods"]
-    ):
-        before = None
-        schedule, _, boundary = method.partition("-")
-        uninterrupted = boundary == UNINTERRUPTED
-        sessions = [sum(config["sessions"])] if uninterrupted else config["sessions"]
-        for number, epochs in enumerate(sessions, 1):
-            name = method if number > 1 or uninterrupted else schedule
-            key = (dataset, name, seed, number)
-            if key not in found:
-                found[key] = Session(number, epochs, before)
-                if before:
-                    before.forks.append(found[key])
-            before = found[key]
-    return list(found.values())
+def estimate(runs: Runs, config: Config, seconds_per_epoch: float) -> Estimate:
+    """Add up the jobs of an experiment."""
 
+    def num_epochs(session: Session) -> int:
+        return session_spec(config, session).num_epochs
 
-def simulate(
-    jobs: list[Session], num_gpus: int, seconds_per_epoch: float, most_in_queue: int
-) -> Course:
-    """Let the jobs run, one on each GPU; at most so many are in the queue, the running included."""
-    course = Course()
-    ready = [job for job in jobs if job.before is None]
-    waiting: collections.deque[Session] = collections.deque()
-    running: list[tuple[float, int, Session]] = []  # by their ends, then by their starts
-    starts = itertools.count()
-    states: dict[Session | None, int] = {}
-    done: list[Session] = []
-    while ready or waiting or running:
-        ready.sort(key=lambda job: -job.number)
-        while ready and len(waiting) + len(running) < most_in_queue:
-            waiting.append(ready.pop(0))
-        course.in_queue = max(course.in_queue, len(waiting) + len(running))
-        while waiting and len(running) < num_gpus:
-            job = waiting.popleft()
-            end = course.seconds + SECONDS_TO_START + job.epochs * seconds_per_epoch
-            heapq.heappush(running, (end, next(starts), job))
-            states[job] = 3
-            states.pop(job.before, None)
-        needed = sum(any(fork not in done for fork in job.forks) for job in done)
-        last = sum(not job.forks for job in done)
-        for keep, number in zip(KEEP, (len(done), last + needed, needed), strict=True):
-            course.files[keep] = max(course.files[keep], sum(states.values()) + number)
-        course.seconds, _, job = heapq.heappop(running)
-        states[job] = 1
-        done.append(job)
-        ready.extend(job.forks)
-    return course
+    def seconds(sessions: Sequence[Session]) -> float:
+        epochs = sum(map(num_epochs, sessions))
+        return epochs * seconds_per_epoch + len(sessions) * SECONDS_TO_START
+
+    return Estimate(
+        num_sessions=len(runs.sessions),
+        num_runs=len(list(runs)),
+        epochs=sum(map(num_epochs, runs.sessions)),
+        seconds=seconds(runs.sessions),
+        longest=max(seconds(run.sessions) for run in runs),
+    )
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """The size of a checkpoint, seen by taking a step: with the optimizer that keeps the most."""
+    """The size of a checkpoint in bytes, with the optimizer that has the largest state.
+
+    The state is created by a step.
+    """
     model = make_model(config["model"], config["image_size"], NUM_CLASSES)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    kept = []
+    state_bytes = []
     for schedule in config["schedules"].values():
         own = schedule.get("optimizer", config["optimizer"])
         optimizer = make_optimizer(model.parameters(), own, {"kind": "constant", "lr": 0.0})
         optimizer.step()
         entries = [entry for state in optimizer.state.values() for entry in state.values()]
-        kept.append(sum(entry.nbytes for entry in entries if torch.is_tensor(entry)))
-    return max(kept) + sum(tensor.nbytes for tensor in model.state_dict().values())
+        state_bytes.append(sum(entry.nbytes for entry in entries if torch.is_tensor(entry)))
+    return max(state_bytes) + sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def told(config: Config, all_num_gpus: list[int], seconds_per_epoch: float) -> str:
-    """The plan of an experiment, in a few lines."""
-    jobs = training_jobs(config)
-    epochs = sum(job.epochs for job in jobs)
-    gpu_seconds = epochs * seconds_per_epoch + len(jobs) * SECONDS_TO_START
+def describe(config: Config, all_num_gpus: Sequence[int], seconds_per_epoch: float) -> str:
+    """The estimate in a few lines."""
+    total = estimate(all_runs(config), config, seconds_per_epoch)
     gigabytes = checkpoint_bytes(config) / 1e9
     lines = [
         f"{len(config['datasets'])} data sets x {len(config['methods'])} methods "
         f"x {len(config['seeds'])} seeds, sessions of {config['sessions']} epochs",
-        f"{len(jobs)} training jobs, {epochs:,} model-epochs, "
-        f"{gpu_seconds / 3600:,.1f} GPU hours at {seconds_per_epoch:g} s an epoch",
-        f"a checkpoint: {gigabytes:.3f} GB; in the end: {len(jobs) * gigabytes:,.1f} GB (all), "
-        f"{sum(not job.forks for job in jobs) * gigabytes:,.1f} GB (last), 0 GB (none)",
+        f"{total.num_sessions} training jobs, {total.epochs:,} model-epochs, "
+        f"{total.seconds / 3600:,.1f} GPU hours at {seconds_per_epoch:g} s an epoch",
+        f"a checkpoint: {gigabytes:.3f} GB; in the end: "
+        f"{total.num_sessions * gigabytes:,.1f} GB (all), "
+        f"{total.num_runs * gigabytes:,.1f} GB (last), 0 GB (none)",
         "",
-        "GPUs   jobs in queue     hours   GB at most: all      last      none",
+        COLUMNS,
     ]
-    for num_gpus, in_queue in [(n, m) for n in all_num_gpus for m in (2 * n, len(jobs))]:
-        course = simulate(jobs, num_gpus, seconds_per_epoch, in_queue)
-        disk = "".join(f"{course.files[keep] * gigabytes:10,.1f}" for keep in KEEP)
-        hours = course.seconds / 3600
-        lines.append(f"{num_gpus:4}   {course.in_queue:13,}   {hours:7,.1f}        {disk}")
+    for num_gpus in all_num_gpus:
+        disk = "".join(f"{number * gigabytes:10,.1f}" for number in total.files(num_gpus))
+        lines.append(f"{num_gpus:4}   {total.hours(num_gpus):7,.1f}        {disk}")
     return "\n".join(lines)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print the plan of a configuration file, an overlay on config/config.yaml."""
+    """Print the estimate for a configuration file, an overlay on config/config.yaml."""
     if not (arguments.seconds_per_epoch > 0 and min(arguments.gpus) > 0):
-        raise InputError("--seconds-per-epoch and --gpus have to be above zero")
-    config: Config = {}
-    for path in (ROOT / "config/config.yaml", arguments.configfile):
-        update_config(config, yaml.safe_load(path.read_text()))
-    config = configuration.checked(config, ROOT / "workflow/schemas/config.schema.yaml")
-    print(told(config, arguments.gpus, arguments.seconds_per_epoch))
+        raise InputError("--seconds-per-epoch and --gpus must be above 0")
+    config = configuration.load(arguments.configfile)
+    print(describe(config, arguments.gpus, arguments.seconds_per_epoch))
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -42,7 +42,7 @@ with hold_lock(pathlib.Path({str(tmp_path / "lock")!r})):
         process.kill()
 
 
-class TestExclusive:
+class TestHoldLock:
     def test_a_second_is_refused(self, tmp_path, holder, monkeypatch, caplog):
         monkeypatch.setattr(job, "LOCK_SECONDS", 0.2)
         with (
@@ -81,25 +81,29 @@ for _ in range(20):
         ] * 4
 
 
-class TestGuard:
+class TestLock:
     def test_one_snakemake_in_an_experiment(self, tmp_path):
         results = tmp_path / "results"
-        code = f"import pathlib, optstate.experiment.lock as g; g.claim(pathlib.Path({str(results)!r}))"
-        with guard.claim(results), python(code) as second:
-            assert "another Snakemake is at work on" in second.communicate()[1]
+        code = f"""
+import pathlib
+from optstate.experiment import lock
+lock.claim(pathlib.Path({str(results)!r}))
+"""
+        with lock.claim(results), python(code) as second:
+            assert "another Snakemake is running on" in second.communicate()[1]
         with python(code) as third:
             assert third.wait() == 0
 
     def test_a_left_lock_is_one_that_nobody_holds(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         results = Path("results")
-        assert not guard.left_lock(results)
+        assert not lock.is_lock_left(results)
         (tmp_path / ".snakemake/locks").mkdir(parents=True)
         (tmp_path / ".snakemake/locks/0.output.lock").touch()
-        assert guard.left_lock(results)
-        with guard.claim(results / "tiny"):
-            assert not guard.left_lock(results)
-        assert guard.left_lock(results)
+        assert lock.is_lock_left(results)
+        with lock.claim(results / "tiny"):
+            assert not lock.is_lock_left(results)
+        assert lock.is_lock_left(results)
 
 
 def has_ended(process: int) -> bool:
@@ -118,7 +122,7 @@ def test_ctrl_c_is_one_line(tmp_path):
     with pytest.raises(SystemExit) as exit_:
         job.run(argparse.ArgumentParser(), interrupted, ["--log", str(tmp_path / "log")])
     assert exit_.value.code == 130
-    assert "interrupted: SIGINT: run again to go on" in (tmp_path / "log").read_text()
+    assert "interrupted: SIGINT: run again to continue" in (tmp_path / "log").read_text()
 
 
 class TestParent:
@@ -152,7 +156,7 @@ time.sleep(600)
             assert child.wait() == -signal.SIGTERM
 
 
-class TestReplacing:
+class TestWriteAtomically:
     def test_a_reader_sees_the_old_or_the_new(self, tmp_path):
         path, size = tmp_path / "file", 1_000_000
         path.write_bytes(b"0" * size)
