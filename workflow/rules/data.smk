@@ -1,12 +1,12 @@
-# From an archive, a folder or a package to arrays of pixels.
+# Fetch, unpack and decode data sets into arrays of pixels.
 
 
 localrules:
-    fetch,  # the nodes of a cluster may have no internet
+    fetch,  # compute nodes often have no internet access
 
 
-# Its sources are no inputs: the archive is verified by the checksum that is in its path, so that no
-# change of a source could make it another one.
+# The archive is verified against the checksum in its path. A change of the source code cannot change
+# it, so the source files are not inputs.
 rule fetch:
     output:
         archive="results/datasets/{dataset}/{key}/archive",
@@ -31,7 +31,7 @@ PREPARED = "results/datasets/{dataset}/{key}/{image_size}px"
 rule prepare:
     input:
         archive=experiment.archive,
-        sources=sources("data/__init__.py", "data/prepare.py", "data/manifest.py"),
+        sources=sources("data/__init__.py", "data/prepare.py", "data/unpack.py", "data/manifest.py"),
     output:
         f"{PREPARED}/train_images.npy",
         f"{PREPARED}/train_labels.npy",
@@ -42,7 +42,7 @@ rule prepare:
         f"{LOGS}/prepare/{{dataset}}-{{key}}-{{image_size}}px.log",
     conda:
         "../../envs/optstate.yaml"
-    threads: 16  # at most: Snakemake gives no more than --cores
+    threads: 16  # at most; --cores limits them
     params:
         images=untracked(experiment.images_options),
         folder=subpath(output.card, parent=True),

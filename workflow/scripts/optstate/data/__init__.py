@@ -1,1 +1,1 @@
-"""From an archive, a folder or a package to arrays of pixels."""
+"""The first stage: fetch, unpack and decode data sets into arrays of pixels."""

@@ -1,95 +1,102 @@
-"""The identity of files by their content, as `sha256sum` gives it."""
+"""Identify files and data sets by their content, with SHA-256 as `sha256sum` prints it.
 
-import contextlib
+The submitting host imports this module, so it needs nothing but the standard library.
+"""
+
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from optstate.job import InputError, write_atomically
 
+FOLDERS = {"train": "train", "valid": "val"}  # split: its folder in a data set
+
 
 def folder_sha256(folder: Path, cache: Path | None = None) -> str:
-    """SHA-256 of a data set's manifest: a line ``sha256  path`` for each of its files.
+    """Return the SHA-256 of a data set's manifest, as 64 hexadecimal digits.
+
+    The manifest has a line ``sha256  path`` for each file, ordered by split, class and file name.
 
     Args:
-        folder: holds {train,val}/CLASS/FILE, through links as well. Hidden files are no part of
-            it. Paths in the manifest are relative to it, in name order.
-        cache: a file that remembers hashes, so that only files whose size or times have changed
-            are read again.
+        folder: contains {train,val}/CLASS/FILE. Links are followed and hidden files are ignored.
+            Paths in the manifest are relative to this folder.
+        cache: a file that stores hashes, so that only files with a new size or time are read.
+
+    Raises:
+        InputError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder: mend the path of `folder`")
+        raise InputError(f"{folder}: no such folder. Correct the path of `folder`")
+    names = list(_walk(folder))
+    hashes = _hash_files([f"{folder}/{name}" for name in names], cache)
     manifest = hashlib.sha256()
-    with _hashing(cache) as hash_files:
-        for split in filter(os.path.isdir, (folder / "train", folder / "val")):
-            for class_ in folders_in(split):
-                names = files_in(split / class_)
-                hashes = hash_files([f"{split}/{class_}/{name}" for name in names])
-                for sha256, name in zip(hashes, names, strict=True):
-                    line = _line(sha256, f"{split.name}/{class_}/{name}")
-                    manifest.update(line.encode("utf-8", "surrogateescape"))
+    for sha256, name in zip(hashes, names, strict=True):
+        manifest.update(_format_line(sha256, name).encode("utf-8", "surrogateescape"))
     return manifest.hexdigest()
 
 
-def folders_in(folder: Path) -> list[str]:
-    """The names of the folders, and links to folders, in a folder, but for hidden ones."""
+def file_sha256(file: Path, cache: Path | None = None) -> str:
+    """Return the SHA-256 of a file. With ``cache``, read the file only if it has changed."""
+    return _hash_files([str(file)], cache)[0]
+
+
+def list_folders(folder: Path) -> list[str]:
+    """Return the sorted names of the folders in ``folder``, without hidden ones. Follows links."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
 
 
-def files_in(folder: Path) -> list[str]:
-    """The names of the files, and links to files, in a folder, but for hidden ones."""
+def list_files(folder: Path) -> list[str]:
+    """Return the sorted names of the files in ``folder``, without hidden ones. Follows links."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.name[0] != "." and e.is_file())
 
 
-def _line(sha256: str, name: str) -> str:
-    """A line of `sha256sum`, which begins with a backslash if it needed any in the name."""
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the path of each file of a data set, relative to its folder."""
+    for split in FOLDERS.values():
+        if (folder / split).is_dir():
+            for class_ in list_folders(folder / split):
+                for name in list_files(folder / split / class_):
+                    yield f"{split}/{class_}/{name}"
+
+
+def _format_line(sha256: str, name: str) -> str:
+    """Return the line of `sha256sum`. It begins with a backslash if the name needs escapes."""
     escaped = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
     mark = "\\" if escaped != name else ""
     return f"{mark}{sha256}  {escaped}\n"
 
 
-def file_sha256(file: Path, cache: Path | None = None) -> str:
-    """SHA-256 of a file; with ``cache``, read only if it changed since that was written."""
-    with _hashing(cache) as hash_files:
-        return hash_files([str(file)])[0]
+def _hash_files(files: Sequence[str], cache: Path | None) -> Sequence[str]:
+    """Return the SHA-256 of each file. With ``cache``, read only files that have changed."""
+    if cache is None:
+        return _read_and_hash(files)
+    known: dict[str, str] = json.loads(cache.read_text()) if cache.exists() else {}
+    keys = [_make_cache_key(file) for file in files]
+    changed = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
+    if changed:
+        hashes = _read_and_hash(list(changed.values()))
+        known.update(zip(changed, hashes, strict=True))
+        with write_atomically(cache) as temporary:
+            temporary.write_text(json.dumps(known, indent=0))
+    return [known[key] for key in keys]
 
 
-@contextlib.contextmanager
-def _hashing(cache: Path | None) -> Iterator[Callable[[Sequence[str]], Sequence[str]]]:
-    """What hashes files, on all cores, and remembers it in ``cache`` in the end."""
-    with ThreadPool(os.cpu_count()) as pool:
-
-        def hash_all(files: Sequence[str]) -> Sequence[str]:
-            return pool.map(_sha256, files, chunksize=16)
-
-        def hash_changed(files: Sequence[str]) -> Sequence[str]:
-            keys = [_stat_key(file) for file in files]
-            changed = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
-            known.update(zip(changed, hash_all(list(changed.values())), strict=True))
-            return [known[key] for key in keys]
-
-        if cache is None:
-            yield hash_all
-            return
-        known: dict[str, str] = json.loads(cache.read_text()) if cache.exists() else {}
-        num_known = len(known)
-        yield hash_changed
-        if len(known) > num_known:
-            with write_atomically(cache) as temporary:
-                temporary.write_text(json.dumps(known, indent=0))
-
-
-def _stat_key(file: str) -> str:
-    """What cannot stay the same when a file is written: the inode and its times."""
+def _make_cache_key(file: str) -> str:
+    """Return a key that changes whenever the file is written or replaced."""
     stat = Path(file).stat()
     return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
-def _sha256(file: str) -> str:
+def _read_and_hash(files: Sequence[str]) -> Sequence[str]:
+    with ThreadPool(os.cpu_count()) as pool:  # hashlib releases the GIL
+        return pool.map(_hash_file, files, chunksize=16)
+
+
+def _hash_file(file: str) -> str:
     with Path(file).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
