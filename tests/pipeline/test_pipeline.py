@@ -223,7 +223,7 @@ device: cpu
 
 
 def assert_said_last(result: subprocess.CompletedProcess, words: str) -> None:
-    """Below all that Snakemake says of a failed job, its one line stands once more."""
+    """The error of a failed job is repeated after Snakemake's output."""
     assert "Traceback" not in result.stderr
     assert any(words in line for line in result.stderr.strip().splitlines()[-6:])
 
@@ -236,13 +236,19 @@ class TestRefused:
         [
             (
                 "bach_size=3",
-                "`bach_size` is no key of the configuration: did you mean `batch_size`",
+                "unknown key `bach_size`. Did you mean `batch_size`?",
             ),
-            ("model=resnet19", "`model`: 'resnet19' is unknown: did you mean `resnet1"),
-            ("optimizer={name: Adan}", "`optimizer.name`: 'Adan' is unknown: did you mean `Adam`"),
+            (
+                "model=resnet19",
+                "model: 'resnet19' is not a torchvision",
+            ),
+            (
+                "optimizer={name: Adan}",
+                "'Adan' is not a class of torch.optim. Did you mean `Adam`",
+            ),
             ("methods=[constant-keep]", "`boundaries` has no 'keep'"),
-            ("sessions=[1, 1]", "has 3 values: it should have 2"),
-            ("device=gpu", '`device` is "gpu": it should be one of auto, cpu, cuda'),
+            ("sessions=[1, 1]", "3 values, but there are 2 `sessions`"),
+            ("device=gpu", 'device: "gpu" must be one of auto, cpu, cuda'),
         ],
     )
     def test_configuration(self, project, change, words):

@@ -16,7 +16,7 @@ from conftest import NOTHING, ROOT, Project, archived, jobs
 
 SCRIPTS = "workflow/scripts/optstate"
 REPORT = {"report": 1}
-FIGURES = {"curves": 1, "zoom": 1, "differences": 1, "learning_rate_figure": 1} | REPORT
+FIGURES = {"curves": 1, "boundary": 1, "differences": 1, "learning_rate": 1} | REPORT
 COMPARE = {"compare": 1, "differences": 1} | REPORT
 TABLES = {"measure_boundaries": 1} | COMPARE | FIGURES
 ANALYSIS = {"collect": 1} | TABLES
@@ -27,18 +27,20 @@ ONE_MORE_METHOD = {"later_session": 1, "last_session": 1} | ANALYSIS
 
 EDITS = {  # a comment, or a line, at the end of
     f"{SCRIPTS}/data/prepare.py": PREPARE,
+    f"{SCRIPTS}/data/unpack.py": PREPARE,
     f"{SCRIPTS}/data/manifest.py": PREPARE,
     f"{SCRIPTS}/training/session.py": TRAINING,
     f"{SCRIPTS}/training/boundary.py": TRAINING,
+    f"{SCRIPTS}/experiment/runs.py": ANALYSIS,
     f"{SCRIPTS}/analysis/collect.py": ANALYSIS,
     f"{SCRIPTS}/analysis/boundaries.py": {"measure_boundaries": 1} | COMPARE,
     f"{SCRIPTS}/analysis/compare.py": COMPARE,
     f"{SCRIPTS}/analysis/statistics.py": COMPARE,
     f"{SCRIPTS}/analysis/figures/style.py": FIGURES,
     f"{SCRIPTS}/analysis/figures/curves.py": {"curves": 1} | REPORT,
-    f"{SCRIPTS}/analysis/figures/zoom.py": {"zoom": 1} | REPORT,
+    f"{SCRIPTS}/analysis/figures/boundary.py": {"boundary": 1} | REPORT,
     f"{SCRIPTS}/analysis/figures/differences.py": {"differences": 1} | REPORT,
-    f"{SCRIPTS}/analysis/figures/schedules.py": {"learning_rate_figure": 1} | REPORT,
+    f"{SCRIPTS}/analysis/figures/learning_rate.py": {"learning_rate": 1} | REPORT,
     f"{SCRIPTS}/analysis/report.py": REPORT,
     "workflow/report/curves.rst": REPORT,
     "workflow/report/workflow.rst": REPORT,
@@ -49,9 +51,10 @@ NO_EFFECT = [
     f"{SCRIPTS}/data/packaged.py",
     f"{SCRIPTS}/analysis/show.py",
     f"{SCRIPTS}/lr_range_test.py",
-    f"{SCRIPTS}/configuration.py",
-    f"{SCRIPTS}/check.py",
-    f"{SCRIPTS}/guard.py",
+    *[
+        f"{SCRIPTS}/experiment/{name}.py"
+        for name in ("configuration", "schema", "rules", "check", "lock", "estimate", "requeue")
+    ],
     *[f"workflow/rules/{name}.smk" for name in ("common", "data", "training", "analysis")],
     "workflow/schemas/config.schema.yaml",
     "Snakefile",
@@ -171,7 +174,7 @@ def test_a_new_data_set(finished, tmp_path):
     source = archived(tmp_path / "more")
     found = jobs(finished, "--config", f"datasets={{more: {{{source}}}}}")
     report("datasets={more: ...}", found)
-    assert found == {"fetch": 1} | PREPARE | {"curves": 2, "zoom": 2, "differences": 2}
+    assert found == {"fetch": 1} | PREPARE | {"curves": 2, "boundary": 2, "differences": 2}
 
 
 def test_a_new_boundary(finished):
@@ -194,14 +197,14 @@ def test_a_clone_with_copied_results(finished, tmp_path):
 
 
 def test_every_package_that_a_stage_imports_is_in_its_parameters():
-    """But for those that show progress and curves, which no output depends on."""
-    unseen = {"tqdm", "tensorboard", "filelock"}
+    """Except for those that show progress and curves, which no output depends on."""
+    unseen = {"tqdm", "tensorboard"}
     shown = {"snakemake", "pillow", "torch", "torchvision"}  # by the report
     names = {"PIL": "pillow", "yaml": "pyyaml"}
     lock = (ROOT / "envs/requirements.lock").read_text()
     third_party = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
     for rules, folder, files in (
-        ("data", "data", ["prepare.py", "manifest.py"]),
+        ("data", "data", ["prepare.py", "unpack.py", "manifest.py"]),
         ("training", "training", ["*.py"]),
         ("analysis", "analysis", ["*.py", "figures/*.py"]),
     ):

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 
-import filelock
 import pytest
 
 from conftest import NOTHING, TINY, Project, jobs, wait_until
+from optstate.job import take_lock
 
 ONE_METHOD = "methods=[constant-new]"
 
@@ -29,9 +29,9 @@ def has_saved(project: Project) -> bool:
 
 
 def make_would_unlock(project: Project) -> bool:
-    guard = [sys.executable, "-m", "optstate.experiment.lock"]
+    command = [sys.executable, "-m", "optstate.experiment.lock"]
     scripts = {"PYTHONPATH": str(project.folder / "workflow/scripts")}
-    return subprocess.run(guard, cwd=project.folder, env=os.environ | scripts).returncode == 0
+    return subprocess.run(command, cwd=project.folder, env=os.environ | scripts).returncode == 0
 
 
 def test_a_second_snakemake_is_refused(slow):
@@ -46,7 +46,7 @@ def test_a_second_snakemake_is_refused(slow):
             lock.unlink()
         third = slow.snakemake()
         assert third.returncode != 0
-        assert "error: another Snakemake is at work on results/tiny" in third.stderr
+        assert "error: another Snakemake is running on results/tiny" in third.stderr
         assert "Traceback" not in second.stderr + third.stderr
         assert len(slow.trainers()) == 1
 
@@ -62,11 +62,11 @@ def test_after_a_killed_snakemake(slow):
     assert make_would_unlock(slow)
     refused = slow.snakemake()
     assert refused.returncode != 0
-    assert "clear it by `.venv/bin/snakemake --unlock`, then run again" in refused.stderr
+    assert "Clear it by `.venv/bin/snakemake --unlock`, then run again" in refused.stderr
     assert slow.snakemake("--unlock").returncode == 0
     assert not make_would_unlock(slow)
     with slow.running() as process:
-        wait_until(lambda: log.exists() and "going on after step " in log.read_text())
+        wait_until(lambda: log.exists() and "continuing after step " in log.read_text())
         os.killpg(process.pid, signal.SIGTERM)
         assert "interrupted: SIGTERM" in process.communicate()[1]
 
@@ -83,13 +83,13 @@ def test_a_job_that_snakemake_has_not_recorded_trains_nothing_again(project):
             record.unlink()
     project.run("--config", ONE_METHOD, "--until", "first_session")
     log = project.folder / "logs/tiny/train/noise/constant/seed0-session1.log"
-    assert "going on after step 10, 2 epochs finished" in log.read_text()
+    assert "continuing after step 10, 2 epochs finished" in log.read_text()
     assert "epoch 1/2" not in log.read_text()
     assert {path.name: path.read_bytes() for path in session.iterdir()} == before
 
 
 def test_a_session_whose_end_nobody_recorded_is_stale(project):
-    """As on a cluster, where jobs go on without their Snakemake; what it was told is unknown."""
+    """As on a cluster, where jobs continue without their Snakemake: their settings are unknown."""
     first = ("--config", ONE_METHOD, "--until", "first_session")
     rows = project.folder / "results/tiny/runs/noise/constant/seed0/session1/steps.csv"
     project.run(*first)
@@ -100,8 +100,8 @@ def test_a_session_whose_end_nobody_recorded_is_stale(project):
     for record in (project.folder / ".snakemake/metadata").rglob("*"):
         if record.is_file():
             record.unlink()
-    lock = filelock.FileLock(project.folder / "results/tiny/.lock")
-    with lock:  # another Snakemake is at work, and about to record it
+    # Another Snakemake is running, and about to record it.
+    with take_lock(project.folder / "results/tiny/.lock"):
         assert "first_session" not in jobs(project, *first)
     assert jobs(project, *first)["first_session"] == 1
     shutil.rmtree(project.folder / "results/tiny/in_progress")
@@ -109,10 +109,10 @@ def test_a_session_whose_end_nobody_recorded_is_stale(project):
     assert "first_session" not in jobs(project, *first)
 
 
-def test_a_job_of_a_cluster_does_what_its_snakemake_was_told(slow, monkeypatch):
+def test_a_job_of_a_cluster_has_the_submitted_configuration(slow, monkeypatch):
     """It starts on another machine, hours later, and by then the configuration may be another."""
     job = ("--dry-run", "--force", "--nolock", "--printshellcmds", "--mode", "remote")
-    target = ("--target-jobs", "first_session:dataset=noise,schedule=constant,seed=0")
+    target = ("--target-jobs", "first_session:dataset=noise,name=constant,seed=0,session=1")
     with slow.running() as process:
         wait_until(lambda: has_saved(slow))
         (run,) = slow.folder.glob("results/tiny/.run-*.json")
@@ -126,7 +126,7 @@ def test_a_job_of_a_cluster_does_what_its_snakemake_was_told(slow, monkeypatch):
     run.unlink()  # as the next Snakemake does, and this one if it is not killed
     refused = slow.snakemake(*job, *target)
     assert refused.returncode != 0
-    assert "the Snakemake that submitted this job has ended: nothing done" in refused.stderr
+    assert "the Snakemake that submitted this job has ended. Nothing was done" in refused.stderr
 
 
 def test_two_experiments_share_the_arrays(project):

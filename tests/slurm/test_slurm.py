@@ -69,7 +69,7 @@ def first_sessions(earlier: Iterable[str]) -> dict[str, str]:
         schedule: job
         for schedule in SCHEDULES
         for job, comment in in_queue().items()
-        if job not in earlier and comment.endswith(f"_session_wildcards_noise_{schedule}_0")
+        if job not in earlier and comment.endswith(f"_session_wildcards_noise_{schedule}_0_1")
     }
 
 
@@ -189,7 +189,7 @@ def test_what_its_user_ends_waits_for_the_next_start(cluster, source, expected, 
     project.ask(runtime=60)
     project.run()
     for schedule in SCHEDULES:
-        assert "going on after step " in project.log(schedule)
+        assert "continuing after step " in project.log(schedule)
     assert outcome(project) == expected
 
 
@@ -207,8 +207,8 @@ def test_jobs_go_on_when_snakemake_is_killed(cluster, source, tmp_path):
     project.configure(configuration)
     assert project.snakemake("--unlock").returncode == 0
     project.run()
-    assert "going on after step 150, 30 epochs finished" in project.log("onecycle")
-    assert "going on" not in project.log("constant")
+    assert "continuing after step 150, 30 epochs finished" in project.log("onecycle")
+    assert "continuing" not in project.log("constant")
     assert outcome(project) == local(tmp_path, MEDIUM.format(source=source))
 
 
