@@ -1,0 +1,89 @@
+"""How torch computes in a session: device, precision, compilation, determinism."""
+
+import os
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from optstate.job import InputError
+from optstate.training.spec import SessionSpec
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device and the way of computing, with every ``auto`` of the configuration resolved.
+
+    Attributes:
+        device: where the model is trained, a CPU or a CUDA GPU.
+        precision: ``float32``, or ``bfloat16`` for autocast to bfloat16.
+        is_compiled: whether full training batches run through ``torch.compile``.
+        is_deterministic: whether torch uses deterministic algorithms only.
+    """
+
+    device: torch.device
+    precision: str
+    is_compiled: bool
+    is_deterministic: bool
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the device is a CUDA GPU."""
+        return self.device.type == "cuda"
+
+    def autocast(self) -> AbstractContextManager:
+        """Return a context in which the model runs at the configured precision."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def compile_model(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Compile the model for batches of one size, or return it unchanged if not configured.
+
+        On a GPU, the compiled kernels run as one CUDA graph.
+        """
+        if not self.is_compiled:
+            return model
+        mode = "reduce-overhead" if self.is_on_gpu else "default"
+        return torch.compile(model, dynamic=False, mode=mode)
+
+    def describe(self) -> dict[str, str | bool]:
+        """Return the facts about device and computation that a checkpoint records."""
+        name = torch.cuda.get_device_name(self.device) if self.is_on_gpu else platform.machine()
+        return {
+            "device": name,
+            "device_type": self.device.type,
+            "precision": self.precision,
+            "compiled": self.is_compiled,
+            "deterministic": self.is_deterministic,
+        }
+
+
+def set_up(spec: SessionSpec) -> Compute:
+    """Choose the device and configure torch globally: threads and determinism.
+
+    Raises:
+        InputError: a GPU is required and torch finds none.
+    """
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "device: cuda is configured, but torch finds no CUDA GPU. Choose auto or cpu."
+        )
+    on_gpu = spec.device != "cpu" and torch.cuda.is_available()
+    torch.set_num_threads(spec.cpu_threads)
+    is_deterministic = not on_gpu if spec.deterministic == "auto" else bool(spec.deterministic)
+    torch.use_deterministic_algorithms(is_deterministic)
+    if is_deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS raises an error without it
+        # A debugging aid that costs time: torch would fill every new tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not is_deterministic
+    default = "bfloat16" if on_gpu else "float32"
+    return Compute(
+        device=torch.device("cuda" if on_gpu else "cpu"),
+        precision=default if spec.precision == "auto" else spec.precision,
+        is_compiled=spec.compile is True,  # `auto` means no: sessions are too short to gain by it
+        is_deterministic=is_deterministic,
+    )
