@@ -1,12 +1,12 @@
-"""The boundary between two sessions: what becomes of the optimizer.
+"""The boundary between two sessions: what the optimizer keeps.
 
-The weights are always kept. An optimizer remembers ``state``, some entries for each parameter (for
-Adam ``step``, ``exp_avg``, ``exp_avg_sq``), and has ``param_groups``, its settings. At a boundary
-the settings are always those of the new session. Of the state
+The weights are always kept. An optimizer has ``param_groups``, its settings, and ``state``, some
+entries for each parameter (for Adam ``step``, ``exp_avg``, ``exp_avg_sq``). The settings after a
+boundary are always those of the new session. The state depends on the boundary:
 
-- ``new`` keeps nothing: ``keep: []``;
-- ``preserve`` keeps everything: ``keep: all``;
-- others keep some entries: ``keep: [exp_avg_sq]``, the rest begins as in a new optimizer.
+- ``new`` keeps nothing (``keep: []``);
+- ``preserve`` keeps everything (``keep: all``);
+- others keep some entries (``keep: [exp_avg_sq]``). The rest starts as in a new optimizer.
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ import torch
 def carry_over(
     optimizer: torch.optim.Optimizer, previous: dict[str, Any], keep: str | list[str]
 ) -> None:
-    """Give a new optimizer the entries ``keep`` of a previous one's state.
+    """Copy the entries ``keep`` of a previous optimizer's state to a new optimizer.
 
     Args:
-        optimizer: newly made over the same parameters, with the settings of its session.
+        optimizer: new, over the same parameters, with the settings of its session.
         previous: ``state_dict()`` of the optimizer before the boundary.
         keep: names of entries of the per-parameter state, or ``"all"``.
     """
@@ -33,25 +33,25 @@ def carry_over(
     if not any(state.values()):
         return
     if keep != "all":
-        initial = initial_state(optimizer)
+        initial = make_initial_state(optimizer)
         state = {index: initial[index] | entries for index, entries in state.items()}
     settings = optimizer.state_dict()["param_groups"]
-    # Loading a state dict also loads its settings, the old learning rate and betas among them.
+    # Loading a state dict would also load its settings, such as the old learning rate and betas.
     optimizer.load_state_dict({"state": state, "param_groups": settings})
 
 
-def initial_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
-    """The state that ``optimizer``, newly made, has before its first step.
+def make_initial_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """Make the state that a new ``optimizer`` has before its first step.
 
-    Optimizers make their state when they meet the first gradient, and with part of it in place
-    they would make none of the rest, so it is asked for here.
+    An optimizer makes its state at the first gradient. If part of the state exists, it makes none
+    of the rest. Therefore it is made here, from gradients of zero.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     for group in optimizer.param_groups:
         init = optimizer._init_group  # type: ignore[attr-defined]  # all of torch.optim has it
-        num_lists = init.__code__.co_argcount - 2  # after self and group: lists that it fills
+        num_lists = init.__code__.co_argcount - 2  # after self and group: lists to fill
         init(group, *([] for _ in range(num_lists)))
     for parameter in parameters:
         parameter.grad = None

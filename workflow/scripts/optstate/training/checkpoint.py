@@ -1,4 +1,4 @@
-"""Checkpoints: what a session ends with, and what an interrupted one continues from."""
+"""Checkpoints: the state at the end of a session, or inside one that was interrupted."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from optstate.training.schedule import WarmUp
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come. Epochs and steps are counted through all sessions."""
+    """How far a run is. Finished epochs and steps are counted through all sessions."""
 
     session: int = 0
     epoch: int = 0
@@ -31,8 +31,8 @@ class Position:
 
 
 @dataclass
-class Trained:
-    """All that training changes."""
+class TrainingState:
+    """Everything that training changes."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -40,17 +40,17 @@ class Trained:
     position: Position
 
     def state_dict(self) -> dict[str, Any]:
-        """The checkpoint of the present state, random states included."""
+        """Return a checkpoint of the current state, including the random states."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "random": random_states(),
+            "random": get_random_states(),
             "position": dataclasses.asdict(self.position),
         }
 
     def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
-        """Continue where ``checkpoint`` was taken."""
+        """Continue from ``checkpoint``."""
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
@@ -58,8 +58,8 @@ class Trained:
         set_random_states(checkpoint["random"])
 
 
-def random_states() -> dict[str, Any]:
-    """The state of every global random number generator that a model or library may draw from."""
+def get_random_states() -> dict[str, Any]:
+    """Return the states of all global random number generators that a model may draw from."""
     numpy_state = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     return {
@@ -71,7 +71,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put back what :func:`random_states` gave."""
+    """Restore the states that :func:`get_random_states` returned."""
     random.setstate(states["python"])
     inner = states["numpy"]["state"]
     np.random.set_state(
@@ -82,63 +82,63 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A copy of ``checkpoint`` in the host's memory, which training does not change any more."""
-    copied = _rebuilt(checkpoint, _copied)
+def copy_to_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of ``checkpoint`` in host memory, which further training does not change."""
+    copy = _rebuild(checkpoint, _copy)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return copied
+    return copy
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    # A copy that is not waited for goes into pinned memory, which is several times as fast.
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    # A non-blocking copy goes to pinned memory, which is several times as fast.
     return tensor.clone() if tensor.is_cpu else tensor.to("cpu", non_blocking=True)
 
 
-def serialized(checkpoint: dict[str, Any]) -> memoryview:
-    """The bytes of ``checkpoint``: the same for the same content, whatever made it.
+def serialize(checkpoint: dict[str, Any]) -> memoryview:
+    """Return the bytes of ``checkpoint``: equal for equal content.
 
-    Pickle writes an object that it has met before as a reference, and a state that was loaded
-    shares other strings and containers than one that was trained up to the same point. So it is
-    built anew, that its parts share what is equal and nothing else.
+    Pickle writes a repeated object as a reference. A loaded state shares other strings and
+    containers than a trained state with the same values, so its bytes would differ. Therefore the
+    checkpoint is rebuilt first: equal strings are shared, and no containers are.
     """
-    buffer = io.BytesIO()  # torch.save into a file hides a full disk behind a RuntimeError
-    torch.save(_rebuilt(checkpoint, torch.Tensor.cpu), buffer)
+    buffer = io.BytesIO()  # torch.save into a file reports a full disk as a RuntimeError
+    torch.save(_rebuild(checkpoint, torch.Tensor.cpu), buffer)
     return buffer.getbuffer()
 
 
-def _rebuilt(value: Any, tensor: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _rebuild(value: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        return tensor(value)
+        return copy(value)
     if isinstance(value, str):
         return sys.intern(value)
     if isinstance(value, dict):
-        rebuilt = type(value)((_rebuilt(k, tensor), _rebuilt(v, tensor)) for k, v in value.items())
+        rebuilt = type(value)((_rebuild(k, copy), _rebuild(v, copy)) for k, v in value.items())
         if hasattr(value, "_metadata"):  # versions of the modules, in a model's state dict
-            rebuilt._metadata = _rebuilt(value._metadata, tensor)  # type: ignore[attr-defined]
+            rebuilt._metadata = _rebuild(value._metadata, copy)  # type: ignore[attr-defined]
         return rebuilt
     if isinstance(value, (list, tuple)):
-        return type(value)(_rebuilt(entry, tensor) for entry in value)
+        return type(value)(_rebuild(entry, copy) for entry in value)
     return value
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write ``checkpoint`` so that ``path`` is either whole or not there."""
+    """Write ``checkpoint`` atomically: ``path`` is complete, or unchanged."""
     with write_atomically(path) as temporary:
-        temporary.write_bytes(serialized(checkpoint))
+        temporary.write_bytes(serialize(checkpoint))
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU.
 
     Raises:
-        InputError: the file is damaged or no checkpoint.
+        InputError: the file is damaged, or not a checkpoint.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # pickle and torch raise what they like on damaged files
+    except Exception as error:  # pickle and torch raise many kinds on damaged files
         raise InputError(
-            f"{path}: not a checkpoint that loads: delete it, then run again"
+            f"{path}: not a readable checkpoint. Delete it, then run again."
         ) from error

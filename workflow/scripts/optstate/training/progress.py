@@ -1,4 +1,4 @@
-"""What an interrupted session continues from, and the signals that interrupt one."""
+"""States in progress, from which an interrupted session continues, and the signals that stop it."""
 
 import contextlib
 import hashlib
@@ -16,22 +16,22 @@ from typing import Any
 import torch
 
 from optstate.job import write_atomically
-from optstate.training.checkpoint import Position, on_host, serialized
+from optstate.training.checkpoint import Position, copy_to_host, serialize
 
-EXIT_CODE = os.EX_TEMPFAIL  # of a job that was told to stop and has saved: run it again
+EXIT_CODE = os.EX_TEMPFAIL  # of a job that was stopped by a signal and saved: run it again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error
-    """The job was told to stop: the message is the name of the signal."""
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """A signal asked the job to stop. The message is the name of the signal."""
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], None]]:
-    """Within the block the ``SIGNALS`` are only taken note of.
+    """Only record the ``SIGNALS`` within the block, instead of ending the process.
 
     Yields:
-        A function that raises ``Interrupted`` if one of them has come.
+        A function that raises ``Interrupted`` if a signal was received.
     """
     received: list[int] = []
 
@@ -50,16 +50,16 @@ def stop_on_signals() -> Iterator[Callable[[], None]]:
 class Progress:
     """The last two states of a session in progress, each in a file named by its position.
 
-    The name ends with the SHA-256 of the file, so that a damaged one is told from a good one, and
-    one rename brings both.
+    The name contains the SHA-256 of the file, so that a damaged file is recognized and a single
+    rename creates both.
 
     Args:
-        folder: of this session and all that its bits depend on, and of nothing else.
-        every: when to save, as configured: ``epochs``, ``steps`` and ``minutes``, whichever is
+        folder: for this session with exactly these inputs.
+        every: when to save: after so many ``epochs``, ``steps`` or ``minutes``, whichever comes
             first.
-        start: where the session began.
-        in_background: whether training goes on while a state is written, at the price of as much
-            memory, and of losing as much more in a kill as was trained meanwhile.
+        start: position at the start of the session.
+        in_background: whether training continues while a state is written. This needs memory for a
+            second copy, and a kill also loses the steps trained during the write.
     """
 
     def __init__(
@@ -70,44 +70,44 @@ class Progress:
         self.writer = ThreadPoolExecutor(1) if in_background else None
         self.writing: Future[None] | None = None
         self.kept: list[Path] = []  # oldest first
-        self._saved_at(start)
+        self._note_save(start)
 
     def load(self) -> dict[str, Any] | None:
-        """The latest state that is whole, if there is one."""
+        """Load the latest undamaged state; None if there is none."""
         for path in sorted(self.folder.glob("epoch*.pt"), reverse=True):
             try:
                 content = path.read_bytes()
-            except OSError:  # of a failing disk
+            except OSError:  # the disk fails
                 content = b""
             if hashlib.sha256(content).hexdigest() == path.name.split(".")[1]:
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
                 self.kept = [path]
-                self._saved_at(Position(**state["trained"]["position"]))
+                self._note_save(Position(**state["training"]["position"]))
                 return state
-            logging.warning("%s: damaged: going on from the state before it, if any", path)
+            logging.warning("%s: damaged: continuing from the previous state, if any", path)
         return None
 
     def is_due(self, position: Position) -> bool:
-        """Whether enough epochs, steps or minutes have gone by since the last state was saved."""
-        gone_by = {
+        """Return whether enough epochs, steps or minutes have passed since the last save."""
+        passed = {
             "epochs": position.epoch - self.position.epoch,
             "steps": position.step - self.position.step,
             "minutes": (time.monotonic() - self.time) / 60,
         }
-        return any(gone_by[unit] >= number for unit, number in self.every.items())
+        return any(passed[unit] >= number for unit, number in self.every.items())
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep ``state`` and the one before it; all else in the folder is removed."""
+        """Save ``state``. Keeps the previous one too, and removes all others in the folder."""
         self.finish()
-        position = Position(**state["trained"]["position"])
+        position = Position(**state["training"]["position"])
         if self.writer:
-            self.writing = self.writer.submit(self._write, position, on_host(state))
+            self.writing = self.writer.submit(self._write, position, copy_to_host(state))
         else:
             self._write(position, state)
-        self._saved_at(position)
+        self._note_save(position)
 
     def finish(self) -> None:
-        """Wait until what was saved is on the disk.
+        """Wait until the saved state is on disk.
 
         Raises:
             OSError: it could not be written.
@@ -117,7 +117,7 @@ class Progress:
             writing.result()
 
     def _write(self, position: Position, state: dict[str, Any]) -> None:
-        content = serialized(state)
+        content = serialize(state)
         digest = hashlib.sha256(content).hexdigest()
         path = self.folder / f"epoch{position.epoch:06d}-step{position.step:09d}.{digest}.pt"
         with write_atomically(path) as temporary:
@@ -127,14 +127,17 @@ class Progress:
             if other not in self.kept:
                 other.unlink()
 
-    def _saved_at(self, position: Position) -> None:
+    def _note_save(self, position: Position) -> None:
         self.position, self.time = position, time.monotonic()
 
 
 def keep_final(folder: Path) -> None:
-    """Keep the final state of a session alone, and nothing of what it left when told otherwise."""
-    for other in folder.parent.iterdir():
-        if other.is_dir() and other != folder:
+    """Remove all states of a finished session except its last one.
+
+    States with other inputs lie next to ``folder``, in folders named by 16 hexadecimal digits.
+    """
+    for other in folder.parent.glob("[0-9a-f]" * 16):
+        if other != folder:
             shutil.rmtree(other)
     for earlier in sorted(folder.glob("epoch*.pt"))[:-1]:
         earlier.unlink()

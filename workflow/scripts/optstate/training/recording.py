@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 class Table:
-    """A growing CSV file in memory: floats keep every digit, None becomes an empty cell."""
+    """A growing CSV file in memory. Floats keep every digit; None becomes an empty cell."""
 
     def __init__(self, columns: list[str]) -> None:
         self.text = io.StringIO()
@@ -39,7 +39,7 @@ class Table:
         self.writer.writerows(rows)
 
     def load(self, text: str) -> list[Row]:
-        """Go on after ``text``. Returns its rows, as text."""
+        """Continue from ``text``. Returns its rows, with values as text."""
         self.text.seek(0)
         self.text.write(text)
         return list(csv.DictReader(io.StringIO(text)))
@@ -51,23 +51,23 @@ class Table:
 
 
 class Recorder:
-    """Rows of a session in memory, each sent to TensorBoard as it comes."""
+    """A session's rows in memory. Each is also added to TensorBoard."""
 
     def __init__(self, spec: SessionSpec, curves: "Curves", num_epochs: int) -> None:
         self.run = {column: getattr(spec, column) for column in RUN_COLUMNS}
         self.curves = curves
-        self.num_epochs = num_epochs  # up to the end of the session
+        self.num_epochs = num_epochs  # of the run, up to the end of the session
         self.steps = Table(STEP_COLUMNS)
         self.epochs = Table(EPOCH_COLUMNS)
 
     def record_steps(self, rows: Iterable[Row]) -> None:
-        """Take the rows of the latest steps."""
+        """Add the rows of the latest steps."""
         new = [self.run | row for row in rows]
         self.steps.add(new)
         self.curves.add_steps(new)
 
     def record_epoch(self, train: Row, valid: Row) -> None:
-        """Take the rows of an epoch whose steps are recorded."""
+        """Add the rows of an epoch whose steps are already recorded."""
         new = [self.run | train, self.run | valid]
         self.epochs.add(new)
         self.curves.add_epochs(new)
@@ -78,11 +78,11 @@ class Recorder:
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, str]:
-        """The rows so far, as CSV: one text is saved much faster than many rows are."""
+        """Return the rows so far as CSV: one text is saved much faster than many rows."""
         return {"steps": self.steps.text.getvalue(), "epochs": self.epochs.text.getvalue()}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        """Go on after the rows of ``state``."""
+        """Continue from the rows of ``state``."""
         self.curves.add_steps(self.steps.load(state["steps"]))
         self.curves.add_epochs(self.epochs.load(state["epochs"]))
 
@@ -93,7 +93,7 @@ class Recorder:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file, as text."""
+    """Read the rows of a CSV file, with values as text."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -101,9 +101,9 @@ def read_rows(path: Path) -> list[Row]:
 class Curves:
     """One session's TensorBoard events, in the folder of every run that the session is part of.
 
-    A folder holds an event file per session, which together are one curve. They repeat the CSV
-    files, so a session's file is written anew whenever the session starts or continues, and those
-    of later sessions, which follow from it, are removed.
+    A folder holds an event file per session. Together they make one curve. They repeat the CSV
+    files, so a session rewrites its event file whenever it starts or continues, and removes those
+    of later sessions, which depend on it.
     """
 
     def __init__(self, folders: Iterable[Path], session: int) -> None:
@@ -143,7 +143,7 @@ class Curves:
 
     def _add(self, values: dict[str, Any], step: int) -> None:
         points = [Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()]
-        # All in one event: one for each, as SummaryWriter makes, would take four times as long.
+        # All values in one event: one event each, as SummaryWriter makes, takes four times as long.
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=points))
         for writer in self.writers:
             writer.add_event(event)
@@ -154,7 +154,7 @@ class Curves:
 
 
 def add_shared_session(folder: Path, previous: Path) -> None:
-    """Give a run the curve of the first session, which may be older than the run."""
+    """Write the curve of the shared first session, which may be older than the run."""
     curves = Curves([folder], session=1)
     curves.add_steps(read_rows(previous / "steps.csv"))
     curves.add_epochs(read_rows(previous / "epochs.csv"))

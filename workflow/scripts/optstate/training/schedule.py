@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
-# These have a kernel for the whole step, on CPUs and GPUs: for Adam, half the time of single ones.
+# These have one fused kernel for the whole step, on CPUs and GPUs. It halves Adam's time.
 FUSED = ("Adam", "AdamW", "SGD")
-KERNELS = {"fused", "foreach", "differentiable"}  # what an optimizer is told of its kernels by
-MIN_ONECYCLE_STEPS = 4  # of fewer, the 30 % for the way up are less than one
+KERNELS = {"fused", "foreach", "differentiable"}  # keyword arguments that choose kernels
+MIN_ONECYCLE_STEPS = 4  # with fewer, the rising 30 % are less than one step
 
 
 def make_optimizer(
@@ -24,7 +24,7 @@ def make_optimizer(
     optimizer: dict[str, Any],
     learning_rate: dict[str, Any],
 ) -> torch.optim.Optimizer:
-    """A new ``torch.optim`` optimizer: ``name``, and keyword arguments as configured."""
+    """Make the ``torch.optim`` optimizer called ``name``, with the configured keyword arguments."""
     arguments = {key: value for key, value in optimizer.items() if key != "name"}
     if optimizer["name"] in FUSED and not KERNELS & arguments.keys():
         arguments["fused"] = True
@@ -38,19 +38,19 @@ def make_scheduler(
     num_steps: int,
     warmup_steps: int = 0,
 ) -> "LRScheduler | WarmUp":
-    """The scheduler of a session of ``num_steps`` steps, stepped after every step.
+    """Make the scheduler of a session, to be stepped after every optimizer step.
 
     Args:
-        optimizer: newly made, with the first LR.
+        optimizer: a new optimizer, with the first LR.
         learning_rate: ``kind``, and the session's values for it.
         num_steps: of the whole session.
-        warmup_steps: over which the LR rises to what it would be without; 0: none.
+        warmup_steps: steps in which the LR rises to the schedule's; 0: none.
     """
-    scheduler = _scheduler(optimizer, learning_rate, num_steps)
+    scheduler = _make_plain(optimizer, learning_rate, num_steps)
     return WarmUp(scheduler, warmup_steps) if warmup_steps else scheduler
 
 
-def _scheduler(
+def _make_plain(
     optimizer: torch.optim.Optimizer, learning_rate: dict[str, Any], num_steps: int
 ) -> LRScheduler:
     if learning_rate["kind"] == "constant":
@@ -58,18 +58,18 @@ def _scheduler(
     if learning_rate["kind"] == "cosine":
         return CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=learning_rate["final_lr"])
     if learning_rate["kind"] == "warmup":
-        rising = learning_rate["warmup_steps"]
-        return LinearLR(optimizer, start_factor=1 / rising, total_iters=rising - 1)
+        num_rising = learning_rate["warmup_steps"]
+        return LinearLR(optimizer, start_factor=1 / num_rising, total_iters=num_rising - 1)
     if num_steps < MIN_ONECYCLE_STEPS:
-        logging.warning("OneCycleLR over %d steps never has its initial LR", num_steps)
+        logging.warning("OneCycleLR over %d steps never uses its initial LR", num_steps)
     return OneCycleLR(
         optimizer,
         max_lr=learning_rate["max_lr"],
         total_steps=num_steps,
-        # OneCycleLR overwrites the optimizer's `lr` and `initial_lr` by max_lr / div_factor.
+        # OneCycleLR overwrites the optimizer's `lr` and `initial_lr` with max_lr / div_factor.
         div_factor=learning_rate["max_lr"] / learning_rate["initial_lr"],
-        # It would also give momentum to an SGD that was configured without.
-        cycle_momentum=momentum_of(optimizer) is not None,
+        # It would also give momentum to an SGD that is configured without momentum.
+        cycle_momentum=get_momentum(optimizer) is not None,
     )
 
 
@@ -83,7 +83,7 @@ class WarmUp:
 
     def step(self) -> None:
         """Set the LR of the next step."""
-        # Some schedulers go on from the LR that they find.
+        # Some schedulers compute the next LR from the current one.
         groups = self.scheduler.optimizer.param_groups
         for group, lr in zip(groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = lr
@@ -95,16 +95,16 @@ class WarmUp:
             group["lr"] *= min((self.scheduler.last_epoch + 1) / self.num_steps, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the scheduler: how far it is tells the rest."""
+        """Return the scheduler's state, which determines the scale."""
         return self.scheduler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after ``state``."""
+        """Continue from ``state``."""
         self.scheduler.load_state_dict(state)
 
 
-def momentum_of(optimizer: torch.optim.Optimizer) -> float | None:
-    """Momentum, or Adam's beta1, that the next step uses; None for an optimizer without."""
+def get_momentum(optimizer: torch.optim.Optimizer) -> float | None:
+    """Return the momentum, or Adam's beta1, of the next step; None if there is none."""
     settings = optimizer.param_groups[0]
     if "betas" in settings:
         return float(settings["betas"][0])

@@ -1,0 +1,191 @@
+"""Measurements of training: norms, accuracy, seconds, and a record of every step."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils import get_total_norm
+
+from optstate.training.recording import Recorder, Row
+
+TOP_K = (1, 2, 3)
+NORMS = ("grad_norm", "update_norm")
+NORM_STEPS = 50  # the norms of a session's first 50 steps are recorded,
+NORM_EVERY = 10  # then those of every tenth: they read and write all parameters once more
+FETCH_SECONDS = 30  # how long step records stay on the device before TensorBoard shows them
+
+
+def has_norms(step: int) -> bool:
+    """Return whether the norms of a session's ``step``, from 1, are recorded."""
+    return step <= NORM_STEPS or step % NORM_EVERY == 0
+
+
+class OptimizerStep:
+    """An optimizer's step, with the norms of the gradient and of the parameters' change.
+
+    The parameters before the step are copied into memory that is kept: allocating new memory can
+    take longer than the copy.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.before: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def __call__(self, with_norms: bool) -> list[torch.Tensor]:
+        """Take a step. Returns the L2 norms of gradient and change, or an empty list."""
+        if not with_norms:
+            self.optimizer.step()
+            return []
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.before = self.before or [torch.empty_like(p) for p in parameters]
+        torch._foreach_copy_(self.before, parameters)
+        # The gradients before the step, since an optimizer may change them in place. Without
+        # foreach kernels, whose sums may be rounded differently.
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        grad_norm = get_total_norm(gradients, foreach=False)
+        self.optimizer.step()
+        pairs = zip(self.before, parameters, strict=True)
+        changes = [before.sub_(now) for before, now in pairs]
+        return [grad_norm, get_total_norm(changes, foreach=False)]
+
+
+def count_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    """Count the labels among the k highest logits, for k = 1, 2, 3 capped at the classes.
+
+    Args:
+        logits: (images, classes).
+        labels: (images,).
+
+    Returns:
+        Three float tensors without dimensions.
+    """
+    highest = logits.topk(min(max(TOP_K), logits.shape[1])).indices
+    hits = (highest == labels[:, None]).float()
+    return [hits[:, :k].sum() for k in TOP_K]
+
+
+def make_epoch_row(epoch: int, split: str, totals: np.ndarray, seconds: float) -> Row:
+    """Return an epoch's row: means over its images.
+
+    Args:
+        epoch: counted through all sessions, from 1.
+        split: ``train`` or ``valid``.
+        totals: sums over the images: their number, loss, and hits for each of ``TOP_K``.
+        seconds: that the epoch took.
+    """
+    images, loss, *correct = totals.tolist()
+    top_k = {f"top{k}": number / images for k, number in zip(TOP_K, correct, strict=True)}
+    return {
+        "epoch": epoch, "split": split, "loss": loss / images, **top_k,
+        "images": int(images), "seconds": round(seconds, 3),
+    }  # fmt: skip
+
+
+class Stopwatch:
+    """Seconds that a device worked. A GPU is measured by its own clock, since it lags behind."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_on_gpu = device.type == "cuda"
+        self.start()
+
+    def start(self) -> None:
+        """Restart from zero."""
+        self.start_mark = self._mark()
+
+    def read_seconds(self) -> float:
+        """Return the seconds since the start, after all submitted work of the device is done."""
+        now = self._mark()
+        if not self.is_on_gpu:
+            return now - self.start_mark
+        now.synchronize()
+        return self.start_mark.elapsed_time(now) / 1000
+
+    def _mark(self) -> Any:
+        if not self.is_on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step: values known to the host, and measures that are still on the device."""
+
+    row: Row
+    num_images: int
+    measures: torch.Tensor  # loss, hits for each of TOP_K, and the two norms if recorded
+
+
+class StepRecords:
+    """The steps of a session. Their measures stay on the device until fetched together.
+
+    ``totals`` (images, loss, and hits for each of ``TOP_K``) and ``seconds`` are sums over the
+    fetched steps of the current epoch.
+    """
+
+    def __init__(self, recorder: Recorder, device: torch.device) -> None:
+        self.recorder = recorder
+        self.stopwatch = Stopwatch(device)
+        self.waiting: list[StepRecord] = []
+        self.totals = np.zeros(2 + len(TOP_K))
+        self.seconds = 0.0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Restart the clock: the time since the last fetch does not count as training."""
+        self.fetched_at = time.perf_counter()
+        self.stopwatch.start()
+
+    def add(self, record: StepRecord) -> None:
+        """Add a step. Fetch all if the last fetch was ``FETCH_SECONDS`` ago."""
+        self.waiting.append(record)
+        if time.perf_counter() - self.fetched_at > FETCH_SECONDS:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Copy the waiting measures to the host, and add them to the recorder and the totals."""
+        if not self.waiting:
+            return
+        lengths = [len(record.measures) for record in self.waiting]
+        measures = torch.cat([record.measures for record in self.waiting])
+        self.seconds += self.stopwatch.read_seconds()
+        values = measures.cpu().split(lengths)
+        pairs = zip(self.waiting, values, strict=True)
+        self.recorder.record_steps([self._count(record, v.tolist()) for record, v in pairs])
+        self.waiting = []
+        self.start_clock()
+
+    def _count(self, record: StepRecord, values: list[float]) -> Row:
+        """Add a step's values to the totals. Returns its row."""
+        loss, *correct = values[: 1 + len(TOP_K)]
+        norms: list[Any] = values[1 + len(TOP_K) :] or [None] * len(NORMS)
+        self.totals += [record.num_images, loss * record.num_images, *correct]
+        results = {"loss": loss, "top1": correct[0] / record.num_images}
+        return record.row | results | dict(zip(NORMS, norms, strict=True))
+
+    def make_train_row(self, epoch: int) -> Row:
+        """Fetch the last steps of an epoch. Returns its row for the training split."""
+        self.fetch()
+        return make_epoch_row(epoch, "train", self.totals, self.seconds)
+
+    def finish_epoch(self, train: Row, valid: Row) -> None:
+        """Record the rows of an epoch, and reset the sums for the next."""
+        self.recorder.record_epoch(train, valid)
+        self.totals, self.seconds = np.zeros_like(self.totals), 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows recorded so far, and the sums of the current epoch."""
+        return {
+            "recorder": self.recorder.state_dict(),
+            "totals": self.totals.tolist(),
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.recorder.load_state_dict(state["recorder"])
+        self.totals, self.seconds = np.array(state["totals"]), state["seconds"]
