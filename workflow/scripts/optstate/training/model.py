@@ -1,4 +1,4 @@
-"""Any torchvision classification model, by name, with a head for the data set's classes."""
+"""torchvision classification models by name, with a head for the data set's classes."""
 
 import inspect
 import logging
@@ -13,10 +13,10 @@ from optstate.job import InputError
 
 
 def make_model(name: str, image_size: int, num_classes: int) -> nn.Module:
-    """An untrained model, initialised from torch's global random state.
+    """Make an untrained model, initialized from torch's global random state.
 
-    Auxiliary heads (GoogLeNet, Inception v3) are left out: every model has one output. Models of
-    a fixed input size (ViT, MaxViT) are built for ``image_size``.
+    Auxiliary heads (GoogLeNet, Inception v3) are left out, so every model has one output. Models
+    with a fixed input size (ViT, MaxViT) are built for ``image_size`` pixels.
     """
     arguments = {
         "aux_logits": False,
@@ -35,45 +35,47 @@ def make_model(name: str, image_size: int, num_classes: int) -> nn.Module:
 
 
 def model_names() -> list[str]:
-    """The models that ``model`` may name."""
+    """List the names that the configuration's ``model`` may have."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
 def require_runs(name: str, image_size: int, num_classes: int) -> None:
-    """Try the model on images of the configured size, on torch's meta device: shapes alone.
+    """Check that a model accepts images of ``image_size`` pixels.
+
+    It runs on torch's meta device, which computes shapes only.
 
     Raises:
-        InputError: it cannot take such images, or its output is not (images, classes).
+        InputError: it does not, or its output is not (images, classes).
     """
     try:
         model = make_model(name, image_size, num_classes).to("meta")
         output = model(torch.zeros(2, 3, image_size, image_size, device="meta"))
-    except Exception as error:  # torchvision and torch raise what they like here
+    except Exception as error:  # each model fails in its own way
         reason = str(error).split("\n")[0]
         raise InputError(
-            f"`model` {name!r} cannot be trained at `image_size` {image_size} ({reason}): "
-            "choose another size or model"
+            f"model: {name} does not work with an image_size of {image_size} ({reason}). Choose "
+            "another size or model."
         ) from error
     if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
-        raise InputError(f"`model` {name!r} has more than one output: choose another model")
+        raise InputError(f"model: {name} has more than one output. Choose another model.")
 
 
 def load_weights(
     model: nn.Module, name: str, image_size: int, num_classes: int, path: Path
 ) -> list[str]:
-    """Load a state dict into ``model``, except the head where its size differs.
+    """Load a state dict into ``model``, except for the head if its size differs.
 
     Args:
-        path: a file of a state dict, bare or under the key ``model`` or ``state_dict``.
+        path: a file with a state dict, possibly under the key ``model`` or ``state_dict``.
 
     Returns:
-        The names of the head's parameters that stay as initialised.
+        The names of the head's parameters that keep their initial values.
 
     Raises:
-        InputError: the file cannot be read safely, or belongs to another model.
+        InputError: the file cannot be loaded safely, or belongs to another model.
     """
     own = model.state_dict()
-    head = _head_parameters(name, image_size, num_classes)
+    head = _find_head(name, image_size, num_classes)
     given = {
         key: value
         for key, value in _read_state_dict(path).items()
@@ -87,15 +89,15 @@ def load_weights(
     )
     if wrong:
         raise InputError(
-            f"{path}: not the weights of {name}: {len(wrong)} entries differ, as {wrong[0]!r}: "
-            "mend `weights` or `model`"
+            f"{path}: these are not weights of {name}: {len(wrong)} entries differ, for example "
+            f"{wrong[0]!r}. Correct `weights` or `model`."
         )
     model.load_state_dict({key: own[key] if key in left_out else given[key] for key in own})
     return sorted(left_out)
 
 
-def _head_parameters(name: str, image_size: int, num_classes: int) -> set[str]:
-    """The parameters whose shape depends on the number of classes."""
+def _find_head(name: str, image_size: int, num_classes: int) -> set[str]:
+    """Return the parameters whose shape depends on the number of classes."""
     shapes, others = (
         {key: value.shape for key, value in make_model(name, image_size, n).state_dict().items()}
         for n in (num_classes, num_classes + 1)
@@ -114,9 +116,9 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             return content
     except OSError:
         raise
-    except Exception as error:  # pickle and torch raise what they like on foreign files
+    except Exception as error:  # pickle and torch raise many kinds on other files
         logging.info("%s: %s", path, error)
     raise InputError(
-        f"{path}: no state dict that loads safely: make the file by "
-        "`torch.save(model.state_dict(), PATH)`"
+        f"{path}: not a state dict that loads safely. Save it with "
+        "`torch.save(model.state_dict(), PATH)`."
     )

@@ -1,18 +1,17 @@
-"""Train one session of one run, from the arrays and the checkpoint before it to its own."""
+"""Train one session of one run, from the prepared arrays and the previous session's checkpoint."""
 
 import argparse
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
-import os
 import platform
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,12 @@ import torchvision
 
 from optstate import job
 from optstate.training import checkpoint
-from optstate.training.batches import ImageSet, load_split, on_device
+from optstate.training.batches import ImageSet, count_batches, load_split, place_split
 from optstate.training.boundary import carry_over
-from optstate.training.checkpoint import Position, Trained
-from optstate.training.loop import (
-    OptimizerStep,
-    Session,
-    StepRecords,
-    num_steps_per_epoch,
-    train_session,
-)
+from optstate.training.checkpoint import Position, TrainingState
+from optstate.training.compute import Compute, set_up
+from optstate.training.loop import Session, train_session
+from optstate.training.measuring import OptimizerStep, StepRecords
 from optstate.training.model import load_weights, make_model
 from optstate.training.progress import (
     EXIT_CODE,
@@ -45,181 +40,144 @@ from optstate.training.schedule import make_optimizer, make_scheduler
 from optstate.training.spec import SessionSpec
 
 
+@dataclass(frozen=True)
+class Paths:
+    """The files and folders of a session. None of them changes its results.
+
+    Attributes:
+        arrays: the folder of the data set's arrays.
+        output: the folder for the checkpoint, the tables and ``made_by.json``.
+        progress: this session's own folder for its lock and its states in progress.
+        previous: the output folder of the previous session.
+        previous_progress: the previous session's ``progress``, removed when this session begins.
+        weights: a state dict that the first session starts from.
+        curves: TensorBoard folders of all runs that the session is part of.
+    """
+
+    arrays: Path
+    output: Path
+    progress: Path
+    previous: Path | None = None
+    previous_progress: Path | None = None
+    weights: Path | None = None
+    curves: Sequence[Path] = ()
+
+
 def main(arguments: argparse.Namespace) -> None:
-    """Write ``checkpoint.pt``, the tables and ``made_by.json`` to ``--output``.
+    """Train the session that the command line describes."""
+    names = [field.name for field in dataclasses.fields(Paths)]
+    paths = Paths(**{name: getattr(arguments, name) for name in names})
+    train(SessionSpec.from_json(arguments.spec), paths, json.loads(arguments.checkpoint_every))
 
-    Exits with ``progress.EXIT_CODE`` after saving if a signal asks for it.
+
+def train(spec: SessionSpec, paths: Paths, checkpoint_every: dict[str, float]) -> None:
+    """Train a session, or the rest of an interrupted one, and write its outputs.
+
+    If a signal asks for it, the state is saved and the process exits with ``progress.EXIT_CODE``.
     """
-    spec = SessionSpec.from_json(arguments.spec)
-    folder = progress_folder(arguments.progress, spec, spec.session)
-    with job.hold_lock(folder / "lock"), stop_on_signals() as stop_if_asked:
-        if arguments.previous:
-            # Snakemake has recorded it as done, or it would not have started this one.
-            before = progress_folder(arguments.progress, spec, spec.session - 1)
-            shutil.rmtree(before, ignore_errors=True)
-        device = set_up(spec)
-        own = folder / fingerprint(arguments, describe(spec, device))
-        train(spec, arguments, device, own, stop_if_asked)
-        keep_final(own)
+    with job.hold_lock(paths.progress / "lock"), stop_on_signals() as stop_if_asked:
+        if paths.previous_progress:
+            # Snakemake has recorded the previous session as done, or it would not start this one.
+            shutil.rmtree(paths.previous_progress, ignore_errors=True)
+        compute = set_up(spec)
+        with open_session(spec, paths, compute, checkpoint_every, stop_if_asked) as session:
+            try:
+                with explain_errors(spec):
+                    train_session(session)
+            except Interrupted as signal:
+                save_and_exit(session, str(signal))
+            write_outputs(session, paths.output)
+        # The last state stays: Snakemake deletes the outputs of a job that it has not recorded as
+        # done, and runs it again.
+        keep_final(session.progress.folder)
 
 
-def train(
+@contextlib.contextmanager
+def open_session(
     spec: SessionSpec,
-    arguments: argparse.Namespace,
-    device: torch.device,
-    folder: Path,
+    paths: Paths,
+    compute: Compute,
+    checkpoint_every: dict[str, float],
     stop_if_asked: Callable[[], None],
-) -> None:
-    """Train the session, or what an interrupted job has left of it, and write the outputs.
+) -> Iterator[Session]:
+    """Open a session where it begins, or where an earlier job was interrupted.
 
-    The final state in progress stays: until Snakemake has recorded the job as done, it would delete
-    the outputs of a job that was cut off, and start it again.
+    Args:
+        spec: of the session.
+        paths: of its files.
+        compute: made by :func:`set_up`.
+        checkpoint_every: the key of the configuration: ``epochs``, ``steps``, ``minutes``.
+        stop_if_asked: called after every step, see :class:`Session`.
     """
-    images = {
-        "train": load_split(arguments.dataset, "train", spec.train_per_class),
-        "valid": load_split(arguments.dataset, "valid", spec.valid_per_class),
-    }
-    log_plan(spec, images["train"], images["valid"], device)
-    trained = start(spec, images["train"], arguments.previous, arguments.weights, device)
-    started_at = trained.position
-    progress, records = resume(spec, arguments, folder, trained, device)
-
-    def save_if_due() -> None:
-        if progress.is_due(trained.position):
-            save_progress(progress, trained, records)
-
-    session = Session(
-        **{split: on_device(image_set, device) for split, image_set in images.items()},
-        spec=spec,
-        device=device,
-        autocast=autocast(spec, device),
-        forward=compiled(trained.model, device) if compiles(spec) else trained.model,
-        step_optimizer=OptimizerStep(trained.optimizer),
-        records=records,
-        first_epoch=started_at.epoch + 1,
-        first_step=started_at.step + 1,
-        save_if_due=save_if_due,
-        stop_if_asked=stop_if_asked,
-    )
+    train = load_split(paths.arrays, "train", spec.train_per_class)
+    valid = load_split(paths.arrays, "valid", spec.valid_per_class)
+    log_plan(spec, train, valid, compute.device)
+    state = make_state(spec, train, paths.previous, paths.weights, compute.device)
+    start = state.position
+    folder = paths.progress / fingerprint(paths, describe(spec, compute))
+    # A CPU would write in the background at the expense of training.
+    progress = Progress(folder, checkpoint_every, start, in_background=compute.is_on_gpu)
+    saved = progress.load()
+    records = StepRecords(open_recorder(spec, paths, start), compute.device)
+    if saved:
+        state.load_state_dict(saved["training"])
+        records.load_state_dict(saved["records"])
+        logging.info("continuing after %s", state.position)
     try:
-        with explained(spec):
-            train_session(session, trained)
-    except Interrupted as signal:
-        save_progress(progress, trained, records)
-        progress.finish()
-        logging.warning("interrupted: %s: saved %s: run again to go on", signal, trained.position)
-        sys.exit(EXIT_CODE)
+        yield Session(
+            spec=spec,
+            train=place_split(train, compute.device),
+            valid=place_split(valid, compute.device),
+            compute=compute,
+            state=state,
+            forward=compute.compile_model(state.model),
+            step_optimizer=OptimizerStep(state.optimizer),
+            records=records,
+            progress=progress,
+            first_epoch=start.epoch + 1,
+            first_step=start.step + 1,
+            stop_if_asked=stop_if_asked,
+        )
     finally:
         records.recorder.curves.close()
-    save_progress(progress, trained, records)
-    progress.finish()
-    records.recorder.write(arguments.output)
-    meta = describe(spec, device)
-    with job.write_atomically(arguments.output / "made_by.json") as path:
-        path.write_text(json.dumps(meta, indent=1) + "\n")
-    checkpoint.save(trained.state_dict() | {"meta": meta}, arguments.output / "checkpoint.pt")
-
-
-def resume(
-    spec: SessionSpec,
-    arguments: argparse.Namespace,
-    folder: Path,
-    trained: Trained,
-    device: torch.device,
-) -> tuple[Progress, StepRecords]:
-    """Bring ``trained`` to where an interrupted job has left it, with its records up to there."""
-    every = json.loads(arguments.checkpoint_every)
-    # On a CPU the writer would take its time from training.
-    progress = Progress(folder, every, trained.position, in_background=device.type == "cuda")
-    state = progress.load()
-    if spec.session == 2:
-        for curve in arguments.curves:
-            add_shared_session(curve, arguments.previous)
-    curves = Curves(arguments.curves, spec.session)
-    recorder = Recorder(spec, curves, trained.position.epoch + spec.num_epochs)
-    records = StepRecords(recorder, device)
-    if state:
-        trained.load_state_dict(state["trained"])
-        records.load_state_dict(state["records"])
-        logging.info("going on after %s", trained.position)
-    return progress, records
-
-
-def save_progress(progress: Progress, trained: Trained, records: StepRecords) -> None:
-    """Save the present state, if it is not the one saved last."""
-    if trained.position != progress.position:
-        records.fetch()
-        progress.save({"trained": trained.state_dict(), "records": records.state_dict()})
-        records.start_clock()
-
-
-def progress_folder(root: Path, spec: SessionSpec, session: int) -> Path:
-    """Where a session of the run of ``spec`` keeps what it would continue from."""
-    name = spec.schedule if session == 1 < spec.session else spec.method
-    return root / spec.dataset / name / f"seed{spec.seed}" / f"session{session}"
-
-
-def set_up(spec: SessionSpec) -> torch.device:
-    """Choose the device, and make torch compute as the configuration says."""
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise job.InputError("`device` is cuda, and torch finds none: choose auto or cpu")
-    name = "cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(spec.cpu_threads)
-    deterministic = name == "cpu" if spec.deterministic == "auto" else bool(spec.deterministic)
-    torch.use_deterministic_algorithms(deterministic)
-    if deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # else cuBLAS refuses
-        # Else every new tensor is filled first, which costs time and is there to find bugs.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = not deterministic
-    return torch.device(name)
-
-
-def autocast(spec: SessionSpec, device: torch.device) -> Any:
-    """A maker of contexts in which the model runs at the configured precision."""
-    default = "bfloat16" if device.type == "cuda" else "float32"
-    if (default if spec.precision == "auto" else spec.precision) == "float32":
-        return contextlib.nullcontext
-    return functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
-
-
-def compiles(spec: SessionSpec) -> bool:
-    """Whether the model is compiled: by ``auto`` it is not, since sessions are too short for it."""
-    return spec.compile is True
-
-
-def compiled(model: torch.nn.Module, device: torch.device) -> Any:
-    """The model compiled for batches of one size, on a GPU with its kernels in a CUDA graph."""
-    mode = "reduce-overhead" if device.type == "cuda" else "default"
-    return torch.compile(model, dynamic=False, mode=mode)
 
 
 def log_plan(spec: SessionSpec, train: ImageSet, valid: ImageSet, device: torch.device) -> None:
-    """Say what is about to be trained.
+    """Log the size of the session.
 
     Raises:
-        InputError: there is not one batch to train on.
+        InputError: there are too few images for a single batch.
     """
-    num_steps = num_steps_per_epoch(len(train), spec.batch_size)
+    num_steps = count_batches(len(train), spec.batch_size)
     if num_steps == 0:
-        raise job.InputError(f"{spec.dataset}: a single training image cannot be trained on")
+        raise job.InputError(
+            f"{spec.dataset}: a single training image is not enough. Provide at least two."
+        )
     logging.info(
         "%s %s seed %d session %d: %d epochs of %d steps, %d train and %d valid images, on %s",
         spec.dataset, spec.method, spec.seed, spec.session, spec.num_epochs, num_steps,
         len(train), len(valid), device,
     )  # fmt: skip
     if len(train) % spec.batch_size == 1:
-        logging.info("the last image of every epoch is alone in its batch and left out")
+        logging.info("the last batch of every epoch would be a single image and is left out")
 
 
-def start(
+def make_state(
     spec: SessionSpec,
     train: ImageSet,
     previous: Path | None,
     weights: Path | None,
     device: torch.device,
-) -> Trained:
-    """The state that a session begins with: at a boundary, this is where the methods fork."""
+) -> TrainingState:
+    """Make the state that a session begins with. At a boundary, the methods differ from here on.
+
+    Args:
+        spec: of the session.
+        train: the training split.
+        previous: the output folder of the previous session.
+        weights: a state dict that the first session starts from.
+        device: for the model.
+    """
     random.seed(spec.seed)
     np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
@@ -228,11 +186,7 @@ def start(
     if before:
         model.load_state_dict(before["model"])
     elif weights:
-        with weights.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != spec.weights_sha256:
-                raise job.InputError(f"{weights}: has just changed: run again")
-        fresh = load_weights(model, spec.model, spec.image_size, train.num_classes, weights)
-        logging.info("weights from %s; new: %s", weights, ", ".join(fresh) or "none")
+        start_from_weights(model, spec, train.num_classes, weights)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     optimizer = make_optimizer(model.parameters(), spec.optimizer, spec.learning_rate)
@@ -241,40 +195,95 @@ def start(
         carry_over(optimizer, before["optimizer"], spec.keep)
         checkpoint.set_random_states(before["random"])
         position = Position(**before["position"] | {"session": spec.session})
-    num_steps = spec.num_epochs * num_steps_per_epoch(len(train), spec.batch_size)
+    num_steps = spec.num_epochs * count_batches(len(train), spec.batch_size)
     scheduler = make_scheduler(optimizer, spec.learning_rate, num_steps, spec.warmup_steps)
-    return Trained(model, optimizer, scheduler, position)
+    return TrainingState(model, optimizer, scheduler, position)
+
+
+def start_from_weights(
+    model: torch.nn.Module, spec: SessionSpec, num_classes: int, weights: Path
+) -> None:
+    """Load the file ``weights`` into the model.
+
+    Raises:
+        InputError: the file is not the one that the configuration was checked with.
+    """
+    with weights.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != spec.weights_sha256:
+            raise job.InputError(f"{weights}: this file has just changed. Run again.")
+    new = load_weights(model, spec.model, spec.image_size, num_classes, weights)
+    logging.info("weights from %s; newly initialized: %s", weights, ", ".join(new) or "none")
+
+
+def open_recorder(spec: SessionSpec, paths: Paths, start: Position) -> Recorder:
+    """Open the record of a session that starts at ``start``, with its TensorBoard curves."""
+    if spec.session == 2 and paths.previous:
+        for folder in paths.curves:
+            add_shared_session(folder, paths.previous)
+    return Recorder(spec, Curves(paths.curves, spec.session), start.epoch + spec.num_epochs)
 
 
 @contextlib.contextmanager
-def explained(spec: SessionSpec) -> Iterator[None]:
-    """Turn what the configuration asks too much of a device for into one line with the mend."""
+def explain_errors(spec: SessionSpec) -> Iterator[None]:
+    """Turn errors caused by the configuration into one-line errors that say how to fix it."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise job.InputError(
-            f"the GPU's memory is too small for `batch_size` {spec.batch_size} at `image_size` "
-            f"{spec.image_size}: choose smaller ones"
+            f"batch_size: {spec.batch_size} images of {spec.image_size} pixels do not fit into the "
+            "GPU's memory. Choose a smaller batch_size or image_size."
         ) from error
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):
             raise
         operation = str(error).partition(" ")[0]
         raise job.InputError(
-            f"`model` {spec.model} needs {operation}, which has no deterministic implementation "
-            "here: set `deterministic` to false, or choose another model"
+            f"model: {spec.model} uses {operation}, which has no deterministic implementation on "
+            "this device. Set `deterministic` to false, or choose another model."
         ) from error
 
 
-def fingerprint(arguments: argparse.Namespace, made_by: dict[str, Any]) -> str:
-    """A name for the state of a session in progress: of all that its bits depend on.
+def save_and_exit(session: Session, reason: str) -> None:
+    """Save an interrupted session and exit with the code that asks to run it again."""
+    session.save()
+    session.progress.finish()
+    position = session.state.position
+    logging.warning("interrupted: %s: saved %s: run again to continue", reason, position)
+    sys.exit(EXIT_CODE)
 
-    But not of the very device, so that a job may continue on another of its kind.
+
+def write_outputs(session: Session, folder: Path) -> None:
+    """Write the tables, ``made_by.json`` and ``checkpoint.pt`` of a finished session."""
+    session.save()
+    session.progress.finish()
+    session.records.recorder.write(folder)
+    made_by = describe(session.spec, session.compute)
+    with job.write_atomically(folder / "made_by.json") as path:
+        path.write_text(json.dumps(made_by, indent=1) + "\n")
+    checkpoint.save(session.state.state_dict() | {"meta": made_by}, folder / "checkpoint.pt")
+
+
+def describe(spec: SessionSpec, compute: Compute) -> dict[str, Any]:
+    """Describe what makes a checkpoint: configuration, versions, device."""
+    versions = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+    }
+    configuration = dataclasses.asdict(spec)
+    return {"configuration": configuration, "versions": versions, **compute.describe()}
+
+
+def fingerprint(paths: Paths, made_by: dict[str, Any]) -> str:
+    """Hash everything that the bits of a session depend on, to name its states in progress.
+
+    The name of the device is left out, so that a job may continue on another device of its type.
     """
-    files = [arguments.dataset / "dataset.json", Path(job.__file__)]
+    files = [paths.arrays / "dataset.json", Path(job.__file__)]
     files += sorted(Path(__file__).parent.glob("*.py"))
-    if arguments.previous:
-        files.append(arguments.previous / "checkpoint.pt")
+    if paths.previous:
+        files.append(paths.previous / "checkpoint.pt")
     kind = {key: value for key, value in made_by.items() if key != "device"}
     digest = hashlib.sha256(json.dumps(kind, sort_keys=True).encode())
     for path in files:
@@ -283,33 +292,21 @@ def fingerprint(arguments: argparse.Namespace, made_by: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(spec: SessionSpec, device: torch.device) -> dict[str, Any]:
-    """What made a checkpoint: configuration, versions, device."""
-    on_gpu = device.type == "cuda"
-    return {
-        "configuration": dataclasses.asdict(spec),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-            "numpy": np.__version__,
-        },
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        "device_type": device.type,
-        "precision": "float32" if autocast(spec, device) is contextlib.nullcontext else "bfloat16",
-        "compiled": compiles(spec),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
-
-
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--spec", required=True, help="JSON of the fields of SessionSpec")
-PARSER.add_argument("--dataset", type=Path, required=True, help="folder of the arrays")
-PARSER.add_argument("--previous", type=Path, help="folder of the session before this one")
+PARSER.add_argument("--arrays", type=Path, required=True, help="folder of the data set's arrays")
+PARSER.add_argument("--output", type=Path, required=True, help="folder for checkpoint and tables")
+PARSER.add_argument(
+    "--progress", type=Path, required=True, help="this session's folder of states in progress"
+)
+PARSER.add_argument("--previous", type=Path, help="output folder of the previous session")
+PARSER.add_argument(
+    "--previous-progress", type=Path, help="the previous session's folder of states, to remove"
+)
 PARSER.add_argument("--weights", type=Path, help="state dict that the first session starts from")
-PARSER.add_argument("--output", type=Path, required=True, help="folder")
-PARSER.add_argument("--progress", type=Path, required=True, help="folder of states in progress")
-PARSER.add_argument("--checkpoint-every", default='{"epochs": 1}', help="JSON: when to save one")
+PARSER.add_argument(
+    "--checkpoint-every", default='{"epochs": 1}', help="when to save the state, as JSON"
+)
 PARSER.add_argument("--curves", type=Path, nargs="*", default=[], help="TensorBoard folders")
 
 if __name__ == "__main__":
