@@ -12,21 +12,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 
+from benchmarks.measure import Measure, limit_cores, median, ratio_of_sums, write_measures
 from optstate import job
-from benchmarks.measure import Measure, median, on_cores, ratio_of_sums, write_measures
 from optstate.data import prepare
-from optstate.data.manifest import folder_sha256
+from optstate.data.manifest import FOLDERS, folder_sha256
 
-SCRIPTS = str(Path(__file__).parents[2])
-ROUNDS = 9  # of a stretch each
-COMMANDS = 3  # runs of the whole command, and as many to see its memory
+SCRIPTS = str(Path(job.__file__).parents[1])
+ROUNDS = 9
+COMMANDS = 3  # runs of the whole command, to time it, and again to watch its memory
 QUARTER = 4
 SAMPLE_SECONDS = 0.01
 
-# A process with nothing but Pillow and numpy. It decodes its share of the images, one in so many,
-# for each line that it reads, answers with a line, and leaves the array.
+# A process with nothing but Pillow and numpy. For each line that it reads, it decodes its share of
+# the images, every STEPth from the FIRST, and answers with a line. At the end it saves the array.
 PILLOW = """
 import sys
 from pathlib import Path
@@ -39,8 +38,8 @@ pixels = np.zeros((len(paths[first::step]), size, size, 3), np.uint8)
 for _ in sys.stdin:
     for row, path in zip(pixels, paths[first::step]):
         with Image.open(path) as image:
-            picture = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-            row[:] = np.asarray(picture)
+            resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+            row[:] = np.asarray(resized)
     print("done", flush=True)
 np.save(output, pixels)
 """
@@ -52,61 +51,69 @@ def main(arguments: argparse.Namespace) -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.output.parent) as temporary:
         folder = Path(temporary)
-        seconds = measure_rates(images, size, cores, folder)
+        seconds = time_rounds(images, size, cores, folder)
         difference = pixel_difference(folder)
-        command = [command_seconds(images, size, cores, folder) for _ in range(COMMANDS)]
-        quarter = every_fourth(images, folder / "quarter")
+        commands = [time_command(images, size, cores, folder) for _ in range(COMMANDS)]
+        quarter = link_quarter(images, folder / "quarter")
         peaks = [
-            [peak_megabytes(of, size, cores, folder) for of in (images, quarter)]
+            [peak_megabytes(source, size, cores, folder) for source in (images, quarter)]
             for _ in range(COMMANDS)
         ]
     _, splits = prepare.list_images(images)
     num_images = sum(len(split.images) for split in splits)
+    starts = [command - np.median(seconds["all"]) for command in commands]
     measures = [
-        *rates(seconds, num_images, cores),
-        row("prepare_start_seconds", median([c - np.median(seconds["all"]) for c in command])),
-        *memory(peaks),
-        row("prepare_pixel_difference", (difference,) * 3, "<= 0"),
+        *rate_measures(seconds, num_images, cores),
+        Measure("prepare_start_seconds", "cpu", *median(starts)),
+        *memory_measures(peaks),
+        Measure("prepare_pixel_difference", "cpu", *(difference,) * 3, goal="<= 0"),
     ]
     write_measures(arguments.output, measures)
 
 
-def row(measure: str, value: tuple[float, float, float], goal: str = "") -> Measure:
-    """A row of what is measured on the CPU."""
-    return Measure(measure, "cpu", *value, goal)
+def rate_measures(
+    seconds: dict[str, list[float]], num_images: int, cores: int
+) -> Iterator[Measure]:
+    """Yield the measures of speed.
 
+    ``pillow_processes_gain`` shows how much the cores help at most: one Pillow process on each of
+    them, with its share of the images, against one process alone.
 
-def rates(seconds: dict[str, list[float]], num_images: int, cores: int) -> list[Measure]:
-    """The rows of stretches, from the seconds that each took in each round.
-
-    ``pillow_processes_gain`` tells what the cores are worth: a Pillow process on each, with its
-    share of the images, against one alone.
+    Args:
+        seconds: as :func:`time_rounds` returns them.
     """
     pillow, pillows, all_cores, one_core = seconds.values()
-    return [
-        row("prepare_vs_pillow", ratio_of_sums(pillow, all_cores), f">= {0.9 * cores:g}"),
-        row("prepare_vs_pillow_1core", ratio_of_sums(pillow, one_core), ">= 0.9"),
-        row("pillow_processes_gain", ratio_of_sums(pillow, pillows)),
-        row("prepare_images_per_second", median([num_images / s for s in all_cores])),
-        row("pillow_images_per_second", median([num_images / s for s in pillow])),
-    ]
+    rows = {
+        "prepare_vs_pillow": (ratio_of_sums(pillow, all_cores), f">= {0.9 * cores:g}"),
+        "prepare_vs_pillow_1core": (ratio_of_sums(pillow, one_core), ">= 0.9"),
+        "pillow_processes_gain": (ratio_of_sums(pillow, pillows), ""),
+        "prepare_images_per_second": (median([num_images / s for s in all_cores]), ""),
+        "pillow_images_per_second": (median([num_images / s for s in pillow]), ""),
+    }
+    for name, (values, goal) in rows.items():
+        yield Measure(name, "cpu", *values, goal)
 
 
-def memory(peaks: Sequence[Sequence[float]]) -> list[Measure]:
-    """The rows of memory, from the peaks of runs: in MB, with all of the images and a quarter."""
+def memory_measures(peaks: Sequence[Sequence[float]]) -> list[Measure]:
+    """Return the measures of memory.
+
+    Args:
+        peaks: for each run, the peaks in MB with all images and with a quarter of them.
+    """
     whole, quarter = zip(*peaks, strict=True)
     return [
-        row("prepare_peak_memory_mb", median(whole)),
-        row("prepare_memory_growth", ratio_of_sums(whole, quarter), "<= 1.1"),
+        Measure("prepare_peak_memory_mb", "cpu", *median(whole)),
+        Measure("prepare_memory_growth", "cpu", *ratio_of_sums(whole, quarter), goal="<= 1.1"),
     ]
 
 
-def measure_rates(images: Path, size: int, cores: int, folder: Path) -> dict[str, list[float]]:
-    """Seconds of the stretches in each round, in turns.
+def time_rounds(images: Path, size: int, cores: int, folder: Path) -> dict[str, list[float]]:
+    """Return the seconds of each contestant in each round, in which they take turns.
 
-    Pillow decodes into an array in memory. This project does all of its work but to start and to
-    check the folder's manifest: it lists the images, decodes, looks for equal ones, hashes the
-    arrays, and brings them to the disk.
+    Pillow decodes into an array in memory, in one process (``pillow``) and in one for each core
+    (``pillows``). This project, on ``all`` cores and on ``one``, lists the images, decodes them,
+    finds equal ones, hashes the arrays and brings them to the disk. Only the start of its command
+    and the check of the folder's manifest are left out.
     """
     seconds: dict[str, list[float]] = {"pillow": [], "pillows": [], "all": [], "one": []}
     with contextlib.ExitStack() as processes:
@@ -123,79 +130,81 @@ def measure_rates(images: Path, size: int, cores: int, folder: Path) -> dict[str
 
         one, several = start(0, 1), [start(core, cores) for core in range(cores)]
         for number in range(ROUNDS + 1):
-            stretch = {
-                "pillow": pillow_seconds([one]),
-                "pillows": pillow_seconds(several),
-                "all": prepare_seconds(images, size, cores, folder),
-                "one": prepare_seconds(images, size, 1, folder),
+            times = {
+                "pillow": time_pillow([one]),
+                "pillows": time_pillow(several),
+                "all": time_prepare(images, size, cores, folder),
+                "one": time_prepare(images, size, 1, folder),
             }
-            for key, value in stretch.items():
-                seconds[key] += [value] if number else []  # the first is to warm up
+            for name, value in times.items():
+                seconds[name] += [value] if number else []  # the first round warms up
     return seconds
 
 
-def pillow_seconds(processes: Sequence[subprocess.Popen[str]]) -> float:
-    """Seconds until all of these have decoded their shares."""
+def time_pillow(processes: Sequence[subprocess.Popen[str]]) -> float:
+    """Return the seconds until all of the Pillow processes have decoded their shares."""
     start = time.perf_counter()
     for process in processes:
         print(file=process.stdin, flush=True)
     for process in processes:
         if not (process.stdout and process.stdout.readline()):
-            raise job.InputError("a Pillow process ended before its time")
+            raise job.InputError("a Pillow process ended early. Its error is above.")
     return time.perf_counter() - start
 
 
-def prepare_seconds(images: Path, size: int, cores: int, folder: Path) -> float:
-    """Seconds of :func:`optstate.data.prepare.prepare` on so many cores, a worker on each."""
+def time_prepare(images: Path, size: int, cores: int, folder: Path) -> float:
+    """Return the seconds of :func:`optstate.data.prepare.prepare`, with a worker on each core."""
     output = folder / "arrays"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
-    with on_cores(cores):
+    with limit_cores(cores):
         start = time.perf_counter()
         prepare.prepare(images, size, cores, output)
         return time.perf_counter() - start
 
 
-def command_seconds(images: Path, size: int, cores: int, folder: Path) -> float:
-    """Seconds of the whole command, as the pipeline runs it."""
+def time_command(images: Path, size: int, cores: int, folder: Path) -> float:
+    """Return the seconds of the whole command, as the pipeline runs it."""
     start = time.perf_counter()
-    with prepare_command(images, size, cores, folder) as process:
+    with start_command(images, size, cores, folder) as process:
         process.wait()
     return time.perf_counter() - start
 
 
 def peak_megabytes(images: Path, size: int, cores: int, folder: Path) -> float:
-    """The most memory that the command and its workers held at once, in MB.
+    """Return the most memory that the command and its workers held at once, in MB.
 
-    Memory that is nobody's file (Pss_Anon: pages that processes share count once): the arrays,
-    which the kernel writes back and drops as it likes, are none of it.
+    Only memory that belongs to no file is counted. The kernel writes the pages of the arrays back
+    and drops them when it needs the memory.
     """
     peak = 0.0
-    with prepare_command(images, size, cores, folder) as process:
+    with start_command(images, size, cores, folder) as process:
         while process.poll() is None:
-            held = 0
-            with contextlib.suppress(psutil.Error):
-                parent = psutil.Process(process.pid)
-                held = sum(map(anonymous_kilobytes, [parent, *parent.children(recursive=True)]))
-            peak = max(peak, held / 1000)
+            peak = max(peak, anonymous_kilobytes(process.pid) / 1000)
             time.sleep(SAMPLE_SECONDS)
     return peak
 
 
-def anonymous_kilobytes(process: psutil.Process) -> int:
-    """What a process holds of anonymous memory; 0 once it has ended."""
+def anonymous_kilobytes(pid: int) -> int:
+    """Return the anonymous memory of a process and its children; 0 for those that have ended.
+
+    A page that processes share is counted once (``Pss_Anon``).
+    """
+    held = 0
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss_Anon:"):
-                return int(line.split()[1])
-    return 0
+                held += int(line.split()[1])
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            held += sum(anonymous_kilobytes(int(child)) for child in path.read_text().split())
+    return held
 
 
 @contextlib.contextmanager
-def prepare_command(
+def start_command(
     images: Path, size: int, cores: int, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The command that the pipeline runs, which has to succeed."""
+    """Start the command that the pipeline runs, and check at the end that it succeeded."""
     options = {
         "--folder": images, "--sha256": folder_sha256(images), "--image-size": size,
         "--workers": cores, "--output": folder / "arrays", "--log": folder / "prepare.log",
@@ -209,27 +218,27 @@ def prepare_command(
         raise job.InputError((folder / "prepare.log").read_text().strip().rpartition("\n")[2])
 
 
-def every_fourth(images: Path, folder: Path) -> Path:
-    """A folder of links to every fourth image of each class."""
+def link_quarter(images: Path, folder: Path) -> Path:
+    """Fill ``folder`` with links to every fourth image of each class, and return it."""
     for class_folder in images.glob("*/*"):
-        of_class = folder / class_folder.relative_to(images)
-        of_class.mkdir(parents=True)
+        linked = folder / class_folder.relative_to(images)
+        linked.mkdir(parents=True)
         for path in sorted(class_folder.iterdir())[::QUARTER]:
-            (of_class / path.name).symlink_to(path.resolve())
+            (linked / path.name).symlink_to(path.resolve())
     return folder
 
 
 def pixel_difference(folder: Path) -> float:
-    """The greatest difference of a value to Pillow's."""
-    ours = [np.load(folder / f"arrays/{split}_images.npy") for split in prepare.FOLDERS]
+    """Return the greatest difference between a value of the arrays and Pillow's."""
+    ours = [np.load(folder / f"arrays/{split}_images.npy") for split in FOLDERS]
     pillows = np.load(folder / "pillow0of1.npy")
     return float(np.abs(np.concatenate(ours).astype(np.int16) - pillows).max())
 
 
-PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--images", type=Path, required=True, help="folder of {train,val}/CLASS/IMAGE")
 PARSER.add_argument("--image-size", type=int, required=True, help="pixels")
-PARSER.add_argument("--cores", type=int, required=True, help="on which to decode")
+PARSER.add_argument("--cores", type=int, required=True, help="cores to decode on")
 PARSER.add_argument("--output", type=Path, required=True, help="CSV file of the measures")
 
 if __name__ == "__main__":
