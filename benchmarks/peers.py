@@ -1,12 +1,12 @@
-"""Measure seconds per training epoch of this project and of others, each in its own environment.
+"""Compare the seconds of a training epoch of this project with those of its peers.
 
-The contestants train the same model on the same images, in batches of the same size and at the same
-precision. They live side by side and take turns, an epoch each: a machine's speed may change by a
-tenth within minutes, so every epoch of a peer is compared with one of this project right beside it,
-which comes first in every other round and second in the rest, so that a steady drift cancels. Who
-waits sleeps. The first round warms up and is not counted.
+All contestants train the same model on the same images, with the same batch size and precision.
+Each is a process in an environment of its own. They take turns of one epoch, and those that wait
+sleep. The speed of a machine may change by a tenth within minutes. So each epoch of a peer is
+paired with an epoch of this project next to it. This project comes first in every other round, so
+that a steady drift cancels. The first round warms up and is not counted.
 
-A peer's epoch is its training alone; this project's includes saving the state after it.
+A peer's epoch is its training alone. This project's epoch includes saving the state after it.
 """
 
 import argparse
@@ -21,15 +21,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from optstate import job
 from benchmarks import measure
-from benchmarks.measure import Measure
+from benchmarks.measure import Measure, Settings
+from optstate import job
 
-ROOT = Path(__file__).parents[4]
-TURNS = Path(__file__).parent / "peer/turns.py"
-MODULES = {  # beside `TURNS`
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+TURNS = HERE / "peer/turns.py"
+MODULES = {  # in the folder of `TURNS`
     "ours": "ours",
     "timm": "timm_parts",
     "lightning": "lightning_",
@@ -37,11 +37,11 @@ MODULES = {  # beside `TURNS`
     "article": "article",
 }
 LEARNING_RATE = 3e-4  # of Adam
-CLOSING_SECONDS = 30  # how long a contestant may take to end
+CLOSING_SECONDS = 30  # a contestant that takes longer to end is killed
 
 
 class NotMeasured(job.InputError):
-    """A contestant cannot be installed, or has not trained as the others did."""
+    """A contestant could not be installed, or did not train the same epoch as this project."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: not measured: {reason}")
@@ -50,7 +50,7 @@ class NotMeasured(job.InputError):
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a contestant says of an epoch."""
+    """A contestant's report of an epoch."""
 
     seconds: float
     images: int
@@ -60,19 +60,19 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Pair:
-    """An epoch of a peer, and this project's right before or after it."""
+    """An epoch of a peer, and the epoch of this project right before or after it."""
 
     peer: Epoch
     ours: Epoch
 
 
 class Contestant:
-    """A process that trains an epoch for every line that it is sent.
+    """A process that trains an epoch for each line that it reads.
 
     Args:
-        name: what it is called in messages.
-        command: what to run.
-        folder: made for it to run in; its stderr goes to a file there.
+        name: its name in messages.
+        command: the command and its arguments.
+        folder: created as its working directory; its stderr goes to a file there.
         environment: all its variables.
     """
 
@@ -90,8 +90,8 @@ class Contestant:
         assert self.process.stdin and self.process.stdout  # noqa: S101 - for mypy
         self.orders, self.replies = self.process.stdin, self.process.stdout
 
-    def epoch(self) -> Epoch:
-        """Let it train an epoch.
+    def train_epoch(self) -> Epoch:
+        """Let it train an epoch, and return its report.
 
         Raises:
             NotMeasured: it ended instead, or its loss is not finite.
@@ -103,19 +103,19 @@ class Contestant:
         try:
             epoch = Epoch(**json.loads(line))
         except (ValueError, TypeError) as error:
-            raise NotMeasured(self.name, f"it ended: {self.last_words()}") from error
+            raise NotMeasured(self.name, f"it ended: {self.last_error()}") from error
         if not math.isfinite(epoch.loss):
             raise NotMeasured(self.name, f"its loss is {epoch.loss}")
         return epoch
 
-    def last_words(self) -> str:
-        """The last line of its stderr, all of which goes to the log."""
+    def last_error(self) -> str:
+        """Return the last line of its stderr, and log all of it."""
         text = self.stderr.read_text(errors="replace").strip()
         logging.info("%s:\n%s", self.name, text)
-        return text.splitlines()[-1].strip() if text else "without a word"
+        return text.splitlines()[-1].strip() if text else "without an error message"
 
     def close(self) -> None:
-        """Tell it that there is nothing more to train, and wait for its end."""
+        """Let it end, and wait until it has."""
         with contextlib.suppress(BrokenPipeError):
             self.orders.close()
         self.replies.close()
@@ -131,7 +131,7 @@ def main(arguments: argparse.Namespace) -> None:
     settings = arguments.settings
     require_full_batches(arguments.images, settings["batch_size"])
     names = ["ours", *settings["peers"]]
-    interpreters = dict(installed(names, arguments.environments.absolute()))
+    interpreters = dict(find_interpreters(names, arguments.environments.absolute()))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=arguments.output.parent) as scratch,
@@ -139,32 +139,32 @@ def main(arguments: argparse.Namespace) -> None:
     ):
         ours, *peers = (
             stack.enter_context(contextlib.closing(contestant))
-            for contestant in start_all(arguments, settings, interpreters, Path(scratch))
+            for contestant in start_all(arguments, interpreters, Path(scratch))
         )
         pairs = race(ours, peers, settings["epochs"]["peers"])
     measure.write_measures(
-        arguments.output, list(measures(settings["peers"], pairs, settings["device"]))
+        arguments.output, list(pair_measures(settings["peers"], pairs, settings["device"]))
     )
 
 
 def require_full_batches(images: Path, batch_size: int) -> None:
-    """Refuse images of which a contestant would leave some out: timm drops a partial batch.
+    """Check that the images fill the last batch of an epoch: timm drops a partial one.
 
     Raises:
-        InputError: they do not fill the last batch of an epoch.
+        InputError: they do not.
     """
     num_images = sum(1 for _ in (images / "train").glob("*/*"))
     if num_images == 0 or num_images % batch_size:
         raise job.InputError(
-            f"{images / 'train'}: {num_images} images are no whole number of batches of "
-            f"{batch_size}: add or remove some"
+            f"{images / 'train'}: {num_images} images are not a multiple of the batch size "
+            f"{batch_size}. Change `num_images.peers` or `batch_size`."
         )
 
 
-def installed(names: Sequence[str], environments: Path) -> Iterator[tuple[str, Path]]:
-    """Name and interpreter of every contestant that can be installed.
+def find_interpreters(names: Sequence[str], environments: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the interpreter of every contestant that can be installed.
 
-    The article needs nothing that this project has not, and gets the same interpreter.
+    The article needs no other packages than this project, so it gets the same interpreter.
     """
     for name in names:
         try:
@@ -175,20 +175,20 @@ def installed(names: Sequence[str], environments: Path) -> Iterator[tuple[str, P
 
 
 def install(name: str, folder: Path) -> Path:
-    """Make the environment of a peer, or see that it is as required. Returns its interpreter.
+    """Create or update the environment of a peer, and return its interpreter.
 
-    Whatever this project's lock file has is of the version that it names, torch above all.
+    Packages that this project's lock file names, such as torch, get the version that it names.
 
     Raises:
-        NotMeasured: it cannot be installed, as without a network.
+        NotMeasured: it cannot be installed, for example without a network.
     """
     uv, python = Path(sys.prefix) / "bin/uv", folder / "bin/python"
-    packages = ("torch", "torchvision", "-r", ROOT / f"envs/peers/{name}.txt")
+    packages = ("torch", "torchvision", "-r", HERE / f"envs/{name}.txt")
     versions = ("--constraint", ROOT / "envs/requirements.lock")
-    make = (uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, folder)
+    create = (uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, folder)
     fill = (uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python)
     try:
-        for command in (make, (*fill, *packages, *versions)):
+        for command in (create, (*fill, *packages, *versions)):
             subprocess.run(command, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         raise NotMeasured(name, " ".join(error.stderr.split())) from error
@@ -198,16 +198,13 @@ def install(name: str, folder: Path) -> Path:
 
 
 def start_all(
-    arguments: argparse.Namespace,
-    settings: dict[str, Any],
-    interpreters: Mapping[str, Path],
-    scratch: Path,
+    arguments: argparse.Namespace, interpreters: Mapping[str, Path], scratch: Path
 ) -> Iterator[Contestant]:
-    """Start the contestants, of which none sees the packages of another."""
+    """Start the contestants, none of which sees the packages of another."""
     cores = len(os.sched_getaffinity(0))
-    told = settings | {"lr": LEARNING_RATE, "workers": cores}
+    settings: Settings = arguments.settings | {"lr": LEARNING_RATE, "workers": cores}
     if settings["device"] == "cpu":
-        told["threads"] = cores  # as somebody does who trains one model
+        settings["threads"] = cores  # as for somebody who trains one model
     variables = {
         key: value
         for key, value in os.environ.items()
@@ -216,13 +213,13 @@ def start_all(
     for name, python in interpreters.items():
         is_ours = name == "ours"
         data = arguments.arrays if is_ours else arguments.images
-        command = [python, TURNS, MODULES[name], json.dumps(told), data.absolute()]
-        own = {"PYTHONPATH": str(ROOT / "workflow/scripts")} if is_ours else {}
+        command = [python, TURNS, MODULES[name], json.dumps(settings), data.absolute()]
+        own = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))} if is_ours else {}
         yield Contestant(name, command, scratch.absolute() / name, variables | own)
 
 
 def race(ours: Contestant, peers: Sequence[Contestant], num_epochs: int) -> dict[str, list[Pair]]:
-    """The epochs of each peer that lasts through all rounds, each with this project's beside it.
+    """Return the pairs of each peer that trained in all rounds.
 
     Raises:
         NotMeasured: this project itself failed.
@@ -231,7 +228,7 @@ def race(ours: Contestant, peers: Sequence[Contestant], num_epochs: int) -> dict
     for number in range(1 + num_epochs):
         for peer in (peer for peer in peers if peer.name in pairs):
             try:
-                pairs[peer.name].append(next_pair(ours, peer, ours_first=number % 2 == 0))
+                pairs[peer.name].append(train_pair(ours, peer, ours_first=number % 2 == 0))
             except NotMeasured as reason:
                 if reason.name == ours.name:
                     raise
@@ -240,14 +237,14 @@ def race(ours: Contestant, peers: Sequence[Contestant], num_epochs: int) -> dict
     return {name: counted for name, (_, *counted) in pairs.items()}
 
 
-def next_pair(ours: Contestant, peer: Contestant, ours_first: bool) -> Pair:
-    """An epoch of each.
+def train_pair(ours: Contestant, peer: Contestant, ours_first: bool) -> Pair:
+    """Let both train an epoch.
 
     Raises:
-        NotMeasured: one of them failed, or they did not do the same.
+        NotMeasured: one of them failed, or they differ in images or steps.
     """
     in_order = (ours, peer) if ours_first else (peer, ours)
-    epochs = {contestant.name: contestant.epoch() for contestant in in_order}
+    epochs = {contestant.name: contestant.train_epoch() for contestant in in_order}
     pair = Pair(epochs[peer.name], epochs[ours.name])
     done, expected = ((epoch.images, epoch.steps) for epoch in (pair.peer, pair.ours))
     if done != expected:
@@ -260,21 +257,21 @@ def next_pair(ours: Contestant, peer: Contestant, ours_first: bool) -> Pair:
     return pair
 
 
-def measures(
+def pair_measures(
     names: Sequence[str], pairs: Mapping[str, Sequence[Pair]], device: str
 ) -> Iterator[Measure]:
-    """How many times as long a peer takes as this project, and how long each takes.
+    """Yield the ratio of each peer's seconds to this project's, and the seconds of an epoch.
 
-    Of one without pairs, which was not measured, the first is NaN.
+    The ratio of a peer without pairs is NaN: it was not measured.
     """
     all_ours: list[float] = []
     for name in names:
-        beside = pairs.get(name)
-        if not beside:
+        counted = pairs.get(name)
+        if not counted:
             yield Measure(f"epoch_vs_{name}", device, math.nan, math.nan, math.nan, ">= 1")
             continue
-        peer = [pair.peer.seconds for pair in beside]
-        ours = [pair.ours.seconds for pair in beside]
+        peer = [pair.peer.seconds for pair in counted]
+        ours = [pair.ours.seconds for pair in counted]
         all_ours += ours
         ratio = measure.ratio_of_sums(peer, ours)
         yield Measure(f"epoch_vs_{name}", device, *ratio, goal=">= 1")
@@ -286,7 +283,7 @@ def measures(
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--settings", type=json.loads, required=True, help="JSON")
 PARSER.add_argument("--images", type=Path, required=True, help="folder of {train,val}/CLASS/*.jpg")
-PARSER.add_argument("--arrays", type=Path, required=True, help="the same images, prepared")
+PARSER.add_argument("--arrays", type=Path, required=True, help="arrays of the same images")
 PARSER.add_argument("--environments", type=Path, required=True, help="folder to install them in")
 PARSER.add_argument("--output", type=Path, required=True, help="CSV file of the measures")
 
