@@ -1,1 +1,1 @@
-"""The contestants of `peers`: each trains an epoch when told to, by its own library's means."""
+"""The contestants of `peers`. Each trains an epoch in its turn, with its own library."""

@@ -1,7 +1,7 @@
-"""The article's loop: every JPEG decoded anew in every epoch, by the thread that trains.
+"""The article's loop, which decodes every JPEG again in every epoch, in the thread that trains.
 
-``DataLoader`` as it comes (``num_workers=0``), ``loss.item()`` after every step, and top-k counted
-image by image, as in the article's notebooks. What they write to TensorBoard is left out.
+As in the article's notebooks, the ``DataLoader`` has no workers, ``loss.item()`` follows every
+step, and top-k is counted image by image. The notebooks' TensorBoard output is left out.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from torchvision.transforms import Compose, Resize, ToTensor
 def train(
     settings: dict[str, Any], images: Path, begin: Callable[[], None], end: Callable[..., None]
 ) -> None:
-    """Train epochs without end."""
+    """Train until the process ends."""
     device, size = torch.device(settings["device"]), settings["image_size"]
     dataset = ImageFolder(str(images / "train"), Compose([Resize((size, size)), ToTensor()]))
     loader = DataLoader(dataset, settings["batch_size"], shuffle=True)
@@ -42,7 +42,7 @@ def train_epoch(
     device: torch.device,
     autocast: Any,
 ) -> float:
-    """Train one epoch. Returns the mean loss of its batches."""
+    """Train one epoch, and return the mean loss of its batches."""
     model.train()
     total, hits = 0.0, [0, 0, 0]
     for inputs, labels in loader:

@@ -1,8 +1,8 @@
-"""fastai: a ``Learner`` on ``ImageDataLoaders.from_folder``, with the callbacks it comes with.
+"""fastai: a ``Learner`` on ``ImageDataLoaders.from_folder``, with its default callbacks.
 
-Chosen among its options: torch's Adam in its ``OptimWrapper`` (its own takes other steps),
-``drop_last=False``, ``to_channelslast``, and on a GPU pinned memory and that function's
-mixed precision, in bfloat16. The validation of each epoch is cancelled.
+Its options are torch's Adam in its ``OptimWrapper`` (fastai's own Adam takes other steps),
+``drop_last=False`` and ``to_channelslast``, and on a GPU pinned memory and bfloat16 mixed
+precision. The validation of each epoch is cancelled.
 """
 
 import functools
@@ -16,9 +16,9 @@ from torchvision import models
 
 
 class InTurns(vision.Callback):
-    """Makes every epoch wait for its turn."""
+    """Lets every epoch wait for its turn."""
 
-    order = 100  # after the callbacks that fastai comes with
+    order = 100  # after fastai's default callbacks
 
     def __init__(self, begin: Callable[[], None], end: Callable[..., None]) -> None:
         self.begin, self.end = begin, end
@@ -39,14 +39,14 @@ class InTurns(vision.Callback):
         self.end(images=self.num_images, steps=self.learn.n_iter, loss=loss)
 
     def before_validate(self) -> None:
-        """Leave the validation out."""
+        """Cancel the validation."""
         raise vision.CancelValidException
 
 
 def train(
     settings: dict[str, Any], images: Path, begin: Callable[[], None], end: Callable[..., None]
 ) -> None:
-    """Train epochs without end."""
+    """Train until the process ends."""
     on_gpu = settings["device"] == "cuda"
     vision.default_device(use=on_gpu)
     data = vision.ImageDataLoaders.from_folder(

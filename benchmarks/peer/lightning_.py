@@ -1,9 +1,9 @@
-"""Lightning: a module and its ``Trainer``, with the progress bar and the logger it comes with.
+"""Lightning: a module and its ``Trainer``, with its default progress bar and logger.
 
-Chosen among its options: workers of the ``DataLoader`` that stay from epoch to epoch (idle in
-between), which Lightning itself advises; on a GPU pinned memory, ``benchmark=True`` and
-``precision="bf16-mixed"``. It has no option for channels last. No validation, and no checkpoint,
-which by default it would write after every epoch.
+The workers of the ``DataLoader`` stay from epoch to epoch (idle in between), as Lightning itself
+advises. On a GPU the options are pinned memory, ``benchmark=True`` and ``precision="bf16-mixed"``.
+There is no option for channels last. Validation is off, and so is the checkpoint that Lightning
+would write after every epoch.
 """
 
 from collections.abc import Callable
@@ -28,19 +28,19 @@ class Classifier(lightning.LightningModule):
         self.lr = lr
 
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
-        """The loss of a batch, logged."""
+        """Return the loss of a batch, and log it."""
         inputs, labels = batch
         loss = cross_entropy(self.model(inputs), labels)
         self.log("train_loss", loss)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return Adam."""
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
 class InTurns(lightning.Callback):
-    """Makes every epoch wait for its turn."""
+    """Lets every epoch wait for its turn."""
 
     def __init__(self, begin: Callable[[], None], end: Callable[..., None]) -> None:
         self.begin, self.end = begin, end
@@ -64,7 +64,7 @@ class InTurns(lightning.Callback):
 def train(
     settings: dict[str, Any], images: Path, begin: Callable[[], None], end: Callable[..., None]
 ) -> None:
-    """Train epochs without end."""
+    """Train until the process ends."""
     on_gpu, size = settings["device"] == "cuda", settings["image_size"]
     dataset = ImageFolder(str(images / "train"), Compose([Resize((size, size)), ToTensor()]))
     loader = DataLoader(

@@ -1,11 +1,11 @@
-"""timm: the parts that its training script is made of, put together as that script does.
+"""timm: the parts of its training script, put together as in that script.
 
-The script, ``train.py``, is not in the package. What its ``train_one_epoch`` does is done here, as
-with these options: ``--no-aug``, ``--smoothing 0``, ``--opt adam``, ``--weight-decay 0``,
-``--workers`` as many as cores, ``--channels-last``, and on a GPU ``--pin-mem`` and ``--amp
---amp-dtype bfloat16``. The loader squashes to a square, keeps its workers from epoch to epoch (idle
-in between), makes floats of the bytes on the device, and drops a last, partial batch. The
-checkpoint that the script writes after a validation is no part of an epoch here.
+The script, ``train.py``, is not in the package. This module does the same as its
+``train_one_epoch`` with these options: ``--no-aug``, ``--smoothing 0``, ``--opt adam``,
+``--weight-decay 0``, ``--workers CORES``, ``--channels-last``, and on a GPU ``--pin-mem`` and
+``--amp --amp-dtype bfloat16``. The loader squashes images to a square, keeps its workers from
+epoch to epoch (idle in between), converts bytes to floats on the device, and drops a partial
+batch. The checkpoint that the script writes after a validation is not part of an epoch here.
 """
 
 import functools
@@ -26,7 +26,7 @@ from torchvision import models
 def train(
     settings: dict[str, Any], images: Path, begin: Callable[[], None], end: Callable[..., None]
 ) -> None:
-    """Train epochs without end."""
+    """Train until the process ends."""
     device, size = torch.device(settings["device"]), settings["image_size"]
     on_gpu = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
@@ -52,7 +52,7 @@ def train(
 def train_one_epoch(
     epoch: int, model: Any, loader: Any, optimizer: Any, scheduler: Any, autocast: Any
 ) -> Any:
-    """Train an epoch as timm's function of this name does. Returns the meter of the losses."""
+    """Train an epoch as timm's function of this name, and return the meter of the losses."""
     update_time, data_time, losses = AverageMeter(), AverageMeter(), AverageMeter()
     loss_fn = torch.nn.CrossEntropyLoss()
     model.train()

@@ -1,9 +1,9 @@
-"""Run one contestant: an epoch for every line on stdin, and a line of JSON on stdout about it.
+"""Run one contestant: train an epoch for each line on stdin, and answer with a line of JSON.
 
-Called with the name of a module beside this one, the settings as JSON, and the folder of its data.
-The module has a function ``train(settings, data, begin, end)`` that trains without end, and calls
-``begin`` before each epoch, ``end`` after it. Nothing here or there needs more than torch and the
-contestant's own library, so that it runs in an environment that has nothing else.
+The arguments are the name of a module in this folder, the settings as JSON, and the folder of its
+data. The module has a function ``train(settings, data, begin, end)`` that trains until the process
+ends, and calls ``begin`` before each epoch and ``end`` after it. This module needs nothing but
+torch, so that it runs in the contestant's own environment.
 """
 
 import importlib
@@ -18,7 +18,7 @@ import torch
 
 
 class Turns:
-    """Waits for the contestant's turn, and says what it did in it."""
+    """Waits for the contestant's turns, and reports its epochs."""
 
     def __init__(self, replies: TextIO, device: str) -> None:
         self.replies = replies
@@ -26,30 +26,30 @@ class Turns:
         self.start = 0.0
 
     def begin(self) -> None:
-        """Wait for the next turn. Ends the process if there is none."""
+        """Wait for the next turn. End the process if there is none."""
         if not sys.stdin.readline():
             sys.exit()
         self.start = self.now()
 
     def end(self, images: int, steps: int, loss: float, left_out: float = 0.0) -> None:
-        """Report an epoch; ``left_out`` seconds of it were spent on something else."""
+        """Report an epoch, without the ``left_out`` seconds of it."""
         seconds = self.now() - self.start - left_out
         report = {"seconds": seconds, "images": images, "steps": steps, "loss": loss}
         print(json.dumps(report), file=self.replies, flush=True)
 
     def now(self) -> float:
-        """Seconds on a clock, with all work on the device done."""
+        """Return the time in seconds after the device has finished all its work."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
 
 def main() -> None:
-    """Train as the module named first in ``sys.argv`` does."""
+    """Let the module that ``sys.argv`` names train in turns."""
     name, settings_json, data = sys.argv[1:]
     settings = json.loads(settings_json)
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no reply
+    os.dup2(2, 1)  # output of a library must not mix with the replies
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     turns = Turns(replies, settings["device"])
