@@ -1,0 +1,192 @@
+"""Run an experiment without Snakemake, as far as a time limit allows. Run it again to continue.
+
+The commands are those of the workflow's rules, from the archives to the tables. Nothing is fetched,
+and no TensorBoard files are written. Finished sessions stay in ``--work``, and so does the saved
+state of a session that the time limit interrupts. ``--output`` gets the tables and the logs.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.commands import OutOfTimeError, run_module
+from optstate import job
+from optstate.data.manifest import file_sha256
+from optstate.experiment import configuration
+from optstate.experiment.runs import Runs, Session
+from optstate.experiment.schema import Config
+
+COLLECT_SECONDS = 600  # granted beyond the time limit
+TABLES = ("steps.csv", "epochs.csv", "made_by.json")  # of a session, next to its checkpoint
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment in a folder.
+
+    Attributes:
+        work: the folder of arrays, sessions, saved states and logs.
+        deadline: a time of ``time.monotonic()``.
+    """
+
+    config: Config
+    work: Path
+    deadline: float
+
+    @property
+    def runs(self) -> Runs:
+        """All runs."""
+        return configuration.all_runs(self.config)
+
+    def arrays(self, dataset: str) -> Path:
+        """The folder of a data set's arrays."""
+        return self.work / "arrays" / dataset
+
+    def folder(self, session: Session) -> Path:
+        """The folder of a session's outputs."""
+        return self.work / "runs" / session.folder
+
+    def progress(self, session: Session) -> Path:
+        """The folder of the state that an interrupted session continues from."""
+        return self.work / "in_progress" / session.folder
+
+    def is_done(self, session: Session) -> bool:
+        """Whether a session has all its outputs."""
+        return all((self.folder(session) / name).exists() for name in (*TABLES, "checkpoint.pt"))
+
+    def prepare(self, dataset: str, archives: Path) -> None:
+        """Verify a data set's archive and decode its images.
+
+        Raises:
+            InputError: the archive does not exist or is another one.
+        """
+        if (self.arrays(dataset) / "dataset.json").exists():
+            return
+        archive = find_archive(dataset, self.config["datasets"][dataset], archives)
+        options = {
+            "--archive": archive, "--image-size": self.config["image_size"],
+            "--workers": len(os.sched_getaffinity(0)), "--output": self.arrays(dataset),
+            "--log": self.work / f"logs/prepare-{dataset}.log",
+        }  # fmt: skip
+        run_module("optstate.data.prepare", options, self.deadline)
+
+    def train(self, session: Session) -> None:
+        """Train a session, or the part of it that an earlier call has left."""
+        weights = self.config["weights"]
+        spec = configuration.session_spec(
+            self.config, session, file_sha256(Path(weights)) if weights else None
+        )
+        options: dict[str, object] = {
+            "--spec": spec.to_json(), "--arrays": self.arrays(session.dataset),
+            "--output": self.folder(session), "--progress": self.progress(session),
+            "--checkpoint-every": json.dumps(self.config["checkpoint_every"]),
+            "--log": self.work / "logs" / f"{session.folder}.log",
+        }  # fmt: skip
+        if previous := self.runs.previous(session):
+            options |= {"--previous": self.folder(previous)}
+            options |= {"--previous-progress": self.progress(previous)}
+        elif weights:
+            options |= {"--weights": weights}
+        run_module("optstate.training.session", options, self.deadline)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write the tables and logs of what is done to ``--output``."""
+    overlays: list[Path | Config] = [*arguments.configfile]
+    if arguments.device:
+        overlays.append({"device": arguments.device})
+    config = configuration.load(*overlays)
+    claim_folder(arguments.work, config)
+    deadline = time.monotonic() + arguments.seconds
+    experiment = Experiment(config, arguments.work, deadline)
+    try:
+        run(experiment, arguments.archives)
+    except OutOfTimeError:
+        print("The time limit is over. Run again to continue.")
+    finally:
+        copy_results(experiment, arguments.output)
+
+
+def claim_folder(work: Path, config: Config) -> None:
+    """Check that the sessions in a folder are of this configuration, and save it there.
+
+    Raises:
+        InputError: they are of another one.
+    """
+    path = work / "config.json"
+    text = json.dumps(config, indent=1) + "\n"
+    if path.exists() and path.read_text() != text:
+        raise job.InputError(f"{work}: holds another configuration's sessions. Use another --work.")
+    with job.write_atomically(path) as temporary:
+        temporary.write_text(text)
+
+
+def find_archive(dataset: str, source: dict[str, str], archives: Path) -> Path:
+    """Return the path of a data set's archive, after comparing its checksum.
+
+    Raises:
+        InputError: it does not exist or is another one.
+    """
+    if "archive" not in source:
+        raise job.InputError(f"datasets.{dataset}: must be an archive to run without Snakemake.")
+    path = archives / Path(source["archive"]).name
+    if not path.is_file():
+        raise job.InputError(f"{path}: does not exist. Put the archive there.")
+    if (found := file_sha256(path)) != source["sha256"]:
+        raise job.InputError(
+            f"{path}: its SHA-256 is {found}. Give the archive of datasets.{dataset}.sha256, "
+            f"{source['sha256']}."
+        )
+    return path
+
+
+def run(experiment: Experiment, archives: Path) -> None:
+    """Prepare the data sets and train all sessions, those of the first seeds first."""
+    for dataset in experiment.runs.datasets:
+        experiment.prepare(dataset, archives)
+    sessions = sorted(experiment.runs.sessions, key=lambda session: (session.seed, session))
+    for number, session in enumerate(sessions, 1):
+        if not experiment.is_done(session):
+            start = time.monotonic()
+            print(f"session {number} of {len(sessions)}: {session.folder}", flush=True)
+            experiment.train(session)
+            print(f"  {time.monotonic() - start:.1f} s", flush=True)
+
+
+def copy_results(experiment: Experiment, output: Path) -> None:
+    """Copy the tables of finished sessions and all logs, and collect the finished data sets."""
+    runs = experiment.runs
+    done = [session for session in runs.sessions if experiment.is_done(session)]
+    for session in done:
+        for name in TABLES:
+            target = output / "runs" / session.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(experiment.folder(session) / name, target)
+    shutil.copytree(experiment.work / "logs", output / "logs", dirs_exist_ok=True)
+    print(f"{len(done)} of {len(runs.sessions)} sessions are done.")
+    missing = {session.dataset for session in runs.sessions if session not in done}
+    if datasets := [dataset for dataset in runs.datasets if dataset not in missing]:
+        finished = Runs(datasets, runs.methods, runs.seeds, runs.num_sessions)
+        options = {
+            "--runs-folder": experiment.work / "runs", "--runs": finished.to_json(),
+            "--targets": json.dumps(configuration.targets(experiment.config)),
+            "--progress": experiment.work / "in_progress", "--output": output / "tables",
+            "--log": output / "logs/collect.log",
+        }  # fmt: skip
+        run_module("optstate.analysis.collect", options, time.monotonic() + COLLECT_SECONDS)
+
+
+PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+PARSER.add_argument("--configfile", type=Path, nargs="*", default=[], help="over config.yaml")
+PARSER.add_argument("--device", choices=["cpu", "cuda"], help="in place of the configured one")
+PARSER.add_argument("--archives", type=Path, required=True, help="folder of the archives")
+PARSER.add_argument("--seconds", type=float, required=True, help="time limit")
+PARSER.add_argument("--work", type=Path, required=True, help="folder of arrays and checkpoints")
+PARSER.add_argument("--output", type=Path, required=True, help="folder of the results")
+
+if __name__ == "__main__":
+    job.run(PARSER, main)
