@@ -1,10 +1,11 @@
-"""What every measurement shares: its settings, its rows, their spread, the machine."""
+"""Helpers of all measurements: settings, rows of results, intervals, the machine."""
 
 import contextlib
 import csv
 import dataclasses
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,19 +13,60 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import yaml
 
+from optstate.experiment import configuration, schema
 from optstate.job import write_atomically
 from optstate.training.spec import SessionSpec
 
+SETTINGS = Path(__file__).with_name("config.yaml")
+SCHEMA = Path(__file__).with_name("config.schema.yaml")
 CONFIDENCE = 0.95
+NUM_RESAMPLES = 2000  # of the bootstrap
+
+Settings = dict[str, Any]
+
+
+def load_settings(*overlays: Path) -> Settings:
+    """Read ``config.yaml`` with ``overlays`` merged into it.
+
+    Raises:
+        InputError: they are not valid.
+    """
+    settings: Settings = {}
+    for path in (SETTINGS, *overlays):
+        configuration.merge(settings, yaml.safe_load(path.read_text()))
+    return validate_settings(settings)
+
+
+def validate_settings(given: Settings) -> Settings:
+    """Return the settings in their final types.
+
+    Raises:
+        InputError: one line that names the key, its value, and how to fix it.
+    """
+    return schema.conform(given, SCHEMA)
+
+
+def settings_of(settings: Settings, device: str, image_size: int) -> Settings:
+    """Return the settings of one measurement: those that it needs, on one device, at one size."""
+    keys = ("model", "batch_size", "peers", "epochs")
+    return {key: settings[key] for key in keys} | {
+        "device": device, "threads": settings[device]["threads"], "image_size": image_size,
+    }  # fmt: skip
+
+
+def guess_device() -> str:
+    """Return cuda if there seems to be a GPU, else cpu, without importing torch."""
+    return "cuda" if shutil.which("nvidia-smi") else "cpu"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A row of the summary: ``value`` lies between ``low`` and ``high`` (a 95 % interval).
+    """A row of the summary: a ``value`` with its 95 % interval from ``low`` to ``high``.
 
-    ``goal`` is such as ``>= 0.98``, or empty for what only explains the others.
+    ``goal`` is a relation and a number, as in ``>= 0.98``. It is empty for rows that only explain
+    others.
     """
 
     measure: str
@@ -36,7 +78,7 @@ class Measure:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the goal is met; None without one."""
+        """Whether the value meets the goal; None without a goal."""
         if not self.goal:
             return None
         relation, number = self.goal.split()
@@ -47,7 +89,7 @@ COLUMNS = [field.name for field in dataclasses.fields(Measure)]
 
 
 def write_measures(path: Path, measures: Sequence[Measure]) -> None:
-    """Write rows of the summary as CSV, with four significant digits."""
+    """Write measures as CSV, with four significant digits."""
     with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -57,7 +99,7 @@ def write_measures(path: Path, measures: Sequence[Measure]) -> None:
 
 
 def read_measures(path: Path) -> list[Measure]:
-    """What :func:`write_measures` wrote."""
+    """Read the measures that :func:`write_measures` wrote."""
     with path.open(newline="") as file:
         return [
             Measure(name, device, float(value), float(low), float(high), goal)
@@ -68,38 +110,39 @@ def read_measures(path: Path) -> list[Measure]:
 def interval(
     samples: Sequence[Sequence[float]], statistic: Callable[..., Any]
 ) -> tuple[float, float, float]:
-    """A statistic of paired samples, and its 95 % percentile-bootstrap interval over the pairs.
+    """Return a statistic of paired samples and its 95 % percentile bootstrap interval.
 
     Args:
-        samples: one or more sequences of the same length.
-        statistic: of as many arrays as there are ``samples``, along ``axis``.
+        samples: one or more sequences of the same length. Resamples keep the pairs together.
+        statistic: takes an array for each of the ``samples`` and the keyword ``axis``.
+
+    Returns:
+        The value, and the low and the high end of the interval.
     """
     arrays = [np.asarray(sample, dtype=float) for sample in samples]
-    value = float(statistic(*arrays, axis=-1))
-    if len(arrays[0]) == 1:
-        return value, value, value
-    found = stats.bootstrap(
-        arrays, statistic, paired=len(arrays) > 1, confidence_level=CONFIDENCE,
-        n_resamples=2000, method="percentile", rng=np.random.default_rng(0),
-    )  # fmt: skip
-    return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
+    length = len(arrays[0])
+    indices = np.random.default_rng(0).integers(0, length, (NUM_RESAMPLES, length))
+    resampled = statistic(*(array[indices] for array in arrays), axis=-1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return float(statistic(*arrays, axis=-1)), float(low), float(high)
 
 
 def ratio_of_sums(
     numerators: Sequence[float], denominators: Sequence[float]
 ) -> tuple[float, float, float]:
-    """Sum over sum, of stretches measured in turns, with its interval over the stretches."""
+    """Return the ratio of two sums over stretches measured in turns, and its interval."""
     return interval([numerators, denominators], lambda a, b, axis: a.sum(axis) / b.sum(axis))
 
 
 def median(samples: Sequence[float]) -> tuple[float, float, float]:
-    """The median of repeated measurements, with its interval."""
+    """Return the median of repeated measurements and its interval."""
     return interval([samples], np.median)
 
 
 @contextlib.contextmanager
-def on_cores(number: int) -> Iterator[None]:
-    """Keep this process, and those that it starts, on so many cores."""
+def limit_cores(number: int) -> Iterator[None]:
+    """Run this process, and those that it starts, on ``number`` of its cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:number])
     try:
@@ -109,21 +152,21 @@ def on_cores(number: int) -> Iterator[None]:
 
 
 def now(device: Any) -> float:
-    """The time when a torch device has done all that it was told, in seconds."""
-    import torch  # here, for measurements without torch start much faster
+    """Return the time in seconds after a torch device has finished all its work."""
+    import torch  # imported here, since measurements without torch start much faster
 
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+def describe_machine() -> dict[str, Any]:
+    """Return the hardware and the versions that decide how fast a measurement runs."""
     import torch
 
     on_gpu = torch.cuda.is_available()
     return {
-        "processor": _processor(),
+        "processor": _read_processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
@@ -133,7 +176,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _read_processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
