@@ -1,4 +1,4 @@
-"""Sessions of training on planted arrays, run in this process, and what they made."""
+"""Train sessions on planted arrays, in this process, and read what they wrote."""
 
 import csv
 import json
@@ -8,39 +8,35 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from optstate.experiment import configuration
+from optstate.experiment.runs import Session
 from optstate.training import session
+from optstate.training.spec import SessionSpec
 
-SPEC = {
-    "dataset": "noise",
-    "schedule": "onecycle",
-    "seed": 3,
-    "image_size": 32,
-    "train_per_class": None,
-    "valid_per_class": None,
-    "model": "resnet18",
-    "weights_sha256": None,
-    "batch_size": 4,
-    "augment": "crop_flip",
-    "optimizer": {"name": "Adam"},
-    "learning_rate": {"kind": "onecycle", "initial_lr": 1e-4, "max_lr": 1e-3},
-    "device": "cpu",
-    "precision": "auto",
-    "compile": "auto",
-    "cpu_threads": 1,
-    "deterministic": "auto",
-    "keep": [],
-    "warmup_steps": 0,
-    "stream": 0,
-}
-FIRST = SPEC | {"boundary": "", "method": "onecycle", "session": 1, "num_epochs": 3}
-SECOND = SPEC | {
-    "boundary": "preserve", "method": "onecycle-preserve", "session": 2, "num_epochs": 2,
-    "keep": "all",
-}  # fmt: skip
+CONFIG = configuration.load(
+    {
+        # Any source: the tests write their own arrays.
+        "datasets": {"imagenette": None, "imagewoof": None, "noise": {"packaged": "digits"}},
+        "image_size": 32,
+        "model": "resnet18",
+        "batch_size": 4,
+        "augment": "crop_flip",
+        "sessions": [3, 2],
+        "schedules": {
+            "constant": None,
+            "onecycle": {"initial_lr": [1e-4, 1e-4], "max_lr": [1e-3, 1e-3]},
+        },
+        "methods": ["onecycle-preserve"],
+        "seeds": [3],
+        "device": "cpu",
+    }
+)
+FIRST = configuration.session_spec(CONFIG, Session("noise", "onecycle", 3, 1))
+SECOND = configuration.session_spec(CONFIG, Session("noise", "onecycle-preserve", 3, 2))
 
 
 def write_arrays(folder: Path, valid_labels: list[int] | None = None) -> Path:
-    """Two classes of noise, bright at the left or at the right; validation labels as planted."""
+    """Write two classes of noise, bright on the left or on the right."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for split, labels in (("train", [0] * 8 + [1] * 9), ("valid", [0] * 5 + [1] * 5)):
@@ -56,17 +52,17 @@ def write_arrays(folder: Path, valid_labels: list[int] | None = None) -> Path:
 
 def train(
     root: Path,
-    spec: dict,
+    spec: SessionSpec,
     arrays: Path,
     previous: Path | None = None,
     every: dict | None = None,
     weights: Path | None = None,
 ) -> Path:
     """Train one session below ``root``; returns its folder."""
-    output = root / f"session{spec['session']}"
+    output = root / f"session{spec.session}"
     arguments = [
-        "--spec", json.dumps(spec), "--dataset", arrays, "--output", output,
-        "--progress", root / "in_progress", "--curves", root / "curves",
+        "--spec", spec.to_json(), "--arrays", arrays, "--output", output,
+        "--progress", progress_folder(root, spec.session), "--curves", root / "curves",
     ]  # fmt: skip
     if every:
         arguments += ["--checkpoint-every", json.dumps(every)]
@@ -74,8 +70,14 @@ def train(
         arguments += ["--weights", weights]
     if previous:
         arguments += ["--previous", previous]
+        arguments += ["--previous-progress", progress_folder(root, spec.session - 1)]
     session.main(session.PARSER.parse_args([str(a) for a in arguments]))
     return output
+
+
+def progress_folder(root: Path, number: int) -> Path:
+    """The folder of a session's states in progress."""
+    return root / "in_progress" / f"session{number}"
 
 
 def rows(path: Path) -> list[dict]:

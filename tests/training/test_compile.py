@@ -1,12 +1,13 @@
-"""What ``compile: true`` does."""
+"""Training with ``compile: true``."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from optstate.training import session
 from sessions import FIRST, SECOND, checkpoint, rows, train, write_arrays
 
-SPEC = FIRST | {"num_epochs": 1}
+SPEC = replace(FIRST, num_epochs=1)
 
 
 @pytest.fixture
@@ -14,8 +15,8 @@ def arrays(tmp_path):
     return write_arrays(tmp_path / "arrays")
 
 
-class Compiled:
-    """In place of ``torch.compile``, which takes a minute: notes what it is called with."""
+class FakeCompile:
+    """Replaces ``torch.compile``, which takes a minute, and records its calls."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, bool]] = []  # images, and whether in training
@@ -32,14 +33,14 @@ class Compiled:
 
 @pytest.fixture
 def compiled(monkeypatch):
-    fake = Compiled()
+    fake = FakeCompile()
     monkeypatch.setattr(torch, "compile", fake)
     return fake
 
 
 def test_full_batches_of_training_are(tmp_path, arrays, compiled):
-    """Of 17 images in batches of 6, two are full."""
-    output = train(tmp_path, SPEC | {"compile": True, "batch_size": 6}, arrays)
+    """17 images make two full batches of 6."""
+    output = train(tmp_path, replace(SPEC, compile=True, batch_size=6), arrays)
     assert compiled.batches == [(6, True)] * 2
     assert compiled.options == {"dynamic": False, "mode": "default"}
     assert len(rows(output / "steps.csv")) == 3
@@ -48,28 +49,23 @@ def test_full_batches_of_training_are(tmp_path, arrays, compiled):
 
 @pytest.mark.parametrize("choice", ["auto", False])
 def test_otherwise_nothing_is(tmp_path, arrays, compiled, choice):
-    output = train(tmp_path, SPEC | {"compile": choice}, arrays)
+    output = train(tmp_path, replace(SPEC, compile=choice), arrays)
     assert compiled.batches == []
     assert checkpoint(output)["meta"]["compiled"] is False
 
 
 def test_a_later_session_takes_what_a_compiled_one_left(tmp_path, arrays, compiled):
-    first = train(tmp_path, SPEC | {"compile": True}, arrays)
-    train(tmp_path, SECOND | {"num_epochs": 1}, arrays, previous=first)
+    first = train(tmp_path, replace(SPEC, compile=True), arrays)
+    train(tmp_path, replace(SECOND, num_epochs=1), arrays, previous=first)
 
 
 def test_for_real(tmp_path, arrays, request):
-    """It computes the same, but for rounding, and the same bits in every run."""
+    """The results differ by rounding only, and every run gives the same bits."""
     if not request.config.getoption("--exhaustive"):
         pytest.skip("takes minutes: --exhaustive")
     eager, once, again = (
-        rows(train(tmp_path / name, SPEC | {"compile": name != "eager"}, arrays) / "steps.csv")
+        rows(train(tmp_path / name, replace(SPEC, compile=name != "eager"), arrays) / "steps.csv")
         for name in ("eager", "once", "again")
     )
     assert once == again
     assert float(once[0]["loss"]) == pytest.approx(float(eager[0]["loss"]), rel=1e-4)
-
-
-def test_its_mode_on_a_gpu_has_cuda_graphs(compiled):
-    session.compiled(torch.nn.Identity(), torch.device("cuda"))
-    assert compiled.options == {"dynamic": False, "mode": "reduce-overhead"}

@@ -1,4 +1,6 @@
-"""What only a GPU can show; without one, all of it is skipped."""
+"""Training on a CUDA GPU. Skipped without one."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from sessions import FIRST, SECOND, checkpoint, rows, train, without_seconds, wr
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 ON_GPU = {"device": "cuda", "deterministic": True}
-SPEC = FIRST | ON_GPU
+SPEC = replace(FIRST, **ON_GPU)
 
 
 @pytest.fixture
@@ -27,21 +29,21 @@ def test_the_same_bits_in_every_run(tmp_path, arrays):
     outputs = []
     for name in ("once", "again"):
         first = train(tmp_path / name, SPEC, arrays)
-        outputs.append(train(tmp_path / name, SECOND | ON_GPU, arrays, previous=first))
+        outputs.append(train(tmp_path / name, replace(SECOND, **ON_GPU), arrays, previous=first))
     assert_same(*outputs)
     assert checkpoint(outputs[0])["meta"]["precision"] == "bfloat16"
 
 
 def test_streamed_images_give_the_same_bits_as_held_ones(tmp_path, arrays, monkeypatch):
     held = train(tmp_path / "held", SPEC, arrays)
-    monkeypatch.setattr(batches, "ROOM", 0)
+    monkeypatch.setattr(batches, "MAX_MEMORY_SHARE", 0)
     assert_same(train(tmp_path / "streamed", SPEC, arrays), held)
 
 
 def test_no_step_waits_for_the_gpu(tmp_path, arrays, monkeypatch):
-    train_step, augmented = loop.train_step, loop.augmented
+    train_step, augment_images = loop.train_step, loop.augment_images
 
-    def not_waiting(function):
+    def forbid_waiting(function):
         def watched(*arguments):
             torch.cuda.set_sync_debug_mode("error")
             try:
@@ -51,14 +53,14 @@ def test_no_step_waits_for_the_gpu(tmp_path, arrays, monkeypatch):
 
         return watched
 
-    monkeypatch.setattr(loop, "train_step", not_waiting(train_step))
-    monkeypatch.setattr(loop, "augmented", not_waiting(augmented))
+    monkeypatch.setattr(loop, "train_step", forbid_waiting(train_step))
+    monkeypatch.setattr(loop, "augment_images", forbid_waiting(augment_images))
     train(tmp_path, SPEC, arrays)
 
 
 def test_compiled_with_cuda_graphs(tmp_path, arrays):
     eager, compiled = (
-        rows(train(tmp_path / str(choice), SPEC | {"compile": choice}, arrays) / "steps.csv")
+        rows(train(tmp_path / str(choice), replace(SPEC, compile=choice), arrays) / "steps.csv")
         for choice in (False, True)
     )
     assert float(compiled[0]["loss"]) == pytest.approx(float(eager[0]["loss"]), rel=0.02)

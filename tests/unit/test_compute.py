@@ -1,0 +1,101 @@
+"""Device, precision, compilation and determinism, as configured."""
+
+import os
+
+import pytest
+import torch
+
+from optstate.experiment import configuration
+from optstate.experiment.runs import Session
+from optstate.job import InputError
+from optstate.training.compute import Compute, set_up
+
+
+@pytest.fixture(autouse=True)
+def restore(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+    torch.set_num_threads(threads)
+
+
+def spec(**keys):
+    config = configuration.load({"device": "cpu", **keys})
+    return configuration.session_spec(config, Session("imagenette", "constant", 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"),
+    [("cpu", "auto", True), ("cpu", False, False), ("cuda", "auto", False), ("cuda", True, True)],
+)
+def test_determinism(monkeypatch, device, asked, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.use_deterministic_algorithms(not expected)
+    compute = set_up(spec(device=device, deterministic=asked))
+    assert compute.device.type == device
+    assert compute.is_deterministic is expected
+    assert torch.are_deterministic_algorithms_enabled() is expected
+    assert torch.backends.cudnn.benchmark is not expected
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is expected
+
+
+@pytest.mark.parametrize(("is_available", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_an_automatic_device_is_a_gpu_if_there_is_one(monkeypatch, is_available, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
+    assert set_up(spec(device="auto")).device.type == expected
+
+
+def test_a_required_gpu_must_exist(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device: cuda .* no CUDA GPU. Choose auto or cpu"):
+        set_up(spec(device="cuda"))
+
+
+def test_threads_are_those_of_the_configuration():
+    set_up(spec(cpu_threads=2))
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"),
+    [
+        ("cpu", "auto", "float32"), ("cpu", "bfloat16", "bfloat16"),
+        ("cuda", "auto", "bfloat16"), ("cuda", "float32", "float32"),
+    ],
+)  # fmt: skip
+def test_precision(monkeypatch, device, asked, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert set_up(spec(device=device, precision=asked)).precision == expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_autocast(precision):
+    compute = Compute(torch.device("cpu"), precision, is_compiled=False, is_deterministic=True)
+    with compute.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == getattr(torch, precision)
+
+
+@pytest.mark.parametrize(
+    ("device", "mode"),
+    [("cpu", "default"), ("cuda", "reduce-overhead")],  # on a GPU with CUDA graphs
+)
+def test_the_mode_of_compiling(monkeypatch, device, mode):
+    called = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: called.append(options) or model)
+    model = torch.nn.Identity()
+    compute = Compute(torch.device(device), "float32", is_compiled=True, is_deterministic=True)
+    assert compute.compile_model(model) is model
+    assert called == [{"dynamic": False, "mode": mode}]
+
+
+@pytest.mark.parametrize(("choice", "is_compiled"), [("auto", False), (False, False), (True, True)])
+def test_only_a_configured_model_is_compiled(monkeypatch, choice, is_compiled):
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: "compiled")
+    compute = set_up(spec(compile=choice))
+    assert compute.is_compiled is is_compiled
+    model = torch.nn.Identity()
+    assert compute.compile_model(model) is ("compiled" if is_compiled else model)
