@@ -1,0 +1,120 @@
+"""The command that decodes images: its processes, and errors that only a process can show."""
+
+import hashlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import ROOT, assert_one_line, run_module, write_images, write_tar
+from optstate.data import prepare
+from optstate.data.manifest import folder_sha256
+from optstate.job import InputError
+
+SIZE = 16
+
+
+def run(output: Path, *arguments: object, workers: int = 1, **options):
+    return run_module(
+        "optstate.data.prepare", *arguments, "--image-size", SIZE, "--workers", workers,
+        "--output", output, "--log", output.with_name("log"), **options,
+    )  # fmt: skip
+
+
+def run_on_folder(folder: Path, output: Path, workers: int = 1, **options):
+    digest = folder_sha256(folder)
+    return run(output, "--folder", folder, "--sha256", digest, workers=workers, **options)
+
+
+def test_archives_folders_and_workers_give_the_same_bytes(images, tmp_path):
+    tar = write_tar(images, tmp_path / "a.tgz")
+    zipped = Path(shutil.make_archive(str(tmp_path / "z"), "zip", images))
+    results = [
+        run_on_folder(images, tmp_path / "1"),
+        run_on_folder(images, tmp_path / "2", workers=2),
+        run(tmp_path / "3", "--archive", tar),
+        run(tmp_path / "4", "--archive", zipped),
+    ]
+    assert [r.returncode for r in results] == [0] * 4
+    for name in sorted(p.name for p in (tmp_path / "1").iterdir()):
+        contents = {(tmp_path / str(n) / name).read_bytes() for n in (1, 2, 3, 4)}
+        assert len(contents) == 1, name
+    assert len(list((tmp_path / "3").iterdir())) == 5  # the extracted files are removed
+
+
+def test_workers_are_children_of_this_process(images, tmp_path):
+    """They must be, whatever the default start method: it differs between Python versions."""
+    code = """
+import multiprocessing, pathlib, sys
+from optstate.data import prepare
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    prepare.prepare(pathlib.Path(sys.argv[1]), 32, 2, pathlib.Path(sys.argv[2]))
+"""
+    (tmp_path / "out").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", code, images, tmp_path / "out"], check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")},
+    )  # fmt: skip
+    assert (tmp_path / "out/dataset.json").exists()
+
+
+def test_more_images_than_a_chunk(tmp_path):
+    images = write_images(tmp_path / "images", per_class=prepare.CHUNK + 3, size=SIZE)
+    for workers in (1, 3):
+        output = tmp_path / str(workers)
+        assert run_on_folder(images, output, workers).returncode == 0
+        expected = [np.asarray(Image.open(p)) for p in sorted((images / "train").rglob("*.png"))]
+        assert np.array_equal(np.load(output / "train_images.npy"), expected)
+
+
+def test_a_worker_sees_equal_pictures_of_other_workers(tmp_path):
+    """Their hashes must be comparable, although Python seeds them anew in each process."""
+    images = write_images(tmp_path / "images", per_class=prepare.CHUNK, size=SIZE)
+    shutil.copy(images / "train/ant/0.png", images / "val/cat/copy.png")
+    (tmp_path / "out").mkdir()
+    prepare.prepare(images, SIZE, 3, tmp_path / "out")
+    card = (tmp_path / "out/dataset.json").read_text()
+    assert "val/cat/copy.png" in card.split('"duplicates"')[1]
+
+
+def test_image_that_does_not_decode(images, tmp_path):
+    (images / "val/bee/2.png").write_bytes(b"no image")
+    result = run_on_folder(images, tmp_path / "out", workers=2)
+    assert_one_line(result, "val/bee/2.png: does not decode as an image", "Replace or remove it")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def kill_this_process(task: tuple) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_worker(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_decode_chunk", kill_this_process)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="a decoding process was killed.* Use fewer cores"):
+        prepare.prepare(images, SIZE, 2, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_file_size_limit(images, tmp_path):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+
+    assert_one_line(run_on_folder(images, tmp_path / "out", preexec_fn=limit), "ulimit -f")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_manifest_is_what_sha256sum_prints(images):
+    for name in ("two\nlines.png", "back\\slash.png", "re\rturn.png", "e ñ'\".png"):
+        shutil.copy(images / "train/ant/0.png", images / "train/ant" / name)
+    names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
+    printed = subprocess.run(["sha256sum", *names], cwd=images, capture_output=True).stdout
+    assert folder_sha256(images) == hashlib.sha256(printed).hexdigest()
