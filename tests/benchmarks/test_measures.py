@@ -9,8 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import ROOT
-from optstate.experiment import configuration
 from benchmarks import data_path, loop, sharing, step, summary
 from benchmarks.measure import (
     Measure,
@@ -21,6 +19,8 @@ from benchmarks.measure import (
     session_spec,
     write_measures,
 )
+from conftest import ROOT
+from optstate.experiment import configuration
 from optstate.job import InputError
 from optstate.training import session
 from sessions import write_arrays

@@ -1,4 +1,4 @@
-"""The turns, the pairs and the rows of the comparison, with contestants that train nothing."""
+"""The turns, the pairs and the measures of the comparison, with contestants that do not train."""
 
 import contextlib
 import logging
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import write_images
 from benchmarks import peers
 from benchmarks.peers import Contestant, Epoch, NotMeasured, Pair
+from conftest import write_images
 from optstate.job import InputError
 
-# Writes who has trained to a file that all share; what it answers may depend on the `turn`.
+# Appends its name to a file that all share. What it answers may depend on the `turn`.
 FAKE = """
 import json, pathlib, sys
 for turn, _ in enumerate(sys.stdin):
@@ -46,8 +46,8 @@ def test_takes_turns_and_pairs_neighbours(contestant, tmp_path):
     order = (tmp_path / "order").read_text().split()
     assert order == "ours a ours b  a ours b ours  ours a ours b".split()
     seconds = {
-        name: [(pair.peer.seconds, pair.ours.seconds) for pair in beside]
-        for name, beside in pairs.items()
+        name: [(pair.peer.seconds, pair.ours.seconds) for pair in counted]
+        for name, counted in pairs.items()
     }
     assert seconds == {"a": [(2, 3), (3, 5)], "b": [(2, 4), (3, 6)]}  # without the first round
 
@@ -56,7 +56,7 @@ def test_takes_turns_and_pairs_neighbours(contestant, tmp_path):
     ("before", "changes", "reason"),
     [
         ("sys.exit('no module named timm')", "{}", "it ended: no module named timm"),
-        ("turn < 2 or sys.exit(1)", "{}", "it ended: without a word"),
+        ("turn < 2 or sys.exit(1)", "{}", "it ended: without an error message"),
         ("print('Epoch 1')", "{}", "it ended"),
         ("pass", "{'images': 7}", "it trained 7 images in 2 steps, and this project 8 in 2"),
         ("pass", "{'steps': 1}", "it trained 8 images in 1 steps, and this project 8 in 2"),
@@ -67,7 +67,7 @@ def test_a_peer_that_fails_is_left_out(contestant, caplog, before, changes, reas
     contestants = [contestant("timm", before, changes), contestant("fastai")]
     with caplog.at_level(logging.WARNING):
         pairs = peers.race(contestant("ours"), contestants, num_epochs=2)
-    assert [measure.measure for measure in peers.measures([*pairs], pairs, "cpu")] == [
+    assert [measure.measure for measure in peers.pair_measures([*pairs], pairs, "cpu")] == [
         "epoch_vs_fastai", "epoch_seconds_fastai", "epoch_seconds_ours",
     ]  # fmt: skip
     (message,) = caplog.messages
@@ -86,7 +86,7 @@ def pairs_of(seconds: Sequence[tuple[float, float]]) -> list[Pair]:
 
 def test_measures():
     pairs = {"a": pairs_of([(4, 1), (8, 3), (6, 2)]), "b": pairs_of([(1, 2), (1, 2), (1, 2)])}
-    rows = {row.measure: row for row in peers.measures([*pairs], pairs, "cpu")}
+    rows = {row.measure: row for row in peers.pair_measures([*pairs], pairs, "cpu")}
     ratio = rows["epoch_vs_a"]
     assert ratio.value == 3
     assert 8 / 3 <= ratio.low < 3 < ratio.high <= 4
@@ -99,7 +99,7 @@ def test_measures():
 
 
 def test_measures_nothing_where_no_peer_ran():
-    (row,) = peers.measures(["a"], {}, "cpu")
+    (row,) = peers.pair_measures(["a"], {}, "cpu")
     assert math.isnan(row.value)
     assert row.measure == "epoch_vs_a"
 
@@ -107,7 +107,7 @@ def test_measures_nothing_where_no_peer_ran():
 def test_every_batch_must_be_full(tmp_path):
     images = write_images(tmp_path / "images", per_class=4)  # of three classes
     peers.require_full_batches(images, 6)
-    with pytest.raises(InputError, match="12 images are no whole number of batches of 5"):
+    with pytest.raises(InputError, match="12 images are not a multiple of the batch size 5"):
         peers.require_full_batches(images, 5)
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_installed_is_left_out(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(subprocess, "run", run)
     with caplog.at_level(logging.WARNING):
-        found = dict(peers.installed(list(peers.MODULES), tmp_path))
+        found = dict(peers.find_interpreters(list(peers.MODULES), tmp_path))
     assert found == {"ours": Path(sys.executable), "article": Path(sys.executable)}
     assert caplog.messages == [
         f"{name}: not measured: error: no network Caused by: x"
@@ -128,15 +128,19 @@ def test_what_cannot_be_installed_is_left_out(tmp_path, monkeypatch, caplog):
 def test_no_peer_sees_the_packages_of_this_project(tmp_path, monkeypatch):
     started = []
     monkeypatch.setenv("PYTHONPATH", "workflow/scripts")
+    monkeypatch.chdir(peers.ROOT)
     monkeypatch.setattr(peers, "Contestant", lambda *arguments: started.append(arguments))
     arguments = peers.PARSER.parse_args(
-        ["--settings", "{}", "--images", "images", "--arrays", "arrays",
+        ["--settings", '{"device": "cpu"}', "--images", "images", "--arrays", "arrays",
          "--environments", "environments", "--output", "peers.csv"]
     )  # fmt: skip
     interpreters = dict.fromkeys(("ours", "timm"), Path("python"))
-    list(peers.start_all(arguments, {"device": "cpu"}, interpreters, tmp_path))
+    list(peers.start_all(arguments, interpreters, tmp_path))
     (_, command, _, ours), (_, other_command, _, timm) = started
-    assert Path(ours["PYTHONPATH"], "optstate").is_dir()
+    paths = list(map(Path, ours["PYTHONPATH"].split(os.pathsep)))
+    assert all(path.is_absolute() for path in paths)
+    for package in ("optstate", "benchmarks"):
+        assert any((path / package).is_dir() for path in paths)
     assert "PYTHONPATH" not in timm
     assert [Path(command[-1]).name, Path(other_command[-1]).name] == ["arrays", "images"]
 
@@ -145,6 +149,6 @@ def test_every_contestant_has_a_module_and_its_packages():
     for name, module in peers.MODULES.items():
         assert (peers.TURNS.parent / f"{module}.py").is_file()
         if name not in ("ours", "article"):
-            pinned = (peers.ROOT / f"envs/peers/{name}.txt").read_text()
+            pinned = (peers.HERE / f"envs/{name}.txt").read_text()
             assert f"\n{name}==" in pinned
             assert "\ntorch==" not in pinned

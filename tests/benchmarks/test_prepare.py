@@ -1,4 +1,4 @@
-"""The measurement of decoding, and the images that it is made on."""
+"""The measurement of decoding, and the images that it decodes."""
 
 import io
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import CLASSES, write_images, write_tar
 from benchmarks import images as bench_images
 from benchmarks import prepare as bench
 from benchmarks.measure import read_measures
+from conftest import CLASSES, write_images, write_tar
 from optstate.data import prepare
 from optstate.job import InputError
 
@@ -18,16 +18,16 @@ def files(folder) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
 
 
-class TestMadeImages:
+class TestGeneratedImages:
     def test_the_same_number_gives_the_same_bytes(self, tmp_path):
         for name in "ab":
-            bench_images.make(20, tmp_path / name)
-        made = files(tmp_path / "a")
-        assert made == files(tmp_path / "b")
-        assert len(set(made.values())) == len(made) == 30
+            bench_images.generate(20, tmp_path / name)
+        generated = files(tmp_path / "a")
+        assert generated == files(tmp_path / "b")
+        assert len(set(generated.values())) == len(generated) == 30
 
     def test_they_decode_and_have_the_layout_of_a_data_set(self, tmp_path):
-        bench_images.make(50, tmp_path)
+        bench_images.generate(50, tmp_path)
         classes, (train, valid) = prepare.list_images(tmp_path)
         assert len(classes) == 10
         assert (len(train.images), len(valid.images)) == (50, 10)
@@ -36,9 +36,9 @@ class TestMadeImages:
                 assert (image.format, image.size, image.mode) == ("JPEG", (160, 160), "RGB")
                 image.load()
 
-    def test_they_have_as_many_bytes_as_photographs(self, tmp_path):
+    def test_their_sizes_are_those_of_photographs(self, tmp_path):
         """Those of Imagenette at 160 px have 5,600 on average; the deviation is 1,400."""
-        bench_images.make(100, tmp_path)
+        bench_images.generate(100, tmp_path)
         sizes = [len(content) for content in files(tmp_path).values()]
         assert np.mean(sizes) == pytest.approx(5600, rel=0.1)
         assert 700 < np.std(sizes) < 2000
@@ -77,7 +77,7 @@ def test_rates_are_of_all_images_and_of_the_slower_process():
     seconds = {
         "pillow": [4.0, 6.0], "pillows": [2.0, 4.0], "all": [2.0, 3.0], "one": [8.0, 12.0],
     }  # fmt: skip
-    rows = {row.measure: row for row in bench.rates(seconds, num_images=60, cores=4)}
+    rows = {row.measure: row for row in bench.rate_measures(seconds, num_images=60, cores=4)}
     assert (rows["prepare_vs_pillow"].value, rows["prepare_vs_pillow"].goal) == (2.0, ">= 3.6")
     assert rows["prepare_vs_pillow_1core"].value == 0.5
     assert rows["pillow_processes_gain"].value == pytest.approx(10 / 6)
@@ -86,7 +86,7 @@ def test_rates_are_of_all_images_and_of_the_slower_process():
 
 
 def test_memory_grows_by_the_peaks_of_all_runs():
-    rows = {row.measure: row for row in bench.memory([[60.0, 50.0], [66.0, 55.0]])}
+    rows = {row.measure: row for row in bench.memory_measures([[60.0, 50.0], [66.0, 55.0]])}
     assert rows["prepare_peak_memory_mb"].value == 63.0
     assert rows["prepare_memory_growth"].value == pytest.approx(1.2)
     assert not rows["prepare_memory_growth"].is_met
@@ -104,13 +104,13 @@ def test_pixels_that_differ_are_seen(tmp_path):
     assert bench.pixel_difference(tmp_path) == 7
 
 
-def test_a_command_that_fails_is_told(images, tmp_path):
+def test_a_command_that_fails_is_an_error(images, tmp_path):
     (images / "val/bee/2.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="does not decode"):
-        bench.command_seconds(images, 16, 2, tmp_path)
+        bench.time_command(images, 16, 2, tmp_path)
 
 
 def test_every_fourth_image_of_a_class(images, tmp_path):
-    quarter = files(bench.every_fourth(images, tmp_path / "quarter"))
+    quarter = files(bench.link_quarter(images, tmp_path / "quarter"))
     assert len(quarter) == 2 * len(CLASSES) * 2
     assert quarter.items() <= files(images).items()
