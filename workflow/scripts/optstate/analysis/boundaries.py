@@ -1,8 +1,9 @@
-"""What each boundary between two sessions did to each run: ``boundaries.csv``.
+"""Measure the effect of each boundary between two sessions on each run: ``boundaries.csv``.
 
-The train loss and the updates of the steps after it, against the run of the same schedule and seed
-that keeps the optimizer's whole state: before the first boundary the two are one run, after it they
-have the same batches (unless reshuffled), and what differs is the boundary's doing.
+The train loss and the updates after a boundary are compared with those of the run with the same
+schedule and seed that keeps the optimizer's whole state. Before the first boundary the two are the
+same run. After it they have the same batches, unless a boundary reshuffles them. Any difference is
+then caused by the boundary.
 """
 
 import argparse
@@ -14,29 +15,29 @@ import numpy as np
 import pandas as pd
 
 from optstate.analysis import tables
-from optstate.job import write_atomically, run
+from optstate.job import run, write_atomically
 
-EARLY_STEPS = 40  # a reset shows itself within about so many; means of epochs miss it
-EXCESS_STEPS = 200  # over which the loss is compared with that of the run that keeps all
-LEVEL_STEPS = 50  # before the boundary, whose median loss is the level to be regained,
-RECOVERY_STEPS = 10  # by the median of so many
+EARLY_STEPS = 40  # the effect of a reset shows within these steps; means over epochs miss it
+EXCESS_STEPS = 200  # steps over which losses are compared with those of the run that keeps all
+LEVEL_STEPS = 50  # steps before the boundary; their median loss is the level to recover
+RECOVERY_STEPS = 10  # steps whose median loss has to be at that level
 COLUMNS = [*tables.RUN, "session", *tables.OF_BOUNDARIES]
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``boundaries.csv``."""
     steps = tables.read(arguments.tables / "steps.csv")
-    table = pd.DataFrame(crossings(steps, arguments.preserved), columns=COLUMNS)
+    rows = measure_boundaries(steps, arguments.preserved)
     with write_atomically(arguments.tables / "boundaries.csv") as path:
-        table.to_csv(path, index=False, lineterminator="\n")
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, lineterminator="\n")
 
 
-def crossings(steps: pd.DataFrame, preserved: str) -> Iterator[dict[str, object]]:
-    """A row for each boundary of each run.
+def measure_boundaries(steps: pd.DataFrame, preserved: str) -> Iterator[dict[str, object]]:
+    """Yield a row for each boundary of each run.
 
     Args:
-        steps: as ``steps.csv``.
-        preserved: the boundary that keeps the whole state, which others are compared with.
+        steps: the table ``steps.csv``.
+        preserved: the name of the boundary that keeps the whole state.
     """
     for cell, of_cell in steps.groupby(["dataset", "schedule", "seed"]):
         sessions: dict[Any, pd.DataFrame] = dict(list(of_cell.groupby(["boundary", "session"])))
@@ -46,20 +47,21 @@ def crossings(steps: pd.DataFrame, preserved: str) -> Iterator[dict[str, object]
             before = sessions[boundary, session - 1]
             reference = sessions.get((preserved, session))
             dataset, schedule, seed = cell
-            named = [dataset, schedule, boundary, f"{schedule}-{boundary}", seed, session]
-            yield dict(zip(COLUMNS, [*named, *measured(before, after, reference)], strict=True))
+            names = [dataset, schedule, boundary, f"{schedule}-{boundary}", seed, session]
+            measures = measure_boundary(before, after, reference)
+            yield dict(zip(COLUMNS, [*names, *measures], strict=True))
 
 
-def measured(
+def measure_boundary(
     before: pd.DataFrame, after: pd.DataFrame, reference: pd.DataFrame | None
 ) -> list[float]:
-    """The measures of ``tables.OF_BOUNDARIES``, in their order.
+    """Compute the measures of ``tables.OF_BOUNDARIES``, in their order.
 
     Args:
         before: the steps of the session before the boundary.
-        after: those of the session after it.
-        reference: those of the run that keeps all, if there is one; else what is compared with it
-            is NaN.
+        after: the steps of the session after it.
+        reference: the steps after it of the run that keeps all state. Without that run, the
+            measures relative to it are NaN.
     """
     loss = after["loss"].to_numpy()
     level = float(np.median(before["loss"].to_numpy()[-LEVEL_STEPS:]))
@@ -68,19 +70,25 @@ def measured(
         excess = loss[:EXCESS_STEPS] - reference["loss"].to_numpy()[:EXCESS_STEPS]
         area, peak = float(excess.sum()), float(excess.max())
         ratio = after["update_norm"].iloc[0] / reference["update_norm"].iloc[0]
-    return [float(loss[:EARLY_STEPS].mean()), area, peak, recovery(loss, level), float(ratio)]
+    early = float(loss[:EARLY_STEPS].mean())
+    return [early, area, peak, count_recovery_steps(loss, level), float(ratio)]
 
 
-def recovery(loss: np.ndarray, level: float) -> float:
-    """Steps until the median ``loss`` (steps,) of the last few is at most ``level``.
+def count_recovery_steps(loss: np.ndarray, level: float) -> float:
+    """Count the steps until the median of the last ``RECOVERY_STEPS`` losses is at most ``level``.
 
-    Infinite if it never is. The least there can be are the steps that a median is taken of.
+    Args:
+        loss: the losses of a session's steps (steps,).
+        level: the loss to recover.
+
+    Returns:
+        The number of steps, at least ``RECOVERY_STEPS``; infinite if the loss never recovers.
     """
     if len(loss) < RECOVERY_STEPS:
         return np.inf
     windows = np.lib.stride_tricks.sliding_window_view(loss, RECOVERY_STEPS)
-    regained = np.median(windows, axis=1) <= level
-    return float(np.argmax(regained) + RECOVERY_STEPS) if regained.any() else np.inf
+    has_recovered = np.median(windows, axis=1) <= level
+    return float(np.argmax(has_recovered) + RECOVERY_STEPS) if has_recovered.any() else np.inf
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])

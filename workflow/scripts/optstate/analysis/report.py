@@ -1,8 +1,7 @@
-"""One self-contained HTML page: the answer, figures, tables, data sets, and how it was made."""
+"""Write the report: a self-contained HTML page with the answer, figures, tables and provenance."""
 
 import argparse
 import base64
-import csv
 import json
 import shlex
 from collections import Counter
@@ -16,121 +15,129 @@ import yaml
 from docutils.core import publish_parts
 
 from optstate.analysis import tables
-from optstate.analysis.statistics import fewest_pairs
-from optstate.job import write_atomically, run
+from optstate.analysis.figures import CURVES
+from optstate.analysis.statistics import count_required_pairs
+from optstate.experiment.runs import Runs
+from optstate.job import run, write_atomically
 
 TABLES = ("comparisons", "summary", "boundaries", "epochs")
+MADE_BY_KEYS = ("device", "precision", "deterministic", "compiled", "versions")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the page to ``--output``."""
     config = json.loads(arguments.config)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(arguments.template.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["rounded"] = rounded
+    runs = Runs.from_json(arguments.runs)
     summary = tables.read(arguments.tables / "summary.csv")
-    cells = summary[["dataset", "schedule"]].drop_duplicates()
-    page = environment.get_template(arguments.template.name).render(
+    num_tests = len(summary[["dataset", "schedule"]].drop_duplicates())
+
+    def find_figure(name: str) -> Path:
+        return arguments.figures / f"{name}.png"
+
+    page = load_template(arguments.template).render(
         config=config,
         config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        margin=tables.points(config["equivalence_margin"]),
-        primary=tables.measure_of(config["primary"]["measure"]).words,
-        answers=answers(tables.read(arguments.tables / "comparisons.csv")),
-        fewest={"one": fewest_pairs(1), "all": fewest_pairs(len(cells)), "tests": len(cells)},
-        run_times=run_times(summary),
-        machines=machines(arguments.runs, summary),
+        margin=tables.format_margin(config["equivalence_margin"]),
+        primary=tables.get_measure(config["primary"]["measure"]).label,
+        answers=list_answers(tables.read(arguments.tables / "comparisons.csv")),
+        num_tests=num_tests,
+        required_seeds={n: count_required_pairs(n) for n in (1, num_tests)},
+        run_times=sum_run_times(summary),
+        machines=count_machines(arguments.runs_folder, runs),
         packages=[f"{name} {metadata.version(name)}" for name in arguments.packages],
         commit=arguments.commit,
-        cards=dict(zip(sorted(config["datasets"]), map(read_card, arguments.cards), strict=True)),
-        curves=tables.CURVES,
-        has=lambda name: (arguments.figures / f"{name}.png").exists(),
-        image=lambda name: data_uri(arguments.figures / f"{name}.png"),
-        command=lambda name: (
-            f"{arguments.command} -- {shlex.quote(str(arguments.figures / f'{name}.png'))}"
-        ),
-        text=lambda name: text(arguments.template.with_name(f"{name}.rst"), config),
-        tables={name: read_table(arguments.tables / f"{name}.csv") for name in TABLES},
+        cards=dict(zip(sorted(config["datasets"]), map(read_json, arguments.cards), strict=True)),
+        curves=CURVES,
+        has_figure=lambda name: find_figure(name).exists(),
+        embed_figure=lambda name: encode_png(find_figure(name)),
+        command=arguments.command,
+        quote_figure=lambda name: shlex.quote(str(find_figure(name))),
+        render_text=lambda name: render_text(arguments.template.with_name(f"{name}.rst"), config),
+        tables={name: tables.read_text(arguments.tables / f"{name}.csv") for name in TABLES},
+        measures_of_boundaries=tables.OF_BOUNDARIES,
     )
     with write_atomically(arguments.output) as path:
         path.write_text(page, encoding="utf-8")
 
 
-def answers(comparisons: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
-    """For each data set what the primary outcome says of each schedule."""
+def load_template(path: Path) -> jinja2.Template:
+    """Load the page's template."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(path.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["round_cell"] = round_cell
+    return environment.get_template(path.name)
+
+
+def list_answers(comparisons: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
+    """Return, for each data set, the answer for each schedule: ``schedule`` and ``answer``."""
     primary = comparisons[comparisons["primary"].eq(True)]
-    shown = primary.assign(answer=[answer(row) for row in primary.itertuples()])
+    rows = primary.assign(answer=[word_answer(row) for row in primary.itertuples()])
     return {
         str(dataset): of_dataset[["schedule", "answer"]].to_dict("records")
-        for dataset, of_dataset in shown.groupby("dataset")
+        for dataset, of_dataset in rows.groupby("dataset")
     }
 
 
-def answer(row: Any) -> str:
-    """The verdict of a comparison, and how large the difference is where it does not say so."""
-    if not row.n or "[" in row.verdict:
-        return str(row.verdict)
-    is_top1 = tables.measure_of(row.measure).is_top1
+def word_answer(row: Any) -> str:
+    """Return the verdict of a comparison as a sentence, with the size of the difference."""
+    verdict, _, lost = row.verdict.partition("; ")
+    if not row.n or "[" in verdict:
+        return f"{row.verdict}."
+    is_top1 = tables.get_measure(row.measure).is_top1
     scale, unit = (100, " points") if is_top1 else (1, "")
-    interval = f" [{scale * row.low:+.2f}, {scale * row.high:+.2f}]" if row.n > 1 else ""
-    return f"{row.verdict} ({scale * row.mean_difference:+.2f}{unit}{interval})"
+    difference = f"{row.boundary} \N{MINUS SIGN} {row.baseline}"
+    if row.n == 1:
+        digits = 1 if is_top1 else 2
+        note = f" ({lost})" if lost else ""
+        size = f"{scale * row.mean_difference:+.{digits}f}{unit}"
+        return f"one seed cannot decide{note}. {difference}: {size}."
+    interval = f"[{scale * row.low:+.2f}, {scale * row.high:+.2f}]"
+    return f"{row.verdict}. {difference}: {scale * row.mean_difference:+.2f}{unit} {interval}."
 
 
-def run_times(summary: pd.DataFrame) -> list[dict[Any, str]]:
-    """Hours of training and validation of each data set and method, the shared session in each."""
+def sum_run_times(summary: pd.DataFrame) -> list[dict[Any, str]]:
+    """Sum the seconds of training and validation over the runs of each data set and method."""
     seconds = summary.groupby(["dataset", "method"])[["train_seconds", "valid_seconds"]]
     rows = seconds.agg("sum").assign(runs=seconds.size()).reset_index()
     return [{key: str(value) for key, value in row.items()} for row in rows.to_dict("records")]
 
 
-def machines(runs: Path, summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """What sessions were trained by, and how many of them."""
-    names = ["dataset", "schedule", "method", "seed"]
-    folders = {
-        runs / dataset / name / f"seed{seed}"
-        for dataset, schedule, method, seed in summary[names].itertuples(index=False)
-        for name in (schedule, method)
-    }
-    paths = sorted(path for folder in folders for path in folder.glob("*/made_by.json"))
-    made_by = [json.loads(path.read_text()) for path in paths]
-    keys = ("device", "precision", "deterministic", "compiled", "versions")
-    counted = Counter(json.dumps({key: one[key] for key in keys}) for one in made_by)
-    return [json.loads(text) | {"sessions": number} for text, number in counted.items()]
+def count_machines(runs_folder: Path, runs: Runs) -> list[dict[str, Any]]:
+    """Return the different contents of ``made_by.json``, each with its number of ``sessions``."""
+    paths = (runs_folder / session.folder / "made_by.json" for session in runs.sessions)
+    made_by = [read_json(path) for path in paths]
+    counts = Counter(json.dumps({key: one[key] for key in MADE_BY_KEYS}) for one in made_by)
+    return [json.loads(text) | {"sessions": number} for text, number in counts.items()]
 
 
-def text(path: Path, config: dict[str, Any]) -> str:
-    """A text of Snakemake's report as HTML: a template in reStructuredText, as it is there."""
-    filled = jinja2.Template(path.read_text(encoding="utf-8")).render(snakemake={"config": config})
-    parts = publish_parts(filled, writer="html5", settings_overrides={"embed_stylesheet": False})
+def render_text(path: Path, config: dict[str, Any]) -> str:
+    """Render a text of Snakemake's report, a template in reStructuredText, as HTML."""
+    template = jinja2.Template(path.read_text(encoding="utf-8"))
+    text = template.render(snakemake={"config": config})
+    parts = publish_parts(text, writer="html5", settings_overrides={"embed_stylesheet": False})
     return parts["fragment"]
 
 
-def read_table(path: Path) -> dict[str, list]:
-    """``columns`` and ``rows`` of a CSV file, as text."""
-    with path.open(newline="", encoding="utf-8") as file:
-        columns, *rows = csv.reader(file)
-    return {"columns": columns, "rows": [dict(zip(columns, row, strict=True)) for row in rows]}
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """What ``dataset.json`` says of a data set."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def rounded(cell: str | int) -> str:
-    """A fraction to four significant digits; whole numbers and other text as they are."""
+def round_cell(cell: str | int) -> str:
+    """Round a fraction to four significant digits; return integers and other text unchanged."""
     try:
         return f"{float(cell):.4g}" if "." in str(cell) else str(cell)
     except ValueError:
         return str(cell)
 
 
-def data_uri(path: Path) -> str:
-    """A PNG file as an address that needs no other file."""
+def encode_png(path: Path) -> str:
+    """Return a PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
@@ -138,11 +145,12 @@ PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--config", required=True, help="JSON of the configuration")
 PARSER.add_argument("--tables", type=Path, required=True, help="folder")
 PARSER.add_argument("--figures", type=Path, required=True, help="folder")
-PARSER.add_argument("--runs", type=Path, required=True, help="folder")
+PARSER.add_argument("--runs-folder", type=Path, required=True, help="folder of all runs")
+PARSER.add_argument("--runs", required=True, help="JSON of the runs")
 PARSER.add_argument("--cards", type=Path, nargs="+", help="dataset.json files, in name order")
 PARSER.add_argument("--template", type=Path, required=True)
-PARSER.add_argument("--command", required=True, help="that runs the experiment")
-PARSER.add_argument("--commit", default="", help="of the sources")
+PARSER.add_argument("--command", required=True, help="command that runs the experiment")
+PARSER.add_argument("--commit", default="", help="commit of the sources")
 PARSER.add_argument("--packages", nargs="+", required=True, help="shown with their versions")
 PARSER.add_argument("--output", type=Path, required=True)
 

@@ -1,13 +1,15 @@
-"""Print what an experiment found, and where to look: `python -m optstate.analysis.show RESULTS`."""
+"""Print an experiment's results, and their paths: ``python -m optstate.analysis.show RESULTS``."""
 
 import sys
 from pathlib import Path
+
+import pandas as pd
 
 from optstate.analysis import tables
 
 
 def main(results: Path) -> None:
-    """Print the final validation metrics of every method, and the answer."""
+    """Print the final metrics of every method, the differences, and the answer."""
     summary = tables.read(results / "tables" / "summary.csv")
     final = summary.groupby(["dataset", "method"]).agg(
         seeds=("seed", "size"),
@@ -16,26 +18,33 @@ def main(results: Path) -> None:
         train_loss=("final_train_loss", "mean"),
     )
     print(f"\nAfter the last session, mean over seeds:\n{final.round(4).to_string()}")
-    differences = tables.read(results / "tables" / "comparisons.csv")
-    if len(differences):
-        differences["difference"] = differences["boundary"] + " - " + differences["baseline"]
-        shown = differences["measure"].str.match("final_|train_loss_first")
-        wide = differences[shown].pivot(
-            index=["dataset", "schedule", "difference"], columns="measure", values="mean_difference"
-        )
-        wide.columns = wide.columns.str.replace(
-            r"train_loss_first_(\d+)_steps_session", r"train_loss_\1_s", regex=True
-        )
-        print(f"\nDifferences, mean over seeds:\n{wide.round(4).to_string()}")
-        print("Below zero is better in a loss, above zero in top-1. train_loss_40_s2 is the mean")
-        print("train loss of the first 40 steps of session 2, after the first boundary.")
-        if (differences["n"] < 2).all():
-            print("One seed shows what a boundary does here, not whether it would do so again.")
-        for row in differences[differences["primary"]].itertuples():
-            print(f"{row.dataset}, {row.schedule}, {row.measure}, {row.difference}: {row.verdict}")
+    comparisons = tables.read(results / "tables" / "comparisons.csv")
+    if len(comparisons):
+        print_differences(comparisons)
     print(f"\nReport:  {results / 'report.html'}")
     print(f"Figures: {results / 'figures'}")
     print(f"Tables:  {results / 'tables'}")
+
+
+def print_differences(comparisons: pd.DataFrame) -> None:
+    """Print the mean differences in the main measures, and the primary outcome's verdicts."""
+    comparisons = comparisons.assign(
+        difference=comparisons["boundary"] + " - " + comparisons["baseline"]
+    )
+    is_main = comparisons["measure"].str.match("final_|train_loss_first")
+    wide = comparisons[is_main].pivot(
+        index=["dataset", "schedule", "difference"], columns="measure", values="mean_difference"
+    )
+    wide.columns = wide.columns.str.replace(
+        r"train_loss_first_(\d+)_steps_session", r"train_loss_\1_s", regex=True
+    )
+    print(f"\nDifferences, mean over seeds:\n{wide.round(4).to_string()}")
+    print("Below zero is better for a loss, above zero for top-1. train_loss_40_s2 is the mean")
+    print("train loss of the first 40 steps of session 2, after the first boundary.")
+    if (comparisons["n"] < 2).all():
+        print("One seed shows the effect in these runs, not whether it would repeat.")
+    for row in comparisons[comparisons["primary"]].itertuples():
+        print(f"{row.dataset}, {row.schedule}, {row.measure}, {row.difference}: {row.verdict}")
 
 
 if __name__ == "__main__":

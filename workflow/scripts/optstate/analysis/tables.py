@@ -1,4 +1,4 @@
-"""Reading the tables, and what their measures are called."""
+"""Read tables, and describe the measures in them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,20 +7,21 @@ import pandas as pd
 
 NAMES = ["dataset", "schedule", "boundary", "baseline", "method", "measure", "verdict"]
 RUN = ["dataset", "schedule", "boundary", "method", "seed"]
-CURVES = {  # name of the figure: name of the axis
-    "train_loss": "train loss",
-    "train_accuracy": "train top-1 accuracy",
-    "valid_loss": "valid loss",
-    "valid_accuracy": "valid top-1 accuracy",
-}
 
 
 class Measure(NamedTuple):
-    """What a measure is called, and what is good of it."""
+    """How to present a measure.
 
-    words: str
-    better: str = ""  # "higher" or "lower"; empty: neither
-    is_top1: bool = False  # a fraction, shown in points, which a margin of equivalence is for
+    Attributes:
+        label: its name, or definition, in prose.
+        better: ``"higher"`` or ``"lower"``; empty if neither is better.
+        is_top1: whether it is a top-1 accuracy: a fraction, shown in points, that the margin of
+            equivalence applies to.
+    """
+
+    label: str
+    better: str = ""
+    is_top1: bool = False
 
 
 OF_RUNS = {
@@ -30,32 +31,42 @@ OF_RUNS = {
     "best_valid_loss": Measure("best valid loss", "lower"),
     "epochs_to_target": Measure("epochs to the target", "lower"),
 }
-OF_BOUNDARIES = {  # followed by _session2 for the first boundary, and so on
-    "train_loss_first_40_steps": Measure("train loss of the first 40 steps", "lower"),
-    "excess_loss_area": Measure("excess train loss, area", "lower"),
-    "excess_loss_peak": Measure("excess train loss, peak", "lower"),
-    "recovery_steps": Measure("steps until the loss is as before", "lower"),
-    "update_norm_ratio": Measure("update norm over that with all kept, first step"),
+OF_BOUNDARIES = {  # in comparisons.csv followed by _session2 for the first boundary, and so on
+    "train_loss_first_40_steps": Measure("mean train loss of the first 40 steps", "lower"),
+    "excess_loss_area": Measure(
+        "train loss minus that of the run that keeps all state, summed over the first 200 steps",
+        "lower",
+    ),
+    "excess_loss_peak": Measure("largest of these differences", "lower"),
+    "recovery_steps": Measure(
+        "steps until the median of ten losses is at most the median of the last 50 before the "
+        "boundary",
+        "lower",
+    ),
+    "update_norm_ratio": Measure(
+        "norm of the first update, divided by that of the run that keeps all state"
+    ),
 }
 
 
-def measure_of(name: str) -> Measure:
-    """What is to be said of a measure of ``comparisons.csv``."""
-    base, _, session = name.partition("_session")
-    if not session:
-        return OF_RUNS[base]
-    measure = OF_BOUNDARIES[base]
-    return measure._replace(words=f"{measure.words}, session {session}")
+def get_measure(name: str) -> Measure:
+    """Return the description of a measure of ``comparisons.csv``."""
+    return (OF_RUNS | OF_BOUNDARIES)[name.partition("_session")[0]]
 
 
-def points(margin: float) -> str:
-    """A margin of equivalence in words: 0.01 is ±1 point."""
+def format_margin(margin: float) -> str:
+    """Return a margin of equivalence in words: 0.01 is ±1 point."""
     return f"±{100 * margin:g} point{'s' if margin != 0.01 else ''}"
 
 
 def read(path: Path) -> pd.DataFrame:
-    """A table, with names as text, even those that look like a number or like a missing value."""
+    """Read a table. Names stay text, even if they look like a number or a missing value."""
     columns = pd.read_csv(path, nrows=0).columns
     missing = {column: ["", "nan"] for column in columns.difference(NAMES)}
     names = dict.fromkeys(columns.intersection(NAMES), str)
     return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=missing)
+
+
+def read_text(path: Path) -> pd.DataFrame:
+    """Read a table with every cell as it is written."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -1,13 +1,13 @@
-"""The answer as a picture: every paired difference."""
+"""Draw every paired difference in the primary outcome of one data set."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -17,83 +17,115 @@ from optstate.analysis.figures import style
 from optstate.job import run
 
 BAND = "#EDEDED"
+PAIR: style.Look = {"marker": "o", "linestyle": "", "alpha": 0.45}
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write ``differences``."""
-    style.use()
+    """Write ``differences`` to ``--output``."""
     comparisons, pairs = (
         tables.read(arguments.tables / f"{name}.csv").query("measure == @arguments.measure")
         for name in ("comparisons", "pairs")
     )
-    figure = differences_figure(
-        comparisons, pairs, arguments.dataset, arguments.measure, arguments.margin
-    )
+    measure = tables.get_measure(arguments.measure)
+    figure = draw_differences(comparisons, pairs, arguments.dataset, measure, arguments.margin)
     style.save(figure, arguments.output / "differences")
 
 
-def differences_figure(
-    comparisons: pd.DataFrame, pairs: pd.DataFrame, dataset: str, measure: str, margin: float
+def draw_differences(
+    comparisons: pd.DataFrame,
+    pairs: pd.DataFrame,
+    dataset: str,
+    measure: tables.Measure,
+    margin: float,
 ) -> Figure:
-    """A row for each comparison: the pairs, their mean, and its t interval at 95 %.
+    """Draw a row for each comparison: the pairs, their mean, and its t interval at 95 %.
 
     Args:
-        comparisons: those of all data sets, so that their figures have one scale.
-        pairs: theirs.
-        dataset: whose are drawn.
-        measure: that the tables are of.
+        comparisons: rows of all data sets, so that their figures have one scale.
+        pairs: the pairs of these.
+        dataset: the one to draw.
+        measure: the measure that both tables are about.
         margin: of equivalence.
     """
-    of_measure = tables.measure_of(measure)
-    scale = 100 if of_measure.is_top1 else 1
-    ends = [pairs["difference"], comparisons["low"], comparisons["high"]]
-    # A table without rows has no types.
-    extent = scale * np.concatenate(ends, dtype=float, casting="unsafe")
-    # The first one is drawn on top.
-    comparisons = comparisons[comparisons["dataset"] == dataset].iloc[::-1]
-    pairs = pairs[pairs["dataset"] == dataset]
-    figure, axes = plt.subplots(figsize=(6.5, 1.8 + 0.45 * len(comparisons)), layout="constrained")
-    if of_measure.is_top1:
+    scale = 100 if measure.is_top1 else 1
+    of_dataset = comparisons[comparisons["dataset"] == dataset].iloc[::-1]  # the first one on top
+    figure, axes = plt.subplots(figsize=(6.5, 1.8 + 0.45 * len(of_dataset)), layout="constrained")
+    handles = make_handles()
+    if measure.is_top1:
         axes.axvspan(-scale * margin, scale * margin, color=BAND, zorder=0)
-    axes.axvline(0, color=style.MARKS, linewidth=1)
-    boundaries = [*comparisons["boundary"], *comparisons["baseline"]]
+        label = f"margin of equivalence, {tables.format_margin(margin)}"
+        handles.append(Patch(color=BAND, label=label))
+    axes.axvline(0, color=style.NEUTRAL, linewidth=1)
+    boundaries = [*of_dataset["boundary"], *of_dataset["baseline"]]
     names = []
-    row: Any
-    for y, row in enumerate(comparisons.itertuples()):
-        colour = style.look_of(row.boundary, boundaries)["color"]
-        is_row = (pairs["schedule"] == row.schedule) & (pairs["boundary"] == row.boundary)
-        values = scale * pairs["difference"][is_row].to_numpy()
-        heights = y + style.spread(len(values))
-        axes.plot(values, heights, "o", color=colour, alpha=0.45, markersize=4)
-        interval = np.array([row.low, row.high], float) * scale
-        axes.plot(interval, [y, y], color=colour, linewidth=3, solid_capstyle="butt")
-        axes.plot([scale * row.mean_difference], [y], "D", color=colour, markersize=7)
-        lost = f", {len(values) - row.n} of {len(values)} lost" if row.n < len(values) else ""
-        names.append(f"{row.schedule}: {row.boundary}\nvs {row.baseline}{lost}")
+    for y, row in enumerate(of_dataset.itertuples()):
+        values = scale * select_pairs(pairs, row).to_numpy()
+        draw_comparison(axes, y, row, values, scale, boundaries)
+        names.append(name_comparison(row, len(values)))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.7, len(names) - 0.3)
-    axes.update_datalim([(x, 0) for x in extent[np.isfinite(extent)]])
+    extent = scale * find_extent(comparisons, pairs)
+    axes.update_datalim([(x, 0) for x in extent])
     axes.autoscale_view(scaley=False)
-    unit = " (points)" if of_measure.is_top1 else ""
-    axes.set_xlabel(f"difference in {of_measure.words}{unit}")
-    side = "right" if of_measure.better == "higher" else "left"
-    axes.set_title(f"{dataset}: {side} of the line the first is better", loc="left")
-    handles: list[Artist] = [
-        Line2D([], [], color=style.MARKS, marker="o", linestyle="", alpha=0.45, label="a pair"),
-        Line2D([], [], color=style.MARKS, marker="D", linewidth=3, label="mean, 95 % t interval"),
-    ]
-    if of_measure.is_top1:
-        handles.append(Patch(color=BAND, label=f"margin of equivalence, {tables.points(margin)}"))
+    unit = " (points)" if measure.is_top1 else ""
+    axes.set_xlabel(f"difference in {measure.label}{unit}")
+    axes.set_title(f"{dataset}: {name_sides(of_dataset, measure.better)}", loc="left")
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
-PARSER = argparse.ArgumentParser(description=__doc__)
-PARSER.add_argument("--tables", type=Path, required=True, help="folder")
+def select_pairs(pairs: pd.DataFrame, row: Any) -> pd.Series:
+    """Return the differences of the pairs of a comparison."""
+    names = ["dataset", "schedule", "boundary"]
+    return pairs["difference"][(pairs[names] == [getattr(row, n) for n in names]).all(axis=1)]
+
+
+def draw_comparison(
+    axes: Axes, y: int, row: Any, values: np.ndarray, scale: float, boundaries: list[str]
+) -> None:
+    """Draw the pairs' differences ``values`` (n,), their mean and its interval at height ``y``."""
+    colour = style.get_look(row.boundary, boundaries)["color"]
+    heights = y + style.spread_heights(len(values))
+    axes.plot(values, heights, color=colour, markersize=4, **PAIR)
+    interval = np.array([row.low, row.high], float) * scale
+    axes.plot(interval, [y, y], color=colour, linewidth=3, solid_capstyle="butt")
+    axes.plot([scale * row.mean_difference], [y], "D", color=colour, markersize=7)
+
+
+def name_comparison(row: Any, num_pairs: int) -> str:
+    """Return the label of a comparison on the y axis."""
+    lost = f", {num_pairs - row.n} of {num_pairs} lost" if row.n < num_pairs else ""
+    return f"{row.schedule}: {row.boundary}\nvs {row.baseline}{lost}"
+
+
+def name_sides(comparisons: pd.DataFrame, better: str) -> str:
+    """Say which boundary is better on which side of zero: by name if all rows have the same."""
+    names = comparisons[["baseline", "boundary"]].drop_duplicates()
+    baseline, boundary = names.iloc[0] if len(names) == 1 else ("second", "first")
+    left, right = (baseline, boundary) if better == "higher" else (boundary, baseline)
+    return f"← {left} better · {right} better →"
+
+
+def find_extent(comparisons: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
+    """Return all finite differences and ends of intervals, which the x axis has to include."""
+    ends = [pairs["difference"], comparisons["low"], comparisons["high"]]
+    # A table without rows has no types.
+    values = np.concatenate(ends, dtype=float, casting="unsafe")
+    return values[np.isfinite(values)]
+
+
+def make_handles() -> list[Artist]:
+    """Return the legend's entries for pairs and means."""
+    return [
+        Line2D([], [], color=style.NEUTRAL, label="a pair", **PAIR),
+        Line2D([], [], color=style.NEUTRAL, label="mean, 95 % t interval", marker="D", linewidth=3),
+    ]
+
+
+PARSER = style.make_parser(__doc__)
 PARSER.add_argument("--dataset", required=True)
-PARSER.add_argument("--measure", required=True, help="the primary outcome's")
+PARSER.add_argument("--measure", required=True, help="the measure of the primary outcome")
 PARSER.add_argument("--margin", type=float, required=True, help="of equivalence, in top-1")
-PARSER.add_argument("--output", type=Path, required=True, help="folder")
 
 if __name__ == "__main__":
     run(PARSER, main)
