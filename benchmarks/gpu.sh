@@ -3,7 +3,7 @@
 #   ARCHIVES=folder/of/archives benchmarks/gpu.sh
 # The machine needs Python >= 3.11, torch >= 2.11 and torchvision, but no network and no Snakemake.
 # A second call with the same folders continues where the time limit ended the first one.
-# These variables are options:
+# Options are variables; paths are relative to the repository:
 #   OUTPUT    folder of the results: tables, logs and machine.json, a few MB (results/gpu)
 #   WORK      folder of images, arrays and checkpoints, several GB (results/gpu-work)
 #   LIMIT     time limit in seconds (3600)

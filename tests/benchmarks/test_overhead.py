@@ -53,4 +53,4 @@ def test_timed_jobs_take_one_step():
 def test_the_timed_dry_run_has_200_jobs():
     config = configuration.load({"seeds": list(range(10))})
     assert len(configuration.all_runs(config).sessions) == 200
-    assert "seeds=list(range(10))" in (ROOT / "benchmarks/Snakefile").read_text()
+    assert "seeds=str(list(range(10)))" in (ROOT / "benchmarks/Snakefile").read_text()
