@@ -1,0 +1,49 @@
+"""Norms, accuracy and random states."""
+
+import numpy as np
+import pytest
+import torch
+
+from optstate.training.checkpoint import get_random_states, set_random_states
+from optstate.training.measuring import OptimizerStep, count_correct, has_norms
+
+
+def test_top_k_is_capped_at_the_number_of_classes():
+    logits = torch.tensor([[3.0, 2, 1, 0], [0, 1, 2, 3], [0, 3, 2, 1]])
+    labels = torch.tensor([0, 1, 0])
+    assert [int(n) for n in count_correct(logits, labels)] == [1, 1, 2]
+    assert [int(n) for n in count_correct(logits[:, :2], torch.tensor([0, 0, 0]))] == [1, 3, 3]
+
+
+def test_norms_are_recorded_early_and_every_tenth_step():
+    assert [step for step in range(1, 81) if has_norms(step)] == [*range(1, 51), 60, 70, 80]
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD", "RMSprop"])
+def test_norms_are_of_the_gradient_and_of_the_change(optimizer):
+    parameters = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(5))]
+    unused = torch.nn.Parameter(torch.randn(2))
+    made = getattr(torch.optim, optimizer)([*parameters, unused], lr=0.1)
+    step = OptimizerStep(made)
+    for with_norms in (True, False, True, True):
+        before = [p.detach().clone() for p in parameters]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        gradient = torch.cat([p.grad.flatten() for p in parameters])
+        norms = step(with_norms)
+        change = torch.cat(
+            [(p - b).flatten() for p, b in zip(parameters, before, strict=True)]
+        ).detach()
+        assert [float(n) for n in norms] == (
+            [pytest.approx(float(vector.norm())) for vector in (gradient, change)]
+            if with_norms
+            else []
+        )
+
+
+def test_random_states_return():
+    states = get_random_states()
+    drawn = torch.rand(3), np.random.rand(3)
+    set_random_states(states)
+    assert torch.equal(torch.rand(3), drawn[0])
+    assert np.array_equal(np.random.rand(3), drawn[1])
