@@ -1,5 +1,7 @@
-# From sessions to tables, figures and the report. Even with a cluster they are made on the
-# submitting host: they take seconds.
+# From sessions to tables, figures and the report. These rules run on the submitting host, even with
+# a cluster: they take seconds.
+
+from optstate.analysis.figures import BOUNDARY, CURVES
 
 
 localrules:
@@ -7,43 +9,45 @@ localrules:
     measure_boundaries,
     compare,
     curves,
-    zoom,
+    boundary,
     differences,
     epochs_to_target,
-    learning_rate_figure,
+    learning_rate,
     report,
 
 
-CURVES = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "overview"]
-ZOOMS = ["boundary_loss", "boundary_update_norm"] if HAS_BOUNDARIES else []
-BOUNDARIES = sorted({method.partition("-")[2] for method in METHODS})
 BASELINES = configuration.baselines(config)
 TABLES = [
     f"{RESULTS}/tables/{name}.csv"
     for name in ("steps", "epochs", "summary", "boundaries", "pairs", "comparisons")
 ]
+OVERVIEWS = [f"overview_{boundary}" for boundary in BOUNDARIES]
+OF_DATASET = [*CURVES, "overview", *OVERVIEWS, "differences", *(BOUNDARY if HAS_BOUNDARIES else [])]
 FIGURES = [
     f"{RESULTS}/figures/{name}.{suffix}"
     for suffix in ("png", "svg")
     for name in [
-        *[f"{d}/{name}" for d in DATASETS for name in ["differences", *CURVES, *ZOOMS]],
-        *[f"{d}/overview_{b}" for d in DATASETS for b in BOUNDARIES],
+        *[f"{dataset}/{name}" for dataset in DATASETS for name in OF_DATASET],
         *(["epochs_to_target"] if TARGETS else []),
         "learning_rate",
     ]
 ]
+FIGURE_SOURCES = [
+    f"analysis/{name}.py" for name in ("__init__", "tables", "figures/__init__", "figures/style")
+]
+FIGURE_PACKAGES = locked("matplotlib", "numpy", "pandas")
+RUNS_SOURCES = ["experiment/__init__.py", "experiment/runs.py"]
 SHOWN_PACKAGES = [
     "torch", "torchvision", "numpy", "pillow", "pandas", "scipy", "statsmodels", "matplotlib",
     "snakemake",
 ]  # fmt: skip
-FIGURE_PACKAGES = locked("matplotlib", "numpy", "pandas")
 
 
 rule collect:
     input:
         of_all_sessions("steps.csv"),
         of_all_sessions("epochs.csv"),
-        sources=sources("analysis/__init__.py", "analysis/collect.py"),
+        sources=sources(*RUNS_SOURCES, "analysis/__init__.py", "analysis/collect.py"),
     output:
         [
             report(
@@ -60,21 +64,17 @@ rule collect:
     conda:
         "../../envs/optstate.yaml"
     params:
-        runs=subpath(input[0], ancestor=5),
-        datasets=DATASETS,
-        methods=METHODS,
-        seeds=SEEDS,
-        sessions=NUM_SESSIONS,
+        runs_folder=lambda wildcards: experiment.runs_folder,
+        runs=RUNS_JSON,
         targets=json.dumps(TARGETS, sort_keys=True),
-        progress=untracked(lambda _: IN_PROGRESS),
+        progress=untracked(lambda _: experiment.progress_folder),
         output=subpath(output[0], parent=True),
     message:
         "Collect the tables of all runs"
     shell:
-        "python -m optstate.analysis.collect --runs {params.runs} --datasets {params.datasets} "
-        "--methods {params.methods} --seeds {params.seeds} --sessions {params.sessions} "
-        "--targets {params.targets:q} "
-        "--progress {params.progress} --output {params.output} --log {log}"
+        "python -m optstate.analysis.collect --runs-folder {params.runs_folder} "
+        "--runs {params.runs:q} --targets {params.targets:q} --progress {params.progress} "
+        "--output {params.output} --log {log}"
 
 
 rule measure_boundaries:
@@ -89,10 +89,10 @@ rule measure_boundaries:
         "../../envs/optstate.yaml"
     params:
         tables=subpath(input[0], parent=True),
-        preserved=configuration.plain(config, keep="all", usual="preserve"),
+        preserved=configuration.plain_boundary(config, keep="all", usual="preserve"),
         packages=locked("numpy", "pandas"),
     message:
-        "Measure what each boundary did"
+        "Measure the effect of each boundary"
     shell:
         "python -m optstate.analysis.boundaries --tables {params.tables} "
         "--preserved {params.preserved} --log {log}"
@@ -131,84 +131,75 @@ rule compare:
         "--log {log}"
 
 
+# Every figure is drawn by the module with its rule's name.
+
+
 rule curves:
     input:
         f"{RESULTS}/tables/steps.csv",
         f"{RESULTS}/tables/epochs.csv",
-        sources=figure_sources("curves"),
+        sources=sources(*FIGURE_SOURCES, "analysis/figures/curves.py"),
     output:
         [
             report(
-                f"{RESULTS}/figures/{{dataset}}/{curve}.png",
+                f"{RESULTS}/figures/{{dataset}}/{name}.png",
                 caption="../report/curves.rst",
                 category="Curves",
                 subcategory="{dataset}",
-                labels={"measure": curve.replace("_", " ")},
+                labels={"measure": name.replace("_", " ")},
             )
-            for curve in CURVES
+            for name in (*CURVES, "overview")
         ],
         [
             report(
                 f"{RESULTS}/figures/{{dataset}}/overview_{boundary}.png",
-                caption="../report/boundary.rst",
+                caption="../report/overview_boundary.rst",
                 category="Boundaries",
                 labels={"data set": "{dataset}", "boundary": boundary},
             )
             for boundary in BOUNDARIES
         ],
-        [f"{RESULTS}/figures/{{dataset}}/{curve}.svg" for curve in CURVES],
-        [f"{RESULTS}/figures/{{dataset}}/overview_{boundary}.svg" for boundary in BOUNDARIES],
+        [f"{RESULTS}/figures/{{dataset}}/{name}.svg" for name in (*CURVES, "overview", *OVERVIEWS)],
     log:
-        f"{LOGS}/figures/{{dataset}}.log",
+        f"{LOGS}/figures/{{dataset}}-curves.log",
     conda:
         "../../envs/optstate.yaml"
     params:
         tables=subpath(input[0], parent=True),
         output=subpath(output[0], parent=True),
+        options="--dataset {dataset}",
         packages=FIGURE_PACKAGES,
     message:
-        "Draw the curves of {wildcards.dataset}"
+        "Draw {rule} in {params.output}"
     shell:
-        "python -m optstate.analysis.figures.curves --tables {params.tables} "
-        "--dataset {wildcards.dataset} --output {params.output} --log {log}"
+        "python -m optstate.analysis.figures.{rule} --tables {params.tables} "
+        "--output {params.output} {params.options} --log {log}"
 
 
-rule zoom:
+use rule curves as boundary with:
     input:
         f"{RESULTS}/tables/steps.csv",
-        sources=figure_sources("zoom"),
+        sources=sources(*FIGURE_SOURCES, "analysis/figures/boundary.py"),
     output:
         [
             report(
-                f"{RESULTS}/figures/{{dataset}}/{zoom}.png",
-                caption=f"../report/{zoom}.rst",
+                f"{RESULTS}/figures/{{dataset}}/{name}.png",
+                caption=f"../report/{name}.rst",
                 category="Around the boundaries",
-                labels={"data set": "{dataset}", "measure": zoom.replace("_", " ")},
+                labels={"data set": "{dataset}", "measure": name.replace("_", " ")},
             )
-            for zoom in ("boundary_loss", "boundary_update_norm")
+            for name in BOUNDARY
         ],
-        f"{RESULTS}/figures/{{dataset}}/boundary_loss.svg",
-        f"{RESULTS}/figures/{{dataset}}/boundary_update_norm.svg",
+        [f"{RESULTS}/figures/{{dataset}}/{name}.svg" for name in BOUNDARY],
     log:
-        f"{LOGS}/figures/{{dataset}}-zoom.log",
-    conda:
-        "../../envs/optstate.yaml"
-    params:
-        tables=subpath(input[0], parent=True),
-        output=subpath(output[0], parent=True),
-        packages=FIGURE_PACKAGES,
-    message:
-        "Draw the steps around the boundaries of {wildcards.dataset}"
-    shell:
-        "python -m optstate.analysis.figures.zoom --tables {params.tables} "
-        "--dataset {wildcards.dataset} --output {params.output} --log {log}"
+        f"{LOGS}/figures/{{dataset}}-boundary.log",
 
 
-rule differences:
+use rule curves as differences with:
     input:
         f"{RESULTS}/tables/comparisons.csv",
         f"{RESULTS}/tables/pairs.csv",
-        sources=figure_sources("differences"),
+        sources=sources(*FIGURE_SOURCES, "analysis/figures/differences.py"),
     output:
         report(
             f"{RESULTS}/figures/{{dataset}}/differences.png",
@@ -219,26 +210,15 @@ rule differences:
         f"{RESULTS}/figures/{{dataset}}/differences.svg",
     log:
         f"{LOGS}/figures/{{dataset}}-differences.log",
-    conda:
-        "../../envs/optstate.yaml"
     params:
-        tables=subpath(input[0], parent=True),
-        output=subpath(output[0], parent=True),
-        measure=config["primary"]["measure"],
-        margin=config["equivalence_margin"],
-        packages=FIGURE_PACKAGES,
-    message:
-        "Draw the differences of {wildcards.dataset}"
-    shell:
-        "python -m optstate.analysis.figures.differences --tables {params.tables} "
-        "--dataset {wildcards.dataset} --measure {params.measure} --margin {params.margin} "
-        "--output {params.output} --log {log}"
+        options=f"--dataset {{dataset}} --measure {config['primary']['measure']} "
+        f"--margin {config['equivalence_margin']}",
 
 
-rule epochs_to_target:
+use rule curves as epochs_to_target with:
     input:
         f"{RESULTS}/tables/summary.csv",
-        sources=figure_sources("targets"),
+        sources=sources(*FIGURE_SOURCES, "analysis/figures/epochs_to_target.py"),
     output:
         report(
             f"{RESULTS}/figures/epochs_to_target.png",
@@ -249,23 +229,14 @@ rule epochs_to_target:
         f"{RESULTS}/figures/epochs_to_target.svg",
     log:
         f"{LOGS}/figures/epochs_to_target.log",
-    conda:
-        "../../envs/optstate.yaml"
     params:
-        tables=subpath(input[0], parent=True),
-        output=subpath(output[0], parent=True),
-        packages=FIGURE_PACKAGES,
-    message:
-        "Draw the epochs to the target"
-    shell:
-        "python -m optstate.analysis.figures.targets --tables {params.tables} "
-        "--output {params.output} --log {log}"
+        options="",
 
 
-rule learning_rate_figure:
+use rule curves as learning_rate with:
     input:
         f"{RESULTS}/tables/steps.csv",
-        sources=figure_sources("schedules"),
+        sources=sources(*FIGURE_SOURCES, "analysis/figures/learning_rate.py"),
     output:
         report(
             f"{RESULTS}/figures/learning_rate.png",
@@ -276,17 +247,8 @@ rule learning_rate_figure:
         f"{RESULTS}/figures/learning_rate.svg",
     log:
         f"{LOGS}/figures/learning_rate.log",
-    conda:
-        "../../envs/optstate.yaml"
     params:
-        tables=subpath(input[0], parent=True),
-        output=subpath(output[0], parent=True),
-        packages=FIGURE_PACKAGES,
-    message:
-        "Draw the learning rates"
-    shell:
-        "python -m optstate.analysis.figures.schedules --tables {params.tables} "
-        "--output {params.output} --log {log}"
+        options="",
 
 
 rule report:
@@ -302,7 +264,11 @@ rule report:
         template="workflow/report/report.html.j2",
         texts=sorted(map(str, Path("workflow/report").glob("*.rst"))),
         sources=sources(
-            *[f"analysis/{name}.py" for name in ("__init__", "report", "statistics", "tables")]
+            *RUNS_SOURCES,
+            *[
+                f"analysis/{name}.py"
+                for name in ("__init__", "figures/__init__", "report", "statistics", "tables")
+            ],
         ),
     output:
         f"{RESULTS}/report.html",
@@ -314,15 +280,16 @@ rule report:
         config=lambda wildcards: json.dumps(config),
         tables=subpath(input.summary, parent=True),
         figures=subpath(input.learning_rate, parent=True),
-        runs=lambda wildcards, input: Path(input.made_by[0]).parents[4],
+        runs_folder=lambda wildcards: experiment.runs_folder,
+        runs=RUNS_JSON,
         packages=locked(*SHOWN_PACKAGES, "docutils", "jinja2", "pyyaml"),
         shown=SHOWN_PACKAGES,
-        command=untracked(lambda _: invocation()),
+        command=untracked(lambda _: command_line(workflow.config_settings)),
         commit=untracked(lambda _: commit()),
     message:
         "Write the report"
     shell:
         "python -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
-        "--figures {params.figures} --runs {params.runs} --cards {input.cards} "
-        "--template {input.template} --command {params.command:q} --commit={params.commit:q} "
-        "--packages {params.shown} --output {output} --log {log}"
+        "--figures {params.figures} --runs-folder {params.runs_folder} --runs {params.runs:q} "
+        "--cards {input.cards} --template {input.template} --command {params.command:q} "
+        "--commit={params.commit:q} --packages {params.shown} --output {output} --log {log}"
