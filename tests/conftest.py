@@ -20,12 +20,32 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 CLASSES = ("ant", "bee", "cat")
 NOTHING = "Nothing to be done"
+STARTS_OF_PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+
+unit_test = ""  # the name of the one that runs
+
+
+def refuse_processes(event: str, arguments: tuple) -> None:
+    """Keep the unit tests a matter of seconds: they start no process."""
+    if unit_test and event in STARTS_OF_PROCESSES:
+        raise RuntimeError(f"{unit_test}: {event}. Move the test from tests/unit to tests/jobs.")
+
+
+sys.addaudithook(refuse_processes)
+
+
+@pytest.fixture(autouse=True)
+def no_processes_in_unit_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    global unit_test
+    unit_test = request.node.name if request.path.is_relative_to(ROOT / "tests/unit") else ""
+    yield
+    unit_test = ""
 
 
 def write_images(
     folder: Path, per_class: int = 6, size: int = 32, classes: tuple[str, ...] = CLASSES
 ) -> Path:
-    """A folder of {train,val}/CLASS/*.png: noise, of another brightness in each class."""
+    """Write {train,val}/CLASS/*.png: noise, with a different brightness in each class."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for label, name in enumerate(classes):
@@ -38,7 +58,7 @@ def write_images(
 
 
 def write_tar(images: Path, archive: Path) -> Path:
-    """A .tgz of a folder, below one top-level folder, as the published archives have."""
+    """Write a .tgz of a folder, below one top-level folder as in the published archives."""
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(images, "images")
     return archive
@@ -68,7 +88,7 @@ def run_module(
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Wait for ``condition``, at most so long."""
+    """Wait for ``condition``, at most ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -76,7 +96,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
-    """The job failed with one line on stderr, which has all of the words."""
+    """Check that the job failed with one line on stderr, which has all of the words."""
     assert result.returncode == 1, result
     assert "Traceback" not in result.stderr
     (line,) = result.stderr.strip().splitlines()
@@ -88,7 +108,7 @@ def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
 class Project:
     """A copy of the project's files, with a configuration for tiny images."""
 
-    options = ("--cores", "2")  # where its jobs run
+    options = ("--cores", "2")  # say where its jobs run
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -110,7 +130,7 @@ class Project:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        """Snakemake, in a session of its own."""
+        """Start Snakemake in a process group of its own."""
         command = [sys.executable, "-m", "snakemake", *self.options, "--configfile", "tiny.yaml"]
         return subprocess.Popen(
             [*command, *arguments], cwd=self.folder, start_new_session=True,
@@ -119,7 +139,7 @@ class Project:
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen]:
-        """Snakemake at work; whatever happens in the block, nothing of it is left."""
+        """Run Snakemake during the block, and kill all that is left of it afterwards."""
         with self.start(*arguments) as process:
             try:
                 yield process
@@ -128,7 +148,7 @@ class Project:
                     os.killpg(process.pid, signal.SIGKILL)
 
     def trainers(self) -> list[int]:
-        """The training processes of this project that live."""
+        """The ids of this project's running training processes."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -139,13 +159,13 @@ class Project:
         return found
 
     def run(self, *arguments: str) -> str:
-        """Run Snakemake, which must succeed. Returns all it printed."""
+        """Run Snakemake, which must succeed. Returns its output."""
         result = self.snakemake(*arguments)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout + result.stderr
 
     def refused(self, *arguments: str) -> str:
-        """Dry-run Snakemake, which must refuse. Returns the one line that says why."""
+        """Dry-run Snakemake, which must refuse. Returns its one line of error."""
         result = self.snakemake("--dry-run", "--quiet", "all", *arguments)
         assert result.returncode != 0, result.stdout
         (line,) = [
@@ -183,7 +203,7 @@ def project(tmp_path: Path, images: Path) -> Project:
 
 @pytest.fixture
 def frozen_heap() -> Iterator[None]:
-    """statsmodels collects garbage at every adjustment: slow with all that tests have imported."""
+    """Keep garbage collection fast: statsmodels collects at every adjustment."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -194,7 +214,7 @@ def file_sha256(path: Path) -> str:
 
 
 def archived(folder: Path) -> str:
-    """The source of a data set that lies in a new archive in ``folder``."""
+    """Write an archive to ``folder``, and return the configuration of its data set."""
     folder.mkdir()
     archive = write_tar(write_images(folder / "images"), folder / "images.tgz")
     return f"archive: {archive}, sha256: {file_sha256(archive)}"
@@ -202,7 +222,7 @@ def archived(folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """A project whose tiny experiment has run; tests leave it as it is."""
+    """A project whose tiny experiment has run. Tests must not change it."""
     root = tmp_path_factory.mktemp("finished")
     project = Project(root / "project")
     project.configure(TINY.format(source=archived(root / "noise")))

@@ -273,7 +273,7 @@ class TestRefused:
         )
         result = project.snakemake()
         assert result.returncode != 0
-        assert_said_last(result, "images.tgz: the bytes are not those expected")
+        assert_said_last(result, "images.tgz: its SHA-256 is")
         assert not [path for path in (project.folder / "results").rglob("*") if path.is_file()]
 
 

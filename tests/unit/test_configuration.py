@@ -70,7 +70,7 @@ def test_every_key_is_in_the_schema_and_explained():
         ({"seeds": [1, 1]}, r"seeds: \[1, 1\] must not repeat an entry."),
         ({"experiment": "a/b"}, 'experiment: "a/b" must be a name of up to 100'),
         ({"experiment": "datasets"}, "experiment: .* other than `datasets`"),
-        ({"experiment": "bench"}, "experiment: .* and `bench`"),
+        ({"experiment": "bench"}, "experiment: .* `bench` and `README.md`"),
         ({"model": None}, "model: null must be text."),
         ({"boundaries__new__keep": "some"}, "boundaries.new.keep: .* `all`, or a list"),
         ({"optimizer": {"name": "Adam", "lr": 0.1}}, "optimizer.lr: 0.1 must be left out"),

@@ -1,0 +1,52 @@
+"""The workflow needs nothing but Snakemake to parse, lint, draw its graph and plan its jobs.
+
+So it can be submitted from a host without torch, and ``--sdm conda`` needs no environment that it
+is about to replace.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, TINY, Project
+
+UV = Path(sys.prefix) / "bin/uv"
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """The interpreter of an environment with the locked Snakemake and what it requires."""
+    folder = tmp_path_factory.mktemp("bare")
+    python = folder / "bin/python"
+    for command in (
+        ["venv", "--python", sys.executable, folder],
+        ["pip", "install", "--python", python, "snakemake", "--constraint",
+         ROOT / "envs/requirements.lock"],
+    ):  # fmt: skip
+        subprocess.run([UV, *command, "--quiet"], check=True)
+    for package in ("torch", "numpy", "filelock", "pandas"):
+        assert subprocess.run([python, "-c", f"import {package}"], capture_output=True).returncode
+    return python
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["--lint"], "your workflow is in a good condition"),
+        (["--rulegraph"], "digraph"),
+        (["--dry-run"], "first_session"),
+        (["--dry-run", "--sdm", "conda"], "first_session"),
+    ],
+)
+def test_nothing_but_snakemake_is_needed(python, tmp_path, images, arguments, output):
+    project = Project(tmp_path / "project")
+    packaged = "digits: {packaged: digits}\n  noise:"
+    project.configure(TINY.format(source=f"folder: {images}").replace("noise:", packaged))
+    command = [python, "-m", "snakemake", "--cores", "1", "--configfile", "tiny.yaml", *arguments]
+    result = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert output in result.stdout + result.stderr
+    assert result.stderr.count("torch is not installed here") == 1
+    assert "Traceback" not in result.stderr
