@@ -101,6 +101,7 @@ def main(arguments: argparse.Namespace) -> None:
         overlays.append({"device": arguments.device})
     config = configuration.load(*overlays)
     claim_folder(arguments.work, config)
+    (arguments.work / "logs").mkdir(exist_ok=True)
     deadline = time.monotonic() + arguments.seconds
     experiment = Experiment(config, arguments.work, deadline)
     try:
