@@ -1,0 +1,195 @@
+"""benchmarks/gpu.sh and its commands, on the CPU with tiny sizes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import commands, run_article, run_parts
+from conftest import ROOT, file_sha256, wait_until, write_images, write_tar
+from optstate.job import InputError
+
+EPOCHS = 40  # of the session that is interrupted: more than it trains until the signal
+
+# Ends upon SIGTERM with a file, as a training job saves its state.
+STOPPABLE = """
+import argparse, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path("saved").write_text("")))
+pathlib.Path("ready").write_text("")
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    write_tar(write_images(tmp_path / "images"), folder / "noise.tgz")
+    return folder
+
+
+@pytest.fixture
+def overlay(tmp_path: Path, archives: Path) -> Path:
+    config = {
+        "datasets": {
+            "imagenette": None,
+            "imagewoof": None,
+            # Only the name counts: the archive is expected in ARCHIVES.
+            "noise": {
+                "archive": "https://example.org/noise.tgz",
+                "sha256": file_sha256(archives / "noise.tgz"),
+            },
+        },
+        "image_size": 32,
+        "model": "squeezenet1_1",
+        "batch_size": 9,
+        "sessions": [EPOCHS, 1],
+        "schedules": {"constant": {"lr": [1e-4, 1e-4]}, "onecycle": None},
+        "methods": ["constant-new"],
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def gpu_sh(tmp_path: Path, archives: Path, overlay: Path) -> subprocess.Popen:
+    """benchmarks/gpu.sh in a session of its own."""
+    settings = {"model": "squeezenet1_1", "batch_size": 4, "epochs": {"loop": 1}}
+    (tmp_path / "benchmark.yaml").write_text(
+        yaml.safe_dump(settings | {"cpu": {"image_sizes": [32]}})
+    )
+    options = {
+        "OUTPUT": tmp_path / "results", "WORK": tmp_path / "work", "ARCHIVES": archives,
+        "CONFIG": overlay, "DEVICE": "cpu", "PARTS": "loop", "PYTHON": sys.executable,
+        "BENCHMARK_CONFIG": tmp_path / "benchmark.yaml", "LIMIT": "300",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [ROOT / "benchmarks/gpu.sh"], cwd=tmp_path, text=True, start_new_session=True,
+        env=os.environ | {name: str(value) for name, value in options.items()},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_a_second_call_continues(tmp_path, archives, overlay):
+    states = tmp_path / "work/article/in_progress/noise/constant/seed0/session1"
+    with gpu_sh(tmp_path, archives, overlay) as first:
+        wait_until(lambda: first.poll() is not None or any(states.rglob("*.pt")))
+        os.killpg(first.pid, signal.SIGTERM)  # as `timeout` and clusters do
+        printed = first.stdout.read()
+    wait_until(lambda: "interrupted: SIGTERM" in session_log(tmp_path / "work/article/logs"))
+    assert "session 1 of 2: noise/constant/seed0/session1" in printed
+    assert not (tmp_path / "results/article/tables").exists()
+
+    with gpu_sh(tmp_path, archives, overlay) as second:
+        printed = second.stdout.read()
+    assert second.returncode == 0, printed
+    assert "2 of 2 sessions are done." in printed
+    results = tmp_path / "results"
+    log = session_log(results / "article/logs")
+    assert "continu" in log.partition("interrupted")[2]
+    assert log.count("epoch 1/") == 1
+    epochs = (results / "article/tables/epochs.csv").read_text().splitlines()
+    assert len(epochs) == 1 + 2 * (EPOCHS + 1)
+    assert {path.name for path in (results / "article/tables").iterdir()} == {
+        "steps.csv", "epochs.csv", "summary.csv",
+    }  # fmt: skip
+    assert "loop_efficiency,cpu" in (results / "summary.csv").read_text()
+    assert json.loads((results / "machine.json").read_text())["cores"] >= 1
+    assert "4 skipped" in (results / "tests.log").read_text()
+    assert not list(results.rglob("*.pt"))
+    assert sum(path.stat().st_size for path in results.rglob("*")) < 1e6
+
+
+def session_log(logs: Path) -> str:
+    path = logs / "noise/constant/seed0/session1.log"
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_command_is_stopped_at_the_deadline(tmp_path, monkeypatch):
+    (tmp_path / "stoppable.py").write_text(STOPPABLE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(commands.OutOfTimeError):
+        commands.run_module("stoppable", {"--log": "log"}, start + 3)
+    assert time.monotonic() - start < 30
+    assert Path("ready").exists()
+    assert Path("saved").exists()
+    Path("ready").unlink()
+    with pytest.raises(commands.OutOfTimeError):  # nothing starts after it
+        commands.run_module("stoppable", {"--log": "log"}, start)
+    assert not Path("ready").exists()
+
+
+def test_a_command_that_fails_names_its_log(tmp_path):
+    with pytest.raises(InputError, match="http.nonsense failed. Its log is some.log"):
+        commands.run_module("http.nonsense", {"--log": "some.log"}, time.monotonic() + 60)
+
+
+def article(tmp_path: Path, archives: Path, overlay: Path, seconds: float = 60) -> None:
+    options = {
+        "--configfile": overlay, "--archives": archives, "--seconds": seconds, "--device": "cpu",
+        "--work": tmp_path / "work", "--output": tmp_path / "results",
+    }  # fmt: skip
+    arguments = [str(part) for option in options.items() for part in option]
+    run_article.main(run_article.PARSER.parse_args(arguments))
+
+
+def test_another_archive_is_refused(tmp_path, archives, overlay):
+    (archives / "noise.tgz").write_bytes(b"another one")
+    with pytest.raises(InputError, match=r"noise\.tgz: its SHA-256 is .*datasets\.noise\.sha256"):
+        article(tmp_path, archives, overlay)
+    (archives / "noise.tgz").unlink()
+    with pytest.raises(InputError, match=r"noise\.tgz: does not exist"):
+        article(tmp_path, archives, overlay)
+
+
+def test_another_configuration_is_refused(tmp_path, archives, overlay, capsys):
+    article(tmp_path, archives, overlay, seconds=0)
+    assert "The time limit is over" in capsys.readouterr().out
+    overlay.write_text(overlay.read_text().replace("batch_size: 9", "batch_size: 6"))
+    with pytest.raises(InputError, match="holds another configuration's sessions"):
+        article(tmp_path, archives, overlay, seconds=0)
+
+
+def test_parts_run_in_order_with_what_they_need(tmp_path, monkeypatch):
+    """Each with its inputs, and none again."""
+    ran = []
+
+    def run_module(module, options, deadline):
+        ran.append(module)
+        for option in ("--images", "--arrays", "--folder"):
+            assert Path(options.get(option, tmp_path)).exists()
+        if module == "benchmarks.images":
+            options["--output"].mkdir(parents=True)
+        elif module == "optstate.data.prepare":
+            options["--output"].mkdir(parents=True)
+            (options["--output"] / "dataset.json").touch()
+        elif module != "benchmarks.summary":
+            options["--output"].touch()
+
+    monkeypatch.setattr(run_parts, "run_module", run_module)
+    arguments = [
+        "--device",
+        "cpu",
+        "--seconds",
+        "9",
+        "--parts",
+        "step",
+        "data_path",
+        "peers",
+        "prepare",
+    ]
+    arguments += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "results")]
+    for _ in range(2):
+        run_parts.main(run_parts.PARSER.parse_args(arguments))
+        ran.append("")
+    assert " ".join(module.rpartition(".")[2] for module in ran).split("  ") == [
+        "step images prepare data_path peers images prepare summary", "summary ",
+    ]  # fmt: skip
