@@ -167,12 +167,13 @@ rule curves:
     params:
         tables=subpath(input[0], parent=True),
         output=subpath(output[0], parent=True),
+        module="curves",
         options="--dataset {dataset}",
         packages=FIGURE_PACKAGES,
     message:
         "Draw {rule} in {params.output}"
     shell:
-        "python -m optstate.analysis.figures.{rule} --tables {params.tables} "
+        "python -m optstate.analysis.figures.{params.module} --tables {params.tables} "
         "--output {params.output} {params.options} --log {log}"
 
 
@@ -193,6 +194,8 @@ use rule curves as boundary with:
         [f"{RESULTS}/figures/{{dataset}}/{name}.svg" for name in BOUNDARY],
     log:
         f"{LOGS}/figures/{{dataset}}-boundary.log",
+    params:
+        module="boundary",
 
 
 use rule curves as differences with:
@@ -211,6 +214,7 @@ use rule curves as differences with:
     log:
         f"{LOGS}/figures/{{dataset}}-differences.log",
     params:
+        module="differences",
         options=f"--dataset {{dataset}} --measure {config['primary']['measure']} "
         f"--margin {config['equivalence_margin']}",
 
@@ -230,6 +234,7 @@ use rule curves as epochs_to_target with:
     log:
         f"{LOGS}/figures/epochs_to_target.log",
     params:
+        module="epochs_to_target",
         options="",
 
 
@@ -248,6 +253,7 @@ use rule curves as learning_rate with:
     log:
         f"{LOGS}/figures/learning_rate.log",
     params:
+        module="learning_rate",
         options="",
 
 
