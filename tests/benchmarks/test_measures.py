@@ -1,4 +1,4 @@
-"""The measurements: that they count what they say, on planted times and tiny models."""
+"""The measurements, on planted times and tiny models."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks import data_path, loop, sharing, step, summary
 from benchmarks.measure import (
     Measure,
+    describe_machine,
     interval,
     median,
     ratio_of_sums,
@@ -19,9 +20,6 @@ from benchmarks.measure import (
     session_spec,
     write_measures,
 )
-from conftest import ROOT
-from optstate.experiment import configuration
-from optstate.job import InputError
 from optstate.training import session
 from sessions import write_arrays
 
@@ -32,7 +30,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def measured(path) -> dict[str, Measure]:
+def read(path) -> dict[str, Measure]:
     return {row.measure: row for row in read_measures(path)}
 
 
@@ -55,7 +53,7 @@ class TestRows:
         assert head == "measure,device,value,low,high,goal"
 
     def test_the_interval_covers_the_ratio(self):
-        """Of planted stretches, nineteen of twenty times."""
+        """It should, for 95 % of planted stretches."""
         rng = np.random.default_rng(0)
         covered = 0
         for _ in range(60):
@@ -78,11 +76,11 @@ class TestRows:
         alone = tmp_path / "orchestration.csv"
         write_measures(alone, [Measure("unmeasured", "cpu", *[math.nan] * 3, ">= 1")])
         summary.main(SimpleNamespace(measures=[*paths, alone], main_size=224, output=tmp_path))
-        rows = measured(tmp_path / "summary.csv")
+        rows = read(tmp_path / "summary.csv")
         assert list(rows) == ["loop_efficiency", "loop_efficiency_128px", "unmeasured"]
         table = capsys.readouterr().out.splitlines()
         assert [line.split()[-1] for line in table[-3:]] == ["met", "MISSED", "measured"]
-        assert f"cores: {summary.machine()['cores']}" in table
+        assert f"cores: {describe_machine()['cores']}" in table
 
 
 class TestStretches:
@@ -135,7 +133,7 @@ def test_a_session_is_measured_whole(tmp_path, monkeypatch):
     output.parent.mkdir()
     loop.main(SimpleNamespace(settings=SETTINGS, output=output))
     assert (seen[0].epoch, seen[0].step) == (2, 26)
-    rows = measured(output)
+    rows = read(output)
     assert rows["loop_efficiency"].goal == ">= 0.98"
     assert 0.1 < rows["loop_efficiency"].value < 2
     ratio = rows["session_images_per_second"].value / rows["bare_step_images_per_second"].value
@@ -148,7 +146,7 @@ def test_the_step_is_measured_each_way(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "ROUNDS", 2)
     monkeypatch.setattr(session, "compiled", lambda model, _: model)
     step.main(SimpleNamespace(settings=SETTINGS, output=tmp_path / "step.csv"))
-    assert list(measured(tmp_path / "step.csv")) == [
+    assert list(read(tmp_path / "step.csv")) == [
         "channels_last_gain", "fused_optimizer_gain", "bfloat16_gain", "threads_gain",
         "compile_gain", "compile_seconds", "compile_break_even_steps",
     ]  # fmt: skip
@@ -202,7 +200,7 @@ def test_the_data_path_is_measured_against_others(tmp_path, monkeypatch):
         settings=SETTINGS, images=tmp_path / "images", arrays=arrays, output=tmp_path / "out.csv"
     )
     data_path.main(arguments)
-    rows = measured(tmp_path / "out.csv")
+    rows = read(tmp_path / "out.csv")
     assert rows["data_path_vs_imagefolder"].goal == ">= 35"
     for other in ("copy", "imagefolder", "article"):
         ratio = rows["data_path_images_per_second"].value / rows[f"{other}_images_per_second"].value
@@ -216,35 +214,7 @@ def test_jobs_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setattr(sharing, "ROUNDS", 1)
     monkeypatch.setattr(sharing, "SECONDS", 0.2)
     sharing.main(SimpleNamespace(settings=SETTINGS, output=tmp_path / "sharing.csv"))
-    rows = measured(tmp_path / "sharing.csv")
+    rows = read(tmp_path / "sharing.csv")
     for number in (2, 3):
         rates = [rows[f"jobs_{n}_images_per_second"].value for n in (number, 1)]
         assert rows[f"jobs_{number}_gain"].value == pytest.approx(rates[0] / rates[1], rel=0.01)
-
-
-class TestSettings:
-    schema = ROOT / "workflow/schemas/bench.schema.yaml"
-
-    def test_the_ones_that_come_with_the_project(self):
-        settings = configuration.bench_settings(ROOT / "config/bench.yaml", self.schema)
-        assert settings["archive"] is None
-
-    @pytest.mark.parametrize(
-        ("text", "line"),
-        [
-            ("[1, 2]", "it should be a mapping"),
-            ("model: {", "while parsing"),
-            ("modell: resnet18", "`modell` is no key"),
-            ("jobs: 0", "`jobs` is 0"),
-        ],
-    )
-    def test_bad_ones_are_one_line(self, tmp_path, text, line):
-        path = tmp_path / "bench.yaml"
-        good = (ROOT / "config/bench.yaml").read_text()
-        key = text.partition(":")[0]
-        kept = [row for row in good.splitlines() if not row.startswith(f"{key}:")]
-        path.write_text(text if text[0] == "[" else "\n".join([*kept, text]))
-        with pytest.raises(InputError, match=line) as error:
-            configuration.bench_settings(path, self.schema)
-        assert str(error.value).startswith(f"{path}: ")
-        assert "\n" not in str(error.value)
