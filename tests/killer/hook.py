@@ -1,12 +1,13 @@
-"""Counts a job's operations (training steps; writes, fsyncs, renames) and strikes at one of them.
+"""Count a job's operations (training steps; writes, fsyncs, renames) and strike at one of them.
 
-Told by the environment, so that it reaches the jobs through Snakemake:
+It is controlled by environment variables, which reach the jobs through Snakemake:
 
-- ``STRIKE_IN``: the stage; ``STRIKE_WITHOUT``: what is in the names of files to leave alone;
-  ``STRIKE_AT``: which operation of its processes, from 1; ``STRIKE_FIRED``: a file that says that
-  one process has been struck, so that no other will;
-- ``STRIKE``: ``ENOSPC`` or ``EIO`` (the operation fails so), or a signal and whom it is sent to,
-  as in ``SIGKILL group``. A write is torn: half of it is done before;
+- ``STRIKE_IN``: the stage to strike in;
+- ``STRIKE_WITHOUT``: files with this text in their names are left alone;
+- ``STRIKE_AT``: number of the operation to strike at, from 1, in each process;
+- ``STRIKE_FIRED``: a file written by the first process that is struck, so that it is the only one;
+- ``STRIKE``: ``ENOSPC`` or ``EIO``, the error of the operation, or a signal and its receiver, for
+  example ``SIGKILL group``. Half of a write is done before;
 - ``STEP_JOURNAL``: a file that gets a line for every training step.
 """
 
@@ -26,17 +27,17 @@ count = 0
 unwatched = [".log", os.environ["STRIKE_WITHOUT"]]
 
 
-def operation(name: str, path: object = "") -> None:
-    """Count an operation, and strike if it is the one."""
-    if is_the_one(name, path):
+def count_operation(name: str, path: object = "") -> None:
+    """Count an operation, and strike if its turn has come."""
+    if is_next(name, path):
         strike(path)
 
 
-def is_the_one(name: str, path: object) -> bool:
-    """Count an operation; whether it is the one to strike at, and no other process has struck."""
+def is_next(name: str, path: object) -> bool:
+    """Count an operation. Returns whether to strike at it; no other process has been struck."""
     global count
     count += 1
-    if count != int(os.environ["STRIKE_AT"]) or not in_the_stage():
+    if count != int(os.environ["STRIKE_AT"]) or not is_in_stage():
         return False
     try:
         with real_open(os.environ["STRIKE_FIRED"], "x") as file:
@@ -46,22 +47,22 @@ def is_the_one(name: str, path: object) -> bool:
     return True
 
 
-def in_the_stage() -> bool:
-    """Whether this process is a job of the stage to strike at."""
+def is_in_stage() -> bool:
+    """Return whether this process is a job of the stage to strike in."""
     return any(f".{os.environ['STRIKE_IN']}." in argument for argument in sys.orig_argv)
 
 
 def strike(path: object) -> None:
-    """Let the operation fail, or send the signal."""
-    what, _, whom = os.environ["STRIKE"].partition(" ")
-    if not whom:
+    """Raise the error of the operation, or send the signal."""
+    what, _, receiver = os.environ["STRIKE"].partition(" ")
+    if not receiver:
         number = getattr(errno, what)
         raise OSError(number, os.strerror(number), str(path))
-    if whom == "group":
+    if receiver == "group":
         os.killpg(0, signal.Signals[what])
     else:
-        os.kill(os.getpid() if whom == "process" else os.getppid(), signal.Signals[what])
-    time.sleep(0.2)  # a signal to another process takes its time
+        os.kill(os.getpid() if receiver == "process" else os.getppid(), signal.Signals[what])
+    time.sleep(0.2)  # a signal to another process takes time
 
 
 real_open, real_fsync, real_replace = io.open, os.fsync, os.replace
@@ -74,7 +75,7 @@ def striking_open(path, mode="r", *args, **kwargs):
     write = file.write
 
     def striking_write(content):
-        if not is_the_one("write", path):
+        if not is_next("write", path):
             return write(content)
         half = len(content) // 2
         write(content[:half])
@@ -88,33 +89,33 @@ def striking_open(path, mode="r", *args, **kwargs):
 
 
 def striking_fsync(descriptor):
-    operation("fsync", Path(f"/proc/self/fd/{descriptor}").readlink())
+    count_operation("fsync", Path(f"/proc/self/fd/{descriptor}").readlink())
     real_fsync(descriptor)
 
 
 def striking_replace(source, target, **kwargs):
-    operation("rename", target)
+    count_operation("rename", target)
     real_replace(source, target, **kwargs)
 
 
 def record_steps(loop: ModuleType) -> None:
-    """Let every training step write a line and be an operation."""
+    """Make every training step an operation and a line of the journal."""
     train_step = loop.train_step
 
-    def recorded_step(session, trained, epoch, *batch):
-        spec = session.spec
-        operation("step", f"{trained.position.step + 1}")
+    def recorded_step(session, *batch):
+        spec, step = session.spec, session.state.position.step + 1
+        count_operation("step", f"{step}")
         if journal := os.environ.get("STEP_JOURNAL"):
             with real_open(journal, "a") as file:
                 run = f"{spec.dataset}/{spec.method}/seed{spec.seed}"
-                file.write(f"{run} {epoch} {trained.position.step + 1}\n")
-        return train_step(session, trained, epoch, *batch)
+                file.write(f"{run} {session.epoch} {step}\n")
+        return train_step(session, *batch)
 
     loop.train_step = recorded_step
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Calls :func:`record_steps` with the module of the training loop, once it is imported."""
+    """Calls :func:`record_steps` after the module of the training loop is imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "optstate.training.loop":
@@ -132,7 +133,7 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Watch this process."""
+    """Count the operations of this process from now on."""
     builtins.open = io.open = striking_open
     os.fsync, os.replace = striking_fsync, striking_replace
     if loop := sys.modules.get("optstate.training.loop"):

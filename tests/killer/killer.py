@@ -1,12 +1,12 @@
-"""Run a tiny experiment, kill it again and again, and see whether that changes a bit of it.
+"""Run a tiny experiment, kill it repeatedly, and check that no bit of its results changes.
 
     .venv/bin/python tests/killer/killer.py --kills 1000
 
-Each kill is of another kind: the running job, Snakemake or all of their process group, by SIGKILL,
-SIGTERM and others, or a disk that is full or fails; at a random moment, or at a random training
-step, write, fsync or rename. Then Snakemake is run again, until the experiment is done. What it has
-made by then must be what an undisturbed run made: checkpoints and figures byte for byte, tables but
-for the seconds, TensorBoard's points. Then it begins anew, until there were enough kills.
+A kill is a signal (SIGKILL, SIGTERM and others) to the running job, to Snakemake or to their
+process group, or a disk that is full or fails. It happens at a random moment, or at a random
+training step, write, fsync or rename. Snakemake is then run again until the experiment is done.
+The results must equal those of an undisturbed run: checkpoints and figures byte for byte, tables
+except for seconds, TensorBoard's points. This is repeated until there were enough kills.
 """
 
 import argparse
@@ -28,14 +28,15 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from conftest import ROOT, Project, write_images, write_tar  # noqa: E402
 
+RECEIVERS = ("process", "snakemake", "group")
 STRIKES = [
     "ENOSPC",
     "EIO",
-    *[f"{s} {whom}" for s in ("SIGKILL", "SIGTERM") for whom in ("process", "snakemake", "group")],
+    *[f"{s} {receiver}" for s in ("SIGKILL", "SIGTERM") for receiver in RECEIVERS],
     *["SIGINT process", "SIGINT group", "SIGUSR1 process"],
 ]
-OPERATIONS = {"data": 12, "training": 25, "analysis": 5}  # a job of the stage has more
-LONGEST_WAIT = 10.0  # seconds until a kill at a random moment
+OPERATIONS = {"data": 12, "training": 25, "analysis": 5}  # fewer than a job of the stage has
+MAX_WAIT = 10.0  # seconds until a kill at a random moment
 EXPERIMENT = """
 experiment: tiny
 datasets: {{imagenette: null, imagewoof: null, noise: {{archive: {archive}, sha256: {sha256}}}}}
@@ -63,7 +64,7 @@ class Killed(Project):
         self.journal.touch()
 
     def run_until_done(self, num_kills: int) -> int:
-        """Finish the experiment, killed at most ``num_kills`` times. Returns how many it was."""
+        """Finish the experiment with at most ``num_kills`` kills. Returns their number."""
         kills = 0
         while not self.try_to_finish(kill=kills < num_kills):
             kills += 1
@@ -75,14 +76,14 @@ class Killed(Project):
         at_operation = " " not in strike or self.rng.random() < 0.7
         fired = self.folder / "fired"
         fired.unlink(missing_ok=True)
-        stage = self.stage()
+        stage = self.choose_stage()
         struck_at = self.rng.randint(1, OPERATIONS[stage]) if kill and at_operation else 0
         environment = {
             "PYTHONPATH": str(HERE),
             "STRIKE": strike,
             "STRIKE_IN": stage,
             "STRIKE_AT": str(struck_at),
-            # TensorBoard's writes are by far the most.
+            # Most writes are TensorBoard's, so they are usually left out.
             "STRIKE_WITHOUT": self.rng.choice([" ", "tfevents", "tfevents", "tfevents"]),
             "STRIKE_FIRED": str(fired),
             "STEP_JOURNAL": str(self.journal),
@@ -96,7 +97,7 @@ class Killed(Project):
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             if kill and not at_operation:
-                moment = self.rng.uniform(0, LONGEST_WAIT)
+                moment = self.rng.uniform(0, MAX_WAIT)
                 self.strike_at(process, moment, strike, fired)
             process.wait()
             output.seek(0)
@@ -113,24 +114,24 @@ class Killed(Project):
             raise AssertionError(f"ended without a kill:\n{printed}")
         return self.try_to_finish(kill)
 
-    def stage(self) -> str:
-        """Where to strike: a stage that is not behind yet, most often the training."""
+    def choose_stage(self) -> str:
+        """Choose a stage to strike in that is not finished, most often training."""
         results = self.folder / "results"
         if not any(results.glob("datasets/*/*/*/dataset.json")) and self.rng.random() < 0.3:
             return "data"
         return "analysis" if len([*results.glob("tiny/runs/**/epochs.csv")]) == 3 else "training"
 
     def strike_at(self, process: subprocess.Popen, moment: float, strike: str, fired: Path) -> None:
-        """Send the signal after ``moment`` seconds, if there is something to send it to."""
+        """Send the signal after ``moment`` seconds, if its receiver exists then."""
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
-            name, whom = strike.split()
+            name, receiver = strike.split()
             jobs = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             try:
-                if whom == "group":
+                if receiver == "group":
                     os.killpg(process.pid, signal.Signals[name])
-                elif whom == "snakemake":
+                elif receiver == "snakemake":
                     process.send_signal(signal.Signals[name])
                 elif jobs:
                     os.kill(int(jobs[0]), signal.Signals[name])
@@ -140,8 +141,8 @@ class Killed(Project):
                 return
             fired.write_text(f"{moment:.2f} s")
 
-    def epochs_repeated(self) -> tuple[int, int]:
-        """How many epochs were trained again in all, and the most after one kill."""
+    def count_repeated_epochs(self) -> tuple[int, int]:
+        """Return how many epochs were trained again in all, and the most after one kill."""
         seen, repeated = set(), [0]
         for attempt in self.journal.read_text().split("start\n"):
             steps = [line.rsplit(" ", 1) for line in attempt.splitlines()]
@@ -150,8 +151,8 @@ class Killed(Project):
         return sum(repeated), max(repeated)
 
 
-def outcome(project: Project) -> dict[str, object]:
-    """All that a run makes and that must not depend on how it came to be, by file."""
+def read_results(project: Project) -> dict[str, object]:
+    """Read all results of a run that kills must not change, by file."""
     results = project.folder / "results" / "tiny"
     made: dict[str, object] = {}
     for path in sorted([*results.rglob("*.pt"), *results.rglob("*.png"), *results.rglob("*.svg")]):
@@ -164,22 +165,22 @@ def outcome(project: Project) -> dict[str, object]:
                 for row in csv.DictReader(file)
             ]
     for folder in sorted(results.glob("tensorboard/*/*/*")):
-        made[folder.relative_to(results).as_posix()] = points(folder)
-    made["processes"] = [p for p in Path("/proc").glob("[0-9]*") if cwd(p) == project.folder]
+        made[folder.relative_to(results).as_posix()] = read_points(folder)
+    made["processes"] = [p for p in Path("/proc").glob("[0-9]*") if read_cwd(p) == project.folder]
     made["left in progress"] = [str(p) for p in results.glob("in_progress/**/*") if p.is_file()]
     return made
 
 
-def cwd(process: Path) -> Path | None:
-    """The working directory of a process, by its folder in /proc."""
+def read_cwd(process: Path) -> Path | None:
+    """Return the working directory of a process, given its folder in /proc."""
     try:
         return (process / "cwd").readlink()
     except OSError:
         return None
 
 
-def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's points by tag."""
+def read_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read TensorBoard's points by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -189,7 +190,7 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def torment(folder: Path, num_kills: int, seed: int) -> list[str]:
-    """Kill ``num_kills`` times. Prints what was seen; returns what went wrong."""
+    """Kill ``num_kills`` times. Prints the numbers of kills; returns the differences found."""
     images = write_images(folder / "images", per_class=12, classes=("ant", "bee"))
     archive = write_tar(images, folder / "images.tgz")
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -200,14 +201,14 @@ def torment(folder: Path, num_kills: int, seed: int) -> list[str]:
         project = Killed(folder / f"run{runs}", rng)
         project.configure(EXPERIMENT.format(archive=archive, sha256=sha256))
         kills += project.run_until_done(0 if expected is None else num_kills - kills)
-        made = outcome(project)
+        made = read_results(project)
         expected = expected or made
         wrong += [
             f"run {runs}: {name} differs"
             for name in sorted(expected.keys() | made.keys())
             if expected.get(name) != made.get(name)
         ]
-        epochs, most = project.epochs_repeated()
+        epochs, most = project.count_repeated_epochs()
         if most > 1:
             wrong.append(f"run {runs}: {most} epochs repeated after one kill")
         repeated += epochs

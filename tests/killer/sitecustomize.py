@@ -1,4 +1,4 @@
-"""Python runs this at its start where PYTHONPATH has it: the jobs are watched from there."""
+"""Python runs this file at its start if PYTHONPATH has its folder. It installs the hook in jobs."""
 
 import os
 import sys

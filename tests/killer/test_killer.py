@@ -1,4 +1,4 @@
-"""The killer finds no difference."""
+"""Kills change no result."""
 
 import random
 
