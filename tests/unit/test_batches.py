@@ -1,4 +1,4 @@
-"""Which images are trained on, in which order, and what augmentation does to them."""
+"""The images of an epoch, their order, and their augmentation."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,15 @@ import torch
 
 from optstate.training import batches as batches_module
 from optstate.training.batches import (
-    as_input,
-    augmented,
-    batches,
+    augment_images,
+    copy_to_device,
+    count_batches,
+    iterate_batches,
     load_split,
-    on_device,
-    resident,
-    train_order,
+    make_input,
+    place_split,
+    shuffle_indices,
 )
-from optstate.training.loop import num_steps_per_epoch
 
 
 @pytest.fixture
@@ -32,31 +32,31 @@ def test_the_first_of_each_class_are_used(folder):
     assert load_split(folder, "train", 100).indices.tolist() == list(range(12))
 
 
-def test_the_order_is_of_seed_and_epoch(folder):
+def test_the_order_depends_on_seed_and_epoch(folder):
     train = load_split(folder, "train", None)
-    order = train_order(train, seed=0, epoch=1)
+    order = shuffle_indices(train, seed=0, epoch=1)
     assert sorted(order) == list(range(12))
-    assert np.array_equal(order, train_order(train, seed=0, epoch=1))
-    assert not np.array_equal(order, train_order(train, seed=1, epoch=1))
-    assert not np.array_equal(order, train_order(train, seed=0, epoch=2))
-    assert not np.array_equal(order, train_order(train, seed=0, epoch=1, stream=1))
+    assert np.array_equal(order, shuffle_indices(train, seed=0, epoch=1))
+    assert not np.array_equal(order, shuffle_indices(train, seed=1, epoch=1))
+    assert not np.array_equal(order, shuffle_indices(train, seed=0, epoch=2))
+    assert not np.array_equal(order, shuffle_indices(train, seed=0, epoch=1, stream=1))
 
 
 def test_batches_hold_the_images_of_their_labels(folder):
     train = load_split(folder, "train", None)
     order = np.array([11, 0, 5, 6, 1])
-    pairs = list(batches(train, order, 2, torch.device("cpu")))
+    pairs = list(iterate_batches(train, order, 2, torch.device("cpu")))
     assert [images[:, 0, 0, 0].tolist() for images, _ in pairs] == [[11, 0], [5, 6], [1]]
     assert [labels.tolist() for _, labels in pairs] == [[2, 0], [1, 1], [0]]
 
 
 def test_a_split_in_the_memory_of_a_device_gives_the_same_batches(folder):
     mapped = load_split(folder, "train", 2)
-    held = resident(mapped, torch.device("cpu"))
+    held = copy_to_device(mapped, torch.device("cpu"))
     assert len(held) == len(held.images) == 6
     assert held.num_classes == 3
     pairs = [
-        list(batches(images, train_order(images, 0, 1), 4, torch.device("cpu")))
+        list(iterate_batches(images, shuffle_indices(images, 0, 1), 4, torch.device("cpu")))
         for images in (mapped, held)
     ]
     for one, other in zip(*pairs, strict=True):
@@ -67,52 +67,52 @@ def test_a_split_in_the_memory_of_a_device_gives_the_same_batches(folder):
 @pytest.mark.parametrize(("free", "is_held"), [(145, True), (143, False)])
 def test_a_split_is_held_if_it_takes_half_of_the_free_memory(folder, monkeypatch, free, is_held):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 1000))
-    monkeypatch.setattr(batches_module, "resident", lambda *_: "held")
+    monkeypatch.setattr(batches_module, "copy_to_device", lambda *_: "held")
     mapped = load_split(folder, "train", 2)  # 6 images of 12 bytes
-    assert on_device(mapped, torch.device("cuda")) is ("held" if is_held else mapped)
-    assert on_device(mapped, torch.device("cpu")) is mapped
+    assert place_split(mapped, torch.device("cuda")) is ("held" if is_held else mapped)
+    assert place_split(mapped, torch.device("cpu")) is mapped
 
 
 @pytest.mark.parametrize(("images", "steps"), [(100, 10), (101, 10), (102, 11), (1, 0), (9, 1)])
 def test_a_last_batch_of_one_image_is_no_step(images, steps):
-    assert num_steps_per_epoch(images, 10) == steps
+    assert count_batches(images, 10) == steps
 
 
 def test_input_is_scaled_and_channels_last():
     images = torch.arange(2 * 4 * 4 * 3, dtype=torch.uint8).reshape(2, 4, 4, 3)
-    inputs = as_input(images)
+    inputs = make_input(images)
     assert inputs.shape == (2, 3, 4, 4)
     assert inputs.is_contiguous(memory_format=torch.channels_last)
     assert inputs[1, 2, 3, 0] == images[1, 3, 0, 2] / 255
 
 
-def test_the_memory_of_a_used_batch_is_taken_again():
+def test_the_memory_of_an_earlier_batch_is_reused():
     images = torch.randint(0, 255, (3, 4, 4, 3), dtype=torch.uint8)
-    used = as_input(torch.zeros_like(images))
-    again = as_input(images, used)
+    used = make_input(torch.zeros_like(images))
+    again = make_input(images, used)
     assert again.data_ptr() == used.data_ptr()
-    assert torch.equal(again, as_input(images))
-    part = as_input(images[:2], used)
+    assert torch.equal(again, make_input(images))
+    part = make_input(images[:2], used)
     assert part.data_ptr() != used.data_ptr()
-    assert torch.equal(part, as_input(images[:2]))
+    assert torch.equal(part, make_input(images[:2]))
 
 
 class TestAugmentation:
     images = torch.randint(0, 255, (64, 16, 16, 3), dtype=torch.uint8)
 
     def test_none(self):
-        assert augmented(self.images, "none", 0, 1) is self.images
+        assert augment_images(self.images, "none", 0, 1) is self.images
 
     def test_flip_mirrors_about_half(self):
-        result = augmented(self.images, "flip", 0, 1)
+        result = augment_images(self.images, "flip", 0, 1)
         kept = (result == self.images).flatten(1).all(1)
         mirrored = (result == self.images.flip(2)).flatten(1).all(1)
         assert (kept | mirrored).all()
         assert 16 < mirrored.sum() < 48
 
     def test_crop_moves_by_at_most_an_eighth(self):
-        result = augmented(self.images, "crop_flip", 0, 1)
-        inner = slice(2, 14)  # what no reflection reaches
+        result = augment_images(self.images, "crop_flip", 0, 1)
+        inner = slice(2, 14)  # without reflected pixels
         for image, original in zip(result, self.images, strict=True):
             candidates = [
                 source.roll((-down, -right), (0, 1))[inner, inner]
@@ -123,6 +123,9 @@ class TestAugmentation:
             assert any(torch.equal(image[inner, inner], c) for c in candidates)
         assert len({tuple(image[0, 0].tolist()) for image in result}) > 32
 
-    def test_it_is_of_the_generator_alone(self):
-        first, second = (augmented(self.images, "crop_flip", 7, 1) for _ in range(2))
+    def test_it_depends_on_seed_and_step_alone(self):
+        first, second = (augment_images(self.images, "crop_flip", 7, 1) for _ in range(2))
         assert torch.equal(first, second)
+        assert not torch.equal(first, augment_images(self.images, "crop_flip", 8, 1))
+        assert not torch.equal(first, augment_images(self.images, "crop_flip", 7, 2))
+        assert not torch.equal(first, augment_images(self.images, "crop_flip", 7, 1, stream=1))

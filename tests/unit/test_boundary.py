@@ -1,10 +1,10 @@
-"""What each boundary keeps of an optimizer, for several optimizers."""
+"""The entries of an optimizer's state that each boundary keeps, for several optimizers."""
 
 import pytest
 import torch
 from torch import nn
 
-from optstate.training.boundary import carry_over, initial_state
+from optstate.training.boundary import carry_over, make_initial_state
 from optstate.training.schedule import make_optimizer, make_scheduler
 
 STEPS = 5
@@ -24,8 +24,8 @@ def parameters(seed: int = 0) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
 
-def trained(optimizer: dict, learning_rate: dict) -> torch.optim.Optimizer:
-    """An optimizer after a session of a few steps."""
+def take_steps(optimizer: dict, learning_rate: dict) -> torch.optim.Optimizer:
+    """Return an optimizer after a session of a few steps."""
     made = make_optimizer(parameters(), optimizer, learning_rate)
     scheduler = make_scheduler(made, learning_rate, STEPS)
     for _ in range(STEPS):
@@ -36,9 +36,11 @@ def trained(optimizer: dict, learning_rate: dict) -> torch.optim.Optimizer:
     return made
 
 
-def cross(optimizer: dict, learning_rate: dict, keep) -> tuple:
-    """The optimizers before and after a boundary at which the learning rate changes."""
-    before = trained(optimizer, learning_rate | {"lr": 1e-3} if "lr" in learning_rate else ONECYCLE)
+def cross_boundary(optimizer: dict, learning_rate: dict, keep) -> tuple:
+    """Return the optimizers before and after a boundary at which the learning rate changes."""
+    before = take_steps(
+        optimizer, learning_rate | {"lr": 1e-3} if "lr" in learning_rate else ONECYCLE
+    )
     after = make_optimizer(parameters(), optimizer, learning_rate)
     carry_over(after, before.state_dict(), keep)
     make_scheduler(after, learning_rate, STEPS)
@@ -50,7 +52,7 @@ def cross(optimizer: dict, learning_rate: dict, keep) -> tuple:
 class TestNewAndPreserve:
     def test_preserve_keeps_every_entry(self, name, learning_rate):
         optimizer, entries = OPTIMIZERS[name]
-        before, after = cross(optimizer, learning_rate, "all")
+        before, after = cross_boundary(optimizer, learning_rate, "all")
         old, new = before.state_dict()["state"], after.state_dict()["state"]
         assert old.keys() == new.keys() == {0, 1}
         for index in old:
@@ -61,13 +63,13 @@ class TestNewAndPreserve:
                 assert new[index]["step"] == STEPS
 
     def test_new_keeps_none(self, name, learning_rate):
-        _, after = cross(OPTIMIZERS[name][0], learning_rate, [])
+        _, after = cross_boundary(OPTIMIZERS[name][0], learning_rate, [])
         assert after.state_dict()["state"] == {}
 
     @pytest.mark.parametrize("keep", ["all", []], ids=["preserve", "new"])
     def test_settings_are_those_of_the_session(self, name, learning_rate, keep):
         optimizer, _ = OPTIMIZERS[name]
-        _, after = cross(optimizer, learning_rate, keep)
+        _, after = cross_boundary(optimizer, learning_rate, keep)
         fresh = make_optimizer(parameters(), optimizer, learning_rate)
         make_scheduler(fresh, learning_rate, STEPS)
         (group,), (expected,) = after.param_groups, fresh.param_groups
@@ -83,8 +85,8 @@ class TestNewAndPreserve:
 
 
 @pytest.mark.parametrize("kept", ["step", "exp_avg", "exp_avg_sq"])
-def test_a_part_is_kept_and_the_rest_begins_anew(kept):
-    before, after = cross(OPTIMIZERS["Adam"][0], CONSTANT, [kept])
+def test_a_part_is_kept_and_the_rest_is_new(kept):
+    before, after = cross_boundary(OPTIMIZERS["Adam"][0], CONSTANT, [kept])
     for index, entries in after.state_dict()["state"].items():
         assert entries.keys() == ADAM_STATE
         for entry, value in entries.items():
@@ -93,8 +95,8 @@ def test_a_part_is_kept_and_the_rest_begins_anew(kept):
 
 
 def test_keeping_every_entry_by_name_is_keeping_all():
-    _, by_name = cross(OPTIMIZERS["Adam"][0], CONSTANT, sorted(ADAM_STATE))
-    _, all_ = cross(OPTIMIZERS["Adam"][0], CONSTANT, "all")
+    _, by_name = cross_boundary(OPTIMIZERS["Adam"][0], CONSTANT, sorted(ADAM_STATE))
+    _, all_ = cross_boundary(OPTIMIZERS["Adam"][0], CONSTANT, "all")
     for index, entries in all_.state_dict()["state"].items():
         for entry, value in entries.items():
             assert torch.equal(by_name.state_dict()["state"][index][entry], value)
@@ -108,7 +110,7 @@ def test_entries_that_do_not_begin_at_zero(name, entry, value):
     """The initial state is the optimizer's own, not a guess."""
     extra = {"initial_accumulator_value": 0.5} if name == "Adagrad" else {}
     optimizer = make_optimizer(parameters(), {"name": name, **extra}, CONSTANT)
-    state = initial_state(optimizer)
+    state = make_initial_state(optimizer)
     assert torch.all(torch.as_tensor(state[0][entry]) == value)
     assert all(p.grad is None for p in optimizer.param_groups[0]["params"])
 
@@ -117,8 +119,8 @@ def test_entries_that_do_not_begin_at_zero(name, entry, value):
     "name", "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop".split()
 )
 def test_every_optimizer_can_keep_a_part(name):
-    """Each entry alone is carried into an optimizer that can go on from it."""
-    before = trained({"name": name}, CONSTANT)
+    """An optimizer can continue with each single entry."""
+    before = take_steps({"name": name}, CONSTANT)
     for kept in before.state_dict()["state"][0]:
         after = make_optimizer(parameters(), {"name": name}, CONSTANT)
         carry_over(after, before.state_dict(), [kept])
@@ -127,8 +129,8 @@ def test_every_optimizer_can_keep_a_part(name):
         assert all(torch.isfinite(p).all() for p in after.param_groups[0]["params"])
 
 
-def test_adagrad_begins_anew_when_nothing_is_kept():
-    """Its state is made with the optimizer, so that there is some to lose."""
-    before, after = cross({"name": "Adagrad"}, CONSTANT, [])
+def test_adagrad_starts_from_zero_when_nothing_is_kept():
+    """Adagrad makes its state in its constructor, so there is a state to lose."""
+    before, after = cross_boundary({"name": "Adagrad"}, CONSTANT, [])
     assert before.state_dict()["state"][0]["sum"].any()
     assert not after.state_dict()["state"][0]["sum"].any()

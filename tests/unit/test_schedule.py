@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from optstate.training.schedule import make_optimizer, make_scheduler, momentum_of
+from optstate.training.schedule import get_momentum, make_optimizer, make_scheduler
 
 
-def steps_of(
+def run_schedule(
     optimizer: dict, learning_rate: dict, num_steps: int, warmup_steps: int = 0
 ) -> list[tuple]:
     made = make_optimizer([nn.Parameter(torch.ones(1))], optimizer, learning_rate)
     scheduler = make_scheduler(made, learning_rate, num_steps, warmup_steps)
     used = []
     for _ in range(num_steps):
-        used.append((made.param_groups[0]["lr"], momentum_of(made)))
+        used.append((made.param_groups[0]["lr"], get_momentum(made)))
         made.step()
         scheduler.step()
     return used
@@ -24,7 +24,7 @@ def steps_of(
 
 def test_onecycle_is_pytorchs_own_from_the_initial_lr():
     learning_rate = {"kind": "onecycle", "initial_lr": 1e-5, "max_lr": 1e-3}
-    used = steps_of({"name": "Adam"}, learning_rate, 40)
+    used = run_schedule({"name": "Adam"}, learning_rate, 40)
 
     reference = torch.optim.Adam([nn.Parameter(torch.ones(1))])
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -53,19 +53,19 @@ def test_onecycle_is_pytorchs_own_from_the_initial_lr():
         ({"name": "NAdam"}, None),
     ],
 )
-def test_optimizers_that_can_are_fused(optimizer, fused):
+def test_fused_kernels_are_used_where_they_exist(optimizer, fused):
     rate = {"kind": "constant", "lr": 0.1}
     made = make_optimizer([nn.Parameter(torch.ones(1))], optimizer, rate)
     assert made.param_groups[0].get("fused") is fused
 
 
 def test_constant_is_constant():
-    used = steps_of({"name": "Adam"}, {"kind": "constant", "lr": 3e-4}, 7)
+    used = run_schedule({"name": "Adam"}, {"kind": "constant", "lr": 3e-4}, 7)
     assert used == [(3e-4, 0.9)] * 7
 
 
 def test_cosine_is_half_a_wave_down_to_the_final_lr():
-    used = steps_of({"name": "Adam"}, {"kind": "cosine", "lr": 1e-3, "final_lr": 1e-4}, 10)
+    used = run_schedule({"name": "Adam"}, {"kind": "cosine", "lr": 1e-3, "final_lr": 1e-4}, 10)
     waves = [(1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
     assert [lr for lr, _ in used] == pytest.approx([1e-4 + 9e-4 * wave for wave in waves])
 
@@ -73,7 +73,7 @@ def test_cosine_is_half_a_wave_down_to_the_final_lr():
 @pytest.mark.parametrize(("rising", "shares"), [(4, [1, 2, 3, 4, 4, 4]), (1, [4] * 6)])
 def test_warmup_rises_linearly_and_stays(rising, shares):
     learning_rate = {"kind": "warmup", "lr": 0.1, "warmup_steps": rising}
-    used = steps_of({"name": "Adam"}, learning_rate, 6)
+    used = run_schedule({"name": "Adam"}, learning_rate, 6)
     assert [lr for lr, _ in used] == pytest.approx([0.1 * share / 4 for share in shares])
 
 
@@ -87,17 +87,17 @@ SCHEDULES = [
 
 @pytest.mark.parametrize("learning_rate", SCHEDULES, ids=lambda rate: rate["kind"])
 class TestWarmUpAfterABoundary:
-    """It scales any schedule's LRs, and nothing else."""
+    """It scales the LRs of any schedule, and nothing else."""
 
     def test_first_steps_are_scaled(self, learning_rate):
-        plain, warm = (steps_of({"name": "Adam"}, learning_rate, 12, n) for n in (0, 5))
+        plain, warm = (run_schedule({"name": "Adam"}, learning_rate, 12, n) for n in (0, 5))
         shares = [min(step / 5, 1) for step in range(1, 13)]
         expected = [lr * share for (lr, _), share in zip(plain, shares, strict=True)]
         assert [lr for lr, _ in warm] == pytest.approx(expected, rel=1e-12)
         assert [momentum for _, momentum in warm] == [momentum for _, momentum in plain]
 
-    def test_it_goes_on_where_it_was(self, learning_rate):
-        whole = [lr for lr, _ in steps_of({"name": "Adam"}, learning_rate, 12, 5)]
+    def test_it_continues_from_its_state(self, learning_rate):
+        whole = [lr for lr, _ in run_schedule({"name": "Adam"}, learning_rate, 12, 5)]
         used, states = [], None
         for start, end in ((0, 3), (3, 12)):
             optimizer = make_optimizer(
@@ -117,10 +117,10 @@ class TestWarmUpAfterABoundary:
 
 def test_onecycle_gives_no_momentum_to_plain_sgd():
     learning_rate = {"kind": "onecycle", "initial_lr": 4e-5, "max_lr": 1e-3}
-    assert {momentum for _, momentum in steps_of({"name": "SGD"}, learning_rate, 5)} == {None}
-    with_momentum = steps_of({"name": "SGD", "momentum": 0.8}, learning_rate, 5)
+    assert {momentum for _, momentum in run_schedule({"name": "SGD"}, learning_rate, 5)} == {None}
+    with_momentum = run_schedule({"name": "SGD", "momentum": 0.8}, learning_rate, 5)
     assert with_momentum[0][1] == 0.95
 
 
 def test_optimizer_without_momentum_has_none():
-    assert steps_of({"name": "Adagrad"}, {"kind": "constant", "lr": 1e-2}, 2)[0][1] is None
+    assert run_schedule({"name": "Adagrad"}, {"kind": "constant", "lr": 1e-2}, 2)[0][1] is None
