@@ -1,7 +1,7 @@
-"""The data path: images per second that are ready for the model, ours and others' ways.
+"""The data path: images per second until they are ready for the model, here and elsewhere.
 
-The others decode every JPEG again in every epoch: torchvision's ``ImageFolder`` through a
-``DataLoader`` with a worker for each core, and without workers, as the article did.
+It is compared with torchvision's ``ImageFolder`` and ``DataLoader``, which decode every JPEG again
+in every epoch: with one worker per core, and without workers, as in the article.
 """
 
 import argparse
@@ -15,21 +15,21 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Resize, ToTensor
 
-from optstate import job
 from benchmarks.measure import Measure, now, ratio_of_sums, session_spec, write_measures
-from optstate.training import session
+from optstate import job
 from optstate.training.batches import (
-    as_input,
-    augmented,
-    batches,
+    augment_images,
+    iterate_batches,
     load_split,
-    on_device,
-    train_order,
+    make_input,
+    place_split,
+    shuffle_indices,
 )
+from optstate.training.compute import set_up
 from optstate.training.spec import SessionSpec
 
-ROUNDS = 5
-REPEATS = 20  # epochs of the fast ways in a round: of one alone the clock would be too coarse
+NUM_ROUNDS = 5
+NUM_REPEATS = 20  # epochs of the fast ways in a round: a single one is too short to time
 
 Epoch = Callable[[], Iterator[torch.Tensor]]
 
@@ -37,26 +37,26 @@ Epoch = Callable[[], Iterator[torch.Tensor]]
 def main(arguments: argparse.Namespace) -> None:
     """Write the measures to ``--output``."""
     spec = session_spec(arguments.settings)
-    device = session.set_up(spec)
-    cores = len(os.sched_getaffinity(0))
+    device = set_up(spec).device
+    num_cores = len(os.sched_getaffinity(0))
     ways: dict[str, tuple[Epoch, int]] = {
-        "copy": (copies(spec, arguments.arrays, device), REPEATS),
-        "data_path": (ours(spec, arguments.arrays, device), REPEATS),
-        "imagefolder": (image_folder(spec, arguments.images, device, cores), 1),
-        "article": (image_folder(spec, arguments.images, device, 0), 1),
+        "copy": (make_copy_epoch(spec, arguments.arrays, device), NUM_REPEATS),
+        "data_path": (make_session_epoch(spec, arguments.arrays, device), NUM_REPEATS),
+        "imagefolder": (make_imagefolder_epoch(spec, arguments.images, device, num_cores), 1),
+        "article": (make_imagefolder_epoch(spec, arguments.images, device, 0), 1),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    num_images = [sum(map(len, epoch())) for epoch, _ in ways.values()]  # and all warm up
+    num_images = [sum(map(len, epoch())) for epoch, _ in ways.values()]  # this also warms up
     if len(set(num_images)) > 1:
-        raise RuntimeError(f"not the same number of images: {num_images}")
-    for _ in range(ROUNDS):
+        raise RuntimeError(f"the ways read different numbers of images: {num_images}")
+    for _ in range(NUM_ROUNDS):
         for name, (epoch, repeats) in ways.items():
             start = now(device)
             for _ in range(repeats):
                 for _ in epoch():
                     pass
             seconds[name].append((now(device) - start) / repeats)
-    images = [num_images[0]] * ROUNDS
+    images = [num_images[0]] * NUM_ROUNDS
     measures = [
         Measure(f"{name}_images_per_second", device.type, *ratio_of_sums(images, seconds[name]))
         for name in ways
@@ -67,22 +67,22 @@ def main(arguments: argparse.Namespace) -> None:
     write_measures(arguments.output, measures)
 
 
-def ours(spec: SessionSpec, arrays: Path, device: torch.device) -> Epoch:
-    """Batches as a session takes them."""
-    images = on_device(load_split(arrays, "train", None), device)
-    order = train_order(images, spec.seed, epoch=1)
+def make_session_epoch(spec: SessionSpec, arrays: Path, device: torch.device) -> Epoch:
+    """Make an epoch of batches as in a session."""
+    images = place_split(load_split(arrays, "train", None), device)
+    order = shuffle_indices(images, spec.seed, epoch=1)
 
     def epoch() -> Iterator[torch.Tensor]:
         inputs = None
-        for step, (pixels, _) in enumerate(batches(images, order, spec.batch_size, device)):
-            inputs = as_input(augmented(pixels, spec.augment, spec.seed, step), inputs)
+        for step, (pixels, _) in enumerate(iterate_batches(images, order, spec.batch_size, device)):
+            inputs = make_input(augment_images(pixels, spec.augment, spec.seed, step), inputs)
             yield inputs
 
     return epoch
 
 
-def copies(spec: SessionSpec, arrays: Path, device: torch.device) -> Epoch:
-    """As many bytes as such batches have, copied to memory that is used again."""
+def make_copy_epoch(spec: SessionSpec, arrays: Path, device: torch.device) -> Epoch:
+    """Make an epoch that only copies as many bytes as the batches have."""
     num_images = len(load_split(arrays, "train", None))
     shape = (spec.batch_size, 3, spec.image_size, spec.image_size)
     source, target = torch.rand(shape, device=device), torch.empty(shape, device=device)
@@ -95,15 +95,17 @@ def copies(spec: SessionSpec, arrays: Path, device: torch.device) -> Epoch:
     return epoch
 
 
-def image_folder(spec: SessionSpec, images: Path, device: torch.device, workers: int) -> Epoch:
-    """Batches of images that are decoded when they are asked for."""
+def make_imagefolder_epoch(
+    spec: SessionSpec, images: Path, device: torch.device, num_workers: int
+) -> Epoch:
+    """Make an epoch of batches from ``ImageFolder``, which decodes the images."""
     size = (spec.image_size, spec.image_size)
     loader = DataLoader(
         ImageFolder(images / "train", Compose([Resize(size), ToTensor()])),
         spec.batch_size,
         shuffle=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
     )
 

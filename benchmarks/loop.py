@@ -1,7 +1,7 @@
-"""Loop efficiency: a real training session against the bare step.
+"""Loop efficiency: a training session compared with the bare step.
 
-Both train in this process in turns of a few steps, since separate runs differ by more than what is
-to be seen.
+Both train in this process and take turns of a few steps, since the speed of separate processes
+differs by more than the effect to be measured.
 """
 
 import argparse
@@ -10,12 +10,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 
-from optstate import job
 from benchmarks import data_path
 from benchmarks.measure import (
     Measure,
@@ -25,26 +23,30 @@ from benchmarks.measure import (
     session_spec,
     write_measures,
 )
-from benchmarks.step import NUM_CLASSES, WARM_UP, Step, make_bare_step
-from optstate.training import loop, session
+from benchmarks.step import NUM_CLASSES, NUM_WARM_UP, Step, make_bare_step
+from optstate import job
+from optstate.training.checkpoint import Position
+from optstate.training.compute import Compute, set_up
+from optstate.training.loop import finish_epoch, train_epoch, validate
+from optstate.training.session import Paths, open_session, write_outputs
 from optstate.training.spec import SessionSpec
 
-STRETCH = 10  # steps: each of the two takes so many, then the other
-STEPS_PER_EPOCH = 100  # about as in the article, and all of full batches
-NUM_VALID = 100  # images: few, since validation is left out
+STRETCH = 10  # steps in a turn
+STEPS_PER_EPOCH = 100  # about as many as in the article, all with full batches
+NUM_VALID = 100  # images: few, since validation is not measured
 DATA_EPOCHS = 8
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the measures to ``--output``."""
     spec = session_spec(arguments.settings, num_epochs=arguments.settings["epochs"]["loop"])
-    device = session.set_up(spec)
-    stretches = Stretches(make_bare_step(spec, device), device)
+    compute = set_up(spec)
+    stretches = Stretches(make_bare_step(spec, compute), compute.device)
     with tempfile.TemporaryDirectory(dir=arguments.output.parent) as name:
         folder = Path(name)
-        noise = write_noise(folder / "arrays", spec)
-        train(spec, noise, device, folder, stretches)
-        share = data_path_share(spec, noise, device, stretches)
+        arrays = write_noise(folder / "arrays", spec)
+        train(spec, arrays, compute, folder, stretches)
+        share = measure_data_path_share(spec, arrays, compute.device, stretches)
     images = [steps * spec.batch_size for steps in stretches.steps]
     rows = [
         ("loop_efficiency", ratio_of_sums(stretches.bare, stretches.session), ">= 0.98"),
@@ -54,12 +56,12 @@ def main(arguments: argparse.Namespace) -> None:
     ]
     write_measures(
         arguments.output,
-        [Measure(name, device.type, *values, goal) for name, values, goal in rows],
+        [Measure(name, compute.device.type, *values, goal) for name, values, goal in rows],
     )
 
 
 def write_noise(folder: Path, spec: SessionSpec) -> Path:
-    """Prepared arrays: what is in the images costs no time."""
+    """Write prepared arrays of noise. The content of the images does not affect the speed."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for split, number in {"train": STEPS_PER_EPOCH * spec.batch_size, "valid": NUM_VALID}.items():
@@ -72,35 +74,41 @@ def write_noise(folder: Path, spec: SessionSpec) -> Path:
 
 
 class Stretches:
-    """Seconds of a session and of the bare step, in turns of ``STRETCH`` steps."""
+    """Seconds of a session and of the bare step, in turns of ``STRETCH`` steps each.
+
+    Attributes:
+        steps: number of steps of each turn.
+        session: seconds of the session's turns.
+        bare: seconds of the bare step's turns.
+    """
 
     def __init__(self, bare_step: Step, device: torch.device) -> None:
         self.bare_step, self.device = bare_step, device
         self.steps: list[int] = []
         self.session: list[float] = []
         self.bare: list[float] = []
-        self.is_aside = False
-        for _ in range(WARM_UP):
+        self.is_left_out = False
+        for _ in range(NUM_WARM_UP):
             bare_step()
         self.begin()
 
     def begin(self) -> None:
-        """Begin a stretch of the session."""
-        self.num_steps, self.aside = 0, 0.0
-        self.started_at = now(self.device)
+        """Begin a turn of the session."""
+        self.num_steps, self.left_out = 0, 0.0
+        self.start = now(self.device)
 
     def end(self) -> None:
-        """End it, and let the bare step take as many steps."""
+        """End the session's turn, and take as many bare steps."""
         turn = now(self.device)
-        self.session.append(turn - self.started_at - self.aside)
+        self.session.append(turn - self.start - self.left_out)
         self.steps.append(self.num_steps)
         for _ in range(self.num_steps):
             self.bare_step()
         self.bare.append(now(self.device) - turn)
 
     def after_step(self) -> None:
-        """Count a step of the session; after a full stretch, give the turn to the bare step."""
-        if self.is_aside:
+        """Count a step of the session. After ``STRETCH`` steps its turn ends."""
+        if self.is_left_out:
             return
         self.num_steps += 1
         if self.num_steps == STRETCH:
@@ -108,54 +116,51 @@ class Stretches:
             self.begin()
 
     def end_session(self) -> None:
-        """End the last stretch, to which all belongs that a session does after its last step."""
+        """End the last turn, which includes everything after the session's last step."""
         if self.num_steps:
             self.end()
         else:
-            self.session[-1] += now(self.device) - self.started_at - self.aside
+            self.session[-1] += now(self.device) - self.start - self.left_out
 
     def leave_out(self, function: Callable) -> Callable:
-        """``function``, whose time is not counted."""
+        """Wrap ``function`` so that its time does not count."""
 
-        def aside(*args: Any) -> Any:
-            start, self.is_aside = now(self.device), True
+        def uncounted(*args: Any) -> Any:
+            start, self.is_left_out = now(self.device), True
             result = function(*args)
-            self.aside, self.is_aside = self.aside + now(self.device) - start, False
+            self.left_out, self.is_left_out = self.left_out + now(self.device) - start, False
             return result
 
-        return aside
+        return uncounted
 
 
 def train(
-    spec: SessionSpec, arrays: Path, device: torch.device, folder: Path, stretches: Stretches
-) -> None:
-    """Train a session as its job does, for two runs, with bare steps between stretches.
+    spec: SessionSpec, arrays: Path, compute: Compute, folder: Path, stretches: Stretches
+) -> Position:
+    """Train a session as its job does, as a part of two runs. Returns its last position.
 
-    What a job does before the first step is its start, and not counted here.
+    The time before the first step is not measured, nor is validation.
     """
-    arguments = session.PARSER.parse_args(
-        ["--spec", "", "--dataset", str(arrays), "--output", str(folder / "session1"),
-         "--progress", str(folder), "--curves", str(folder / "new"), str(folder / "preserve")]
+    paths = Paths(
+        arrays, folder / "session1", folder / "progress",
+        curves=[folder / "new", folder / "preserve"],
     )  # fmt: skip
-    train_session = session.train_session
-
-    def begin_and_train(*args: Any) -> None:
+    validate_uncounted = stretches.leave_out(validate)
+    with open_session(spec, paths, compute, {"epochs": 1}, stretches.after_step) as session:
         stretches.begin()
-        train_session(*args)
-
-    with (
-        mock.patch.object(session, "train_session", begin_and_train),
-        mock.patch.object(loop, "validate", stretches.leave_out(loop.validate)),
-    ):
-        session.train(spec, arguments, device, folder / "progress", stretches.after_step)
-        stretches.end_session()
+        for _ in range(spec.num_epochs):
+            train_row = train_epoch(session)
+            finish_epoch(session, train_row, validate_uncounted(session))
+        write_outputs(session, paths.output)
+    stretches.end_session()
+    return session.state.position
 
 
-def data_path_share(
+def measure_data_path_share(
     spec: SessionSpec, arrays: Path, device: torch.device, stretches: Stretches
 ) -> tuple[float, float, float]:
-    """Seconds that a batch takes until it is ready for the model, over those of the bare step."""
-    epoch = data_path.ours(spec, arrays, device)
+    """Measure the time to make a batch ready for the model, as a share of the bare step's."""
+    epoch = data_path.make_session_epoch(spec, arrays, device)
     step_seconds = sum(stretches.bare) / sum(stretches.steps)
     shares = []
     for _ in range(DATA_EPOCHS):

@@ -1,4 +1,4 @@
-"""Several training jobs side by side: images per second of all of them together."""
+"""Several training jobs at the same time: images per second of all of them together."""
 
 import argparse
 import json
@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from optstate import job
-from benchmarks.measure import Measure, interval, ratio_of_sums, session_spec, write_measures
+import numpy as np
 
-JOBS = (1, 2, 3)
-ROUNDS = 5
+from benchmarks.measure import Measure, interval, ratio_of_sums, session_spec, write_measures
+from optstate import job
+
+NUM_JOBS = (1, 2, 3)
+NUM_ROUNDS = 5
 SECONDS = 5.0  # of a round
 
 
@@ -22,58 +24,54 @@ def main(arguments: argparse.Namespace) -> None:
     rates = measure_rates(settings)
     measures = []
     for number, rate in rates.items():
-        all_together = interval([rate], mean)
+        all_together = interval([rate], np.mean)
         measures.append(
             Measure(f"jobs_{number}_images_per_second", settings["device"], *all_together)
         )
-    for number in JOBS[1:]:
+    for number in NUM_JOBS[1:]:
         gain = ratio_of_sums(rates[number], rates[1])
         measures.append(Measure(f"jobs_{number}_gain", settings["device"], *gain))
     write_measures(arguments.output, measures)
 
 
-def mean(values: Any, axis: int) -> Any:
-    """Of an array, along ``axis``."""
-    return values.mean(axis)
-
-
 def measure_rates(settings: dict[str, Any]) -> dict[int, list[float]]:
-    """Images per second of 1, 2, ... jobs together, in each round."""
+    """Measure the images per second of 1, 2, ... jobs together, in each round."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
-    for _ in range(max(JOBS)):
+    for _ in range(max(NUM_JOBS)):
         ours, theirs = context.Pipe()
         processes.append(context.Process(target=work, args=(theirs, settings), daemon=True))
         processes[-1].start()
         theirs.close()
         pipes.append(ours)
     for pipe in pipes:
-        pipe.recv()  # all are ready
-    rates: dict[int, list[float]] = {number: [] for number in JOBS}
-    for _ in range(ROUNDS):
-        for number in JOBS:
-            rates[number].append(rate_of(pipes[:number]))
+        pipe.recv()  # until all are ready
+    rates: dict[int, list[float]] = {number: [] for number in NUM_JOBS}
+    for _ in range(NUM_ROUNDS):
+        for number in NUM_JOBS:
+            rates[number].append(measure_rate(pipes[:number]))
     for process in processes:
         process.terminate()
     return rates
 
 
-def rate_of(pipes: Sequence[Any]) -> float:
-    """Images per second of the jobs at these pipes, working at the same time."""
+def measure_rate(pipes: Sequence[Any]) -> float:
+    """Measure the images per second of the jobs at these pipes, working at the same time."""
     for pipe in pipes:
         pipe.send(SECONDS)
     return sum(pipe.recv() for pipe in pipes)
 
 
 def work(pipe: Any, settings: dict[str, Any]) -> None:
-    """Be a job: train for as many seconds as the pipe says, answer with images per second."""
-    from benchmarks.step import WARM_UP, make_bare_step, now
-    from optstate.training import session
+    """Train for as many seconds as the pipe says, and answer with images per second, repeatedly."""
+    from benchmarks.step import NUM_WARM_UP, make_bare_step, now
+    from optstate.training.compute import set_up
 
     spec = session_spec(settings)
-    device = session.set_up(spec)
-    step = make_bare_step(spec, device)
-    for _ in range(WARM_UP):
+    compute = set_up(spec)
+    device = compute.device
+    step = make_bare_step(spec, compute)
+    for _ in range(NUM_WARM_UP):
         step()
     pipe.send("ready")
     while True:
