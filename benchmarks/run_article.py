@@ -136,7 +136,7 @@ def find_archive(dataset: str, source: dict[str, str], archives: Path) -> Path:
         raise job.InputError(f"datasets.{dataset}: must be an archive to run without Snakemake.")
     path = archives / Path(source["archive"]).name
     if not path.is_file():
-        raise job.InputError(f"{path}: does not exist. Put the archive there.")
+        raise job.InputError(f"{path}: does not exist. Put it there, or correct --archives.")
     if (found := file_sha256(path)) != source["sha256"]:
         raise job.InputError(
             f"{path}: its SHA-256 is {found}. Give the archive of datasets.{dataset}.sha256, "
