@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from optstate.experiment import configuration, schema
+from optstate.experiment.runs import Session
 from optstate.job import write_atomically
 from optstate.training.spec import SessionSpec
 
@@ -182,16 +183,15 @@ def _read_processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def session_spec(settings: dict[str, Any], **others: Any) -> SessionSpec:
-    """The first session of the article's constant schedule, with the settings of a measurement."""
-    fields = {
-        "dataset": "images", "schedule": "constant", "boundary": "", "method": "constant",
-        "seed": 0, "session": 1, "num_epochs": 1, "image_size": settings["image_size"],
-        "train_per_class": None, "valid_per_class": None, "model": settings["model"],
-        "weights_sha256": None, "batch_size": settings["batch_size"], "augment": "none",
-        "optimizer": {"name": "Adam"}, "learning_rate": {"kind": "constant", "lr": 3e-4},
-        "keep": [], "warmup_steps": 0, "stream": 0, "device": settings["device"],
-        "precision": "auto", "compile": "auto",
-        "cpu_threads": settings["threads"], "deterministic": "auto",
-    }  # fmt: skip
-    return SessionSpec(**fields | others)
+def session_spec(settings: Settings, **changes: Any) -> SessionSpec:
+    """Return the first session of the article's constant schedule, for one epoch.
+
+    Args:
+        settings: ``model``, ``image_size``, ``batch_size``, ``device`` and ``threads``.
+        changes: other fields of the specification.
+    """
+    keys = ("model", "image_size", "batch_size", "device")
+    overlay = {key: settings[key] for key in keys} | {"cpu_threads": settings["threads"]}
+    config = configuration.load(overlay)
+    spec = configuration.session_spec(config, Session("imagenette", "constant", seed=0, number=1))
+    return dataclasses.replace(spec, **{"dataset": "images", "num_epochs": 1} | changes)
