@@ -70,6 +70,7 @@ def write_noise(folder: Path, spec: SessionSpec) -> Path:
         for image in images:
             image[:] = rng.integers(0, 256, shape[1:], np.uint8)
         np.save(folder / f"{split}_labels.npy", np.arange(number) % NUM_CLASSES)
+    (folder / "dataset.json").write_text("{}")
     return folder
 
 
