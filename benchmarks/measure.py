@@ -194,4 +194,5 @@ def session_spec(settings: Settings, **changes: Any) -> SessionSpec:
     overlay = {key: settings[key] for key in keys} | {"cpu_threads": settings["threads"]}
     config = configuration.load(overlay)
     spec = configuration.session_spec(config, Session("imagenette", "constant", seed=0, number=1))
-    return dataclasses.replace(spec, **{"dataset": "images", "num_epochs": 1} | changes)
+    fields: dict[str, Any] = {"dataset": "images", "num_epochs": 1} | changes
+    return dataclasses.replace(spec, **fields)
