@@ -1,0 +1,102 @@
+"""What the rules ask of an experiment."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from conftest import ROOT
+from optstate.experiment import configuration
+from optstate.experiment.rules import Experiment, command_line, errors_in_logs, locked, sources
+
+CONFIG = configuration.load({"methods": ["constant-new", "constant-uninterrupted"]})
+EXPERIMENT = Experiment(CONFIG, {"imagenette": "a" * 64, "imagewoof": "b" * 64}, None)
+
+
+def wildcards(**values: str) -> SimpleNamespace:
+    return SimpleNamespace(dataset="imagewoof", seed="0", **values)
+
+
+def test_a_first_session_starts_from_nothing_or_weights():
+    first = wildcards(name="constant", session="1")
+    assert EXPERIMENT.previous(first) == []
+    assert EXPERIMENT.start_options(first) == ""
+    config = CONFIG | {"weights": "my weights.pt"}
+    assert Experiment(config, {}, "0").start_options(first) == "--weights='my weights.pt'"
+
+
+def test_a_later_session_starts_from_the_one_before():
+    second = wildcards(name="constant-new", session="2")
+    folder = "results/article/runs/imagewoof/constant/seed0/session1"
+    assert EXPERIMENT.previous(second) == [
+        f"{folder}/{name}" for name in ("checkpoint.pt", "epochs.csv", "steps.csv")
+    ]
+    assert EXPERIMENT.start_options(second) == (
+        f"--previous {folder} --previous-progress {folder.replace('runs', 'in_progress')}"
+    )
+
+
+def test_curves_are_those_of_every_run_with_the_session():
+    config = CONFIG | {"methods": ["constant-new", "constant-preserve", "onecycle-new"]}
+    shared = Experiment(config, {}, None).curves(wildcards(name="constant", session="1"))
+    root = "results/article/tensorboard/imagewoof"
+    assert shared == [f"{root}/constant-new/seed0", f"{root}/constant-preserve/seed0"]
+    own = EXPERIMENT.curves(wildcards(name="constant-uninterrupted", session="1"))
+    assert own == [f"{root}/constant-uninterrupted/seed0"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "is_last", "is_kept"),
+    [("all", False, True), ("last", False, False), ("last", True, True), ("none", True, False)],
+)
+def test_checkpoints_that_are_not_kept_are_temporary(keep, is_last, is_kept):
+    experiment = Experiment(CONFIG | {"keep_checkpoints": keep}, {}, None)
+    checkpoint, *tables = experiment.session_files("folder", is_last)
+    assert getattr(checkpoint, "flags", {}).get("temp", False) is not is_kept
+    assert tables == [f"folder/{name}" for name in ("steps.csv", "epochs.csv", "made_by.json")]
+
+
+def test_the_lr_range_test_follows_the_boundary_that_keeps_nothing():
+    config = CONFIG | {"methods": ["constant-preserve", "constant-new", "constant-uninterrupted"]}
+    experiment = Experiment(config, {}, None)
+    assert experiment.tested_schedules == ["constant"]
+    third = wildcards(schedule="constant", number="3")
+    assert experiment.tested_session(third).name == "constant-new"
+    first = wildcards(schedule="constant", number="1")
+    assert experiment.tested_session(first).name == "constant"
+    assert experiment.before_test(first) == []
+
+
+def test_sources_are_files_of_the_package(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = sources("training", "analysis/collect.py")
+    assert "workflow/scripts/optstate/training/loop.py" in found
+    assert "workflow/scripts/optstate/job.py" in found
+    assert all((ROOT / path).is_file() for path in found)
+
+
+def test_locked_versions():
+    (torch,) = locked("torch")
+    assert torch.startswith("torch==")
+    assert locked("no-such-package") == []
+
+
+def test_the_command_that_runs_an_experiment_again():
+    settings = SimpleNamespace(configfiles=["config/demo.yaml"], config={"seeds": [0, 1]})
+    assert command_line(settings) == (
+        ".venv/bin/snakemake --cores 1 --resources gpu=1 --configfile config/demo.yaml "
+        "--config 'seeds=[0, 1]'"
+    )
+
+
+def test_errors_are_those_of_the_jobs_that_failed_now(tmp_path):
+    for name, last, age in (
+        ("old", "error: old", 100), ("new", "12:00 error: new", 0), ("fine", "epoch 1/1", 0),
+        ("stopped", "12:00 interrupted: SIGTERM: saved", 0),
+    ):  # fmt: skip
+        log = tmp_path / f"{name}.log"
+        log.write_text(f"something\n{last}\n")
+        os.utime(log, (1000 - age, 1000 - age))
+    assert errors_in_logs(tmp_path, since=950) == [
+        "error: new", "interrupted: SIGTERM: saved",
+    ]  # fmt: skip
