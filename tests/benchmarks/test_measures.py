@@ -20,7 +20,7 @@ from benchmarks.measure import (
     session_spec,
     write_measures,
 )
-from optstate.training import session
+from optstate.training.compute import set_up
 from sessions import write_arrays
 
 CPU = torch.device("cpu")
@@ -125,10 +125,8 @@ def test_a_session_is_measured_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "NUM_VALID", 10)
     monkeypatch.setattr(loop, "DATA_EPOCHS", 2)
     seen = []
-    train_session = session.train_session
-    monkeypatch.setattr(
-        session, "train_session", lambda s, t: [train_session(s, t), seen.append(t.position)]
-    )
+    train = loop.train
+    monkeypatch.setattr(loop, "train", lambda *arguments: seen.append(train(*arguments)))
     output = tmp_path / "bench" / "loop.csv"
     output.parent.mkdir()
     loop.main(SimpleNamespace(settings=SETTINGS, output=output))
@@ -143,8 +141,8 @@ def test_a_session_is_measured_whole(tmp_path, monkeypatch):
 
 
 def test_the_step_is_measured_each_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "ROUNDS", 2)
-    monkeypatch.setattr(session, "compiled", lambda model, _: model)
+    monkeypatch.setattr(step, "NUM_ROUNDS", 2)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     step.main(SimpleNamespace(settings=SETTINGS, output=tmp_path / "step.csv"))
     assert list(read(tmp_path / "step.csv")) == [
         "channels_last_gain", "fused_optimizer_gain", "bfloat16_gain", "threads_gain",
@@ -166,7 +164,8 @@ def test_what_compiling_costs_and_when_it_has_paid(monkeypatch):
 
     monkeypatch.setattr(step, "now", lambda _: clock.now)
     monkeypatch.setattr(step, "make_bare_step", lambda *_: compiled_step)
-    rows = step.compile_measures(session_spec(SETTINGS), CPU, eager_step)
+    spec = session_spec(SETTINGS)
+    rows = step.measure_compilation(spec, set_up(spec), eager_step)
     assert [row.value for row in rows] == [pytest.approx(v, rel=0.05) for v in (1.5, 60, 120)]
     gain, _, paid = rows
     assert gain.low < gain.value < gain.high
@@ -180,7 +179,7 @@ def test_a_bare_step_trains_as_configured():
         models = []
         make_model = step.make_model
         patched.setattr(step, "make_model", lambda *a: models.append(make_model(*a)) or models[-1])
-        bare_step = step.make_bare_step(spec, CPU)
+        bare_step = step.make_bare_step(spec, set_up(spec))
     (model,) = models
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     before = model.fc.weight.detach().clone()
@@ -189,8 +188,8 @@ def test_a_bare_step_trains_as_configured():
 
 
 def test_the_data_path_is_measured_against_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_path, "ROUNDS", 2)
-    monkeypatch.setattr(data_path, "REPEATS", 2)
+    monkeypatch.setattr(data_path, "NUM_ROUNDS", 2)
+    monkeypatch.setattr(data_path, "NUM_REPEATS", 2)
     for class_, number in (("a", 8), ("b", 9)):  # as many as in the arrays
         (tmp_path / "images/train" / class_).mkdir(parents=True)
         for index in range(number):
@@ -206,12 +205,12 @@ def test_the_data_path_is_measured_against_others(tmp_path, monkeypatch):
         ratio = rows["data_path_images_per_second"].value / rows[f"{other}_images_per_second"].value
         assert rows[f"data_path_vs_{other}"].value == pytest.approx(ratio, rel=0.01)
     (tmp_path / "images/train/a/0.jpg").unlink()
-    with pytest.raises(RuntimeError, match="not the same number"):
+    with pytest.raises(RuntimeError, match="different numbers of images"):
         data_path.main(arguments)
 
 
 def test_jobs_side_by_side(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharing, "ROUNDS", 1)
+    monkeypatch.setattr(sharing, "NUM_ROUNDS", 1)
     monkeypatch.setattr(sharing, "SECONDS", 0.2)
     sharing.main(SimpleNamespace(settings=SETTINGS, output=tmp_path / "sharing.csv"))
     rows = read(tmp_path / "sharing.csv")
