@@ -55,8 +55,8 @@ def test_a_required_gpu_must_exist(monkeypatch):
 
 
 def test_threads_are_those_of_the_configuration():
-    set_up(spec(cpu_threads=2))
-    assert torch.get_num_threads() == 2
+    set_up(spec(cpu_threads=3))
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Progress:
 
     Args:
         folder: for this session with exactly these inputs.
-        every: when to save: after so many ``epochs``, ``steps`` or ``minutes``, whichever comes
+        every: number of ``epochs``, ``steps`` or ``minutes`` between two saves, whichever comes
             first.
         start: position at the start of the session.
         in_background: whether training continues while a state is written. This needs memory for a
