@@ -1,17 +1,31 @@
-"""Tables, comparisons and figures of planted runs."""
+"""Tables, comparisons, figures and answers of synthetic runs."""
 
 import csv
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy import stats
 
+from conftest import ROOT
 from optstate.analysis import boundaries, collect, compare, report, show
 from optstate.analysis import tables as tables_of_analysis
-from optstate.analysis.figures import curves, differences, schedules, style, targets, zoom
+from optstate.analysis.figures import (
+    CURVES,
+    boundary,
+    curves,
+    differences,
+    epochs_to_target,
+    learning_rate,
+    style,
+)
+from optstate.experiment.configuration import load
+from optstate.experiment.runs import Runs
 
 STEP = (
     "dataset,schedule,boundary,method,seed,session,epoch,step,loss,top1,lr,momentum,"
@@ -22,36 +36,35 @@ EPOCH = (
 )
 STEPS_PER_EPOCH = 50
 SEEDS = (0, 1, 2)
-METHODS = ("constant-new", "constant-preserve", "onecycle-new", "onecycle-preserve")
+KIND = {"kind": "constant"}
+TOP1 = tables_of_analysis.get_measure("final_valid_top1")
+CONSTANT = ("constant-new", "constant-preserve")
+METHODS = (*CONSTANT, "onecycle-new", "onecycle-preserve")
 
 
 def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
-    """Runs whose preserved arm is better by a known difference: 0.1, 0.2, 0.3 for the seeds."""
-    for method in METHODS:
-        schedule, _, boundary = method.partition("-")
-        for seed in SEEDS:
-            for session in (1, 2):
-                shared = session == 1
-                name = schedule if shared else method
-                gain = 0.1 * (seed + 1) if boundary == "preserve" and not shared else 0.0
-                loss = "nan" if diverged == (method, seed) and not shared else 1 - gain
-                start = f"noise,{schedule},{'' if shared else boundary},{name},{seed},{session}"
-                folder = root / "noise" / name / f"seed{seed}" / f"session{session}"
-                folder.mkdir(parents=True, exist_ok=True)
-                first = (session - 1) * STEPS_PER_EPOCH
-                # Beyond the first 40 steps of a session the loss is another, to be left out.
-                losses = [1 if loss == "nan" else loss] * 20 + [loss] * 20 + [7] * 10
-                steps = [
-                    f"{start},{session},{first + i + 1},{step_loss},0.5,0.001,0.9,,"
-                    for i, step_loss in enumerate(losses)
-                ]
-                top1 = 0.5 + gain / 10
-                epochs = [
-                    f"{start},{session},train,{loss},0.5,0.6,0.7,100,1.5",
-                    f"{start},{session},valid,{loss},{top1},0.6,0.7,50,0.25",
-                ]
-                (folder / "steps.csv").write_text("\n".join([STEP, *steps]) + "\n")
-                (folder / "epochs.csv").write_text("\n".join([EPOCH, *epochs]) + "\n")
+    """Write runs in which preserve is better than new by 0.1, 0.2, 0.3 for the three seeds."""
+    for session, (run, *_) in Runs(["noise"], METHODS, SEEDS, 2).runs_of.items():
+        gain = 0.1 * (session.seed + 1) if session.boundary == "preserve" else 0.0
+        has_diverged = session.number == 2 and diverged == (run.method, session.seed)
+        loss = "nan" if has_diverged else 1 - gain
+        names = [session.dataset, session.schedule, session.boundary, session.name, session.seed]
+        start = ",".join(map(str, [*names, session.number, session.number]))
+        first = (session.number - 1) * STEPS_PER_EPOCH
+        # After the first 40 steps of a session the loss differs, and must not count.
+        losses = [1 if has_diverged else loss] * 20 + [loss] * 20 + [7] * 10
+        steps = [
+            f"{start},{first + i + 1},{step_loss},0.5,0.001,0.9,,"
+            for i, step_loss in enumerate(losses)
+        ]
+        epochs = [
+            f"{start},train,{loss},0.5,0.6,0.7,100,1.5",
+            f"{start},valid,{loss},{0.5 + gain / 10},0.6,0.7,50,0.25",
+        ]
+        folder = root / session.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "steps.csv").write_text("\n".join([STEP, *steps]) + "\n")
+        (folder / "epochs.csv").write_text("\n".join([EPOCH, *epochs]) + "\n")
     return root
 
 
@@ -59,13 +72,15 @@ def run(module, *arguments: object) -> None:
     module.main(module.PARSER.parse_args(list(map(str, arguments))))
 
 
-def collected(
-    root: Path, output: Path, methods=METHODS, seeds=SEEDS, sessions=2, **names: str
+def make_tables(
+    root: Path, output: Path, methods=METHODS, seeds=SEEDS, num_sessions=2, **names: str
 ) -> Path:
+    """Run the commands that make the tables from the sessions below ``root``."""
     dataset, new, preserve = (names.get(name, name) for name in ("noise", "new", "preserve"))
     run(
-        collect, "--runs", root, "--datasets", dataset, "--methods", *methods, "--seeds", *seeds,
-        "--sessions", sessions, "--progress", root.parent / "in_progress", "--output", output,
+        collect, "--runs-folder", root, "--output", output,
+        "--progress", root.parent / "in_progress",
+        "--runs", Runs([dataset], methods, seeds, num_sessions).to_json(),
         "--targets", json.dumps({dataset: 0.515}),
     )  # fmt: skip
     run(boundaries, "--tables", output, "--preserved", preserve)
@@ -77,9 +92,48 @@ def collected(
     return output
 
 
-@pytest.fixture
-def tables(tmp_path) -> Path:
-    return collected(write_runs(tmp_path / "runs"), tmp_path / "tables")
+@pytest.fixture(scope="module", autouse=True)
+def quick_statistics() -> Iterator[None]:
+    """Draw few resamples, and keep statsmodels' garbage collections short."""
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optstate.analysis.statistics.RESAMPLES", 99)
+        yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_layout() -> Iterator[None]:
+    """Skip the layout of figures, which takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConstrainedLayoutEngine, "execute", lambda self, figure: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return write_runs(tmp_path_factory.mktemp("noise") / "runs")
+
+
+@pytest.fixture(scope="module")
+def tables(runs) -> Path:
+    """The tables of all runs, which no test changes."""
+    return make_tables(runs, runs.parent / "tables")
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory) -> Path:
+    """The folder of runs of which one has diverged, with the tables of one schedule."""
+    folder = tmp_path_factory.mktemp("diverged")
+    make_tables(write_runs(folder / "runs", diverged=("constant-new", 1)), folder, CONSTANT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(diverged) -> Path:
+    """The figures of these runs."""
+    draw(diverged, diverged / "figures")
+    return diverged / "figures"
 
 
 def read(path: Path) -> list[dict]:
@@ -88,7 +142,7 @@ def read(path: Path) -> list[dict]:
 
 
 class TestCollect:
-    def test_every_run_has_all_its_sessions_under_its_own_name(self, tables):
+    def test_every_run_has_all_of_its_sessions_under_its_own_name(self, tables):
         steps = read(tables / "steps.csv")
         assert len(steps) == len(METHODS) * len(SEEDS) * 2 * STEPS_PER_EPOCH
         for row in steps:
@@ -109,18 +163,18 @@ class TestCollect:
         assert rows["constant-preserve", "0"]["epochs_to_target"] == "inf"
         assert rows["constant-new", "1"]["best_epoch"] == "1"
 
-    def test_what_its_sessions_would_have_continued_from_is_removed(self, tmp_path):
+    def test_the_states_in_progress_of_its_sessions_are_removed(self, tmp_path):
         runs = write_runs(tmp_path / "runs")
         used = ["constant/seed0/session1/a", "onecycle-new/seed2/session2/a"]
         others = ["constant-third/seed0/session2/a", "constant/seed9/session1/a"]
         for name in used + others:
             (tmp_path / "in_progress/noise" / name).mkdir(parents=True)
-        collected(runs, tmp_path / "tables")
+        make_tables(runs, tmp_path / "tables")
         assert [(tmp_path / "in_progress/noise" / name).exists() for name in used] == [False] * 2
         assert [(tmp_path / "in_progress/noise" / name).exists() for name in others] == [True] * 2
 
-    def test_the_order_in_the_configuration_changes_no_byte(self, tables, tmp_path):
-        other = collected(tmp_path / "runs", tmp_path / "other", METHODS[::-1], SEEDS[::-1])
+    def test_the_order_in_the_configuration_does_not_matter(self, runs, tables, tmp_path):
+        other = make_tables(runs, tmp_path / "other", METHODS[::-1], SEEDS[::-1])
         for path in tables.iterdir():
             assert path.read_bytes() == (other / path.name).read_bytes()
 
@@ -129,7 +183,7 @@ class TestBoundaries:
     def steps(self, loss, update_norm=1.0) -> pd.DataFrame:
         return pd.DataFrame({"loss": loss, "update_norm": update_norm})
 
-    def test_excess_over_the_run_that_keeps_all(self, tables):
+    def test_excess_over_the_run_that_keeps_all_state(self, tables):
         rows = {(r["method"], r["seed"]): r for r in read(tables / "boundaries.csv")}
         assert len(rows) == len(METHODS) * len(SEEDS)
         row = rows["constant-new", "1"]
@@ -142,21 +196,21 @@ class TestBoundaries:
         before = self.steps([1.0] * 60)
         after = self.steps([2.0] * 100 + [3.0] * 200, [6.0] + [1.0] * 299)
         kept = self.steps([1.0] * 300, [1.5] + [1.0] * 299)
-        early, area, peak, _, ratio = boundaries.measured(before, after, kept)
+        early, area, peak, _, ratio = boundaries.measure_boundary(before, after, kept)
         assert (early, area, peak, ratio) == (2.0, 300.0, 2.0, 4.0)
 
-    def test_without_a_run_that_keeps_all(self):
+    def test_without_a_run_that_keeps_all_state(self):
         steps = self.steps([1.0] * 60)
-        early, area, peak, steps_taken, ratio = boundaries.measured(steps, steps, None)
+        early, area, peak, steps_taken, ratio = boundaries.measure_boundary(steps, steps, None)
         assert (early, steps_taken) == (1.0, 10.0)
         assert np.isnan([area, peak, ratio]).all()
 
     def test_the_level_is_the_median_of_the_last_50_steps_before(self):
         before = self.steps([9.0] * 100 + [1.0] * 24 + [2.0] * 2 + [3.0] * 24)
         after = self.steps([2.1] * 30 + [2.0] * 30)
-        assert boundaries.measured(before, after, None)[3] == 30 + 6
+        assert boundaries.measure_boundary(before, after, None)[3] == 30 + 6
 
-    def test_the_session_before_is_that_of_the_same_run(self):
+    def test_the_previous_session_is_of_the_same_run(self):
         losses = {("new", 1): 3.0, ("new", 2): 2.0, ("new", 3): 2.5}
         losses |= {("preserve", 1): 3.0, ("preserve", 2): 2.6, ("preserve", 3): 2.5}
         steps = pd.concat(
@@ -167,7 +221,7 @@ class TestBoundaries:
         )
         found = {
             (row["boundary"], row["session"]): row["recovery_steps"]
-            for row in boundaries.crossings(steps, "preserve")
+            for row in boundaries.measure_boundaries(steps, "preserve")
         }
         assert found == {
             ("new", 2): 10, ("new", 3): np.inf, ("preserve", 2): 10, ("preserve", 3): 10,
@@ -185,7 +239,7 @@ class TestBoundaries:
         ],
     )
     def test_recovery(self, loss, expected):
-        assert boundaries.recovery(np.array(loss), 1.0) == expected
+        assert boundaries.count_recovery_steps(np.array(loss), 1.0) == expected
 
 
 class TestCompare:
@@ -204,8 +258,8 @@ class TestCompare:
         assert float(top1["mean_difference"]) == pytest.approx(0.02)
         assert (top1["boundary"], top1["baseline"]) == ("preserve", "new")
 
-    def test_one_seed_is_just_the_difference(self, tables, tmp_path):
-        one = collected(tmp_path / "runs", tmp_path / "one", seeds=[1])
+    def test_one_seed_gives_a_difference_without_an_interval(self, runs, tmp_path):
+        one = make_tables(runs, tmp_path / "one", seeds=[1])
         rows = {(row["schedule"], row["measure"]): row for row in read(one / "comparisons.csv")}
         for name, expected in (("final_valid_top1", 0.02), ("final_valid_loss", -0.2)):
             row = rows["constant", name]
@@ -233,20 +287,20 @@ class TestCompare:
         table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
             dataset="d", schedule="s", boundary="preserve", baseline="new", measure=measure
         )
-        assert compare.compare(table, 0.01, ["", ""])["verdict"].tolist() == [verdict]
+        assert compare.compare_pairs(table, 0.01, ["", ""])["verdict"].tolist() == [verdict]
 
-    def test_what_has_no_test_is_not_counted_as_one(self):
+    def test_a_comparison_without_a_test_does_not_count(self):
         pairs = pd.DataFrame(
             {"dataset": dataset, "schedule": "s", "boundary": "preserve", "baseline": "new",
              "measure": "epochs_to_target", "seed": seed, "difference": difference}
             for dataset, differences in (("d0", [1, 2, -1, 3, 1]), ("d1", [np.inf] * 5))
             for seed, difference in enumerate(differences)
         )  # fmt: skip
-        verdict = compare.compare(pairs, 0.01, ["", ""])["verdict"][0]
+        verdict = compare.compare_pairs(pairs, 0.01, ["", ""])["verdict"][0]
         assert "with fewer than 6 nothing is significant" in verdict
 
     @pytest.mark.parametrize(("num_cells", "is_equivalent"), [(1, True), (4, False)])
-    def test_equivalence_too_is_adjusted_for_the_number_of_tests(self, num_cells, is_equivalent):
+    def test_equivalence_is_adjusted_for_the_number_of_tests(self, num_cells, is_equivalent):
         pairs = 0.0126 * stats.zscore([-3, -2, -1, -0.5, 0.5, 1, 2, 3], ddof=1)
         table = pd.concat(
             pd.DataFrame({"seed": range(8), "difference": pairs}).assign(
@@ -255,7 +309,7 @@ class TestCompare:
             )
             for cell in range(num_cells)
         )  # fmt: skip
-        for verdict in compare.compare(table, 0.01, ["", ""])["verdict"]:
+        for verdict in compare.compare_pairs(table, 0.01, ["", ""])["verdict"]:
             assert (verdict == "equivalent within ±1 point") is is_equivalent
 
     def test_every_boundary_has_its_own_baseline(self):
@@ -265,7 +319,7 @@ class TestCompare:
             for boundary, value in (("new", 1.0), ("preserve", 3.0), ("again", 7.0))
             for seed in (0, 1)
         )  # fmt: skip
-        pairs = compare.paired(rows, {"new": "new", "preserve": "new", "again": "preserve"})
+        pairs = compare.pair_runs(rows, {"new": "new", "preserve": "new", "again": "preserve"})
         found = pairs[["boundary", "baseline", "seed", "difference"]].to_numpy().tolist()
         assert found == [["again", "preserve", s, 4.0] for s in (0, 1)] + [
             ["preserve", "new", s, 2.0] for s in (0, 1)
@@ -277,55 +331,58 @@ class TestCompare:
             (schedule, "final_valid_top1", "preserve") for schedule in ("constant", "onecycle")
         }
 
-    def test_one_session_has_no_boundary_to_measure(self, tables, tmp_path):
-        one = collected(tmp_path / "runs", tmp_path / "one", sessions=1)
+    def test_one_session_has_no_boundary_to_measure(self, runs, tmp_path):
+        one = make_tables(runs, tmp_path / "one", num_sessions=1)
         assert read(one / "boundaries.csv") == []
         measures = {row["measure"] for row in read(one / "comparisons.csv")}
         assert measures == set(tables_of_analysis.OF_RUNS)
         assert {row["mean_difference"] for row in read(one / "comparisons.csv")} == {"0.0", ""}
 
-    def test_without_the_baseline_nothing_is_compared(self, tables, tmp_path):
-        alone = collected(tmp_path / "runs", tmp_path / "alone", methods=["constant-preserve"])
+    def test_without_the_baseline_nothing_is_compared(self, runs, tmp_path):
+        alone = make_tables(runs, tmp_path / "alone", methods=["constant-preserve"])
         assert read(alone / "comparisons.csv") == []
         assert "verdict" in (alone / "comparisons.csv").read_text()
 
 
-def test_names_that_look_like_numbers_or_missing_values(tables, tmp_path):
-    """They stay text all the way to the tables and figures."""
-    root = tmp_path / "odd"
+def test_names_that_look_like_numbers_or_missing_values(runs, tables, tmp_path, monkeypatch):
+    """They stay text in the tables and figures."""
+    monkeypatch.setattr(curves, "CURVES", {"valid_loss": CURVES["valid_loss"]})
     names = {"noise": "2024", "new": "1", "preserve": "null", "constant": "nan", "onecycle": "0"}
-    for path in (tmp_path / "runs").rglob("*.csv"):
-        renamed = path.relative_to(tmp_path / "runs").as_posix()
+    for path in runs.rglob("*.csv"):
+        renamed = path.relative_to(runs).as_posix()
         content = path.read_text()
         for old, new in names.items():
             renamed = renamed.replace(old, new)
             content = content.replace(old, new)
-        (root / renamed).parent.mkdir(parents=True, exist_ok=True)
-        (root / renamed).write_text(content)
-    methods = ["nan-1", "nan-null", "0-1", "0-null"]
-    collected(root, root, methods, noise="2024", new="1", preserve="null")
-    usual, odd = read(tables / "comparisons.csv"), read(root / "comparisons.csv")
+        (tmp_path / renamed).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / renamed).write_text(content)
+    names = {name: names[name] for name in ("noise", "new", "preserve")}
+    make_tables(tmp_path, tmp_path, ["nan-1", "nan-null", "0-1", "0-null"], **names)
+    usual, odd = read(tables / "comparisons.csv"), read(tmp_path / "comparisons.csv")
     assert {row["schedule"] for row in odd} == {"nan", "0"}
     assert sorted(r["mean_difference"] for r in odd) == sorted(r["mean_difference"] for r in usual)
-    draw(root, tmp_path / "figures", "2024")
+    make_tables(tmp_path, tmp_path, ["nan-1", "nan-null"], **names)
+    draw(tmp_path, tmp_path / "figures", "2024")
     assert (tmp_path / "figures" / "overview_1.png").exists()
 
 
-def test_figures_of_runs_without_a_finite_loss(tables, tmp_path):
-    for name in ("steps", "epochs"):
-        table = pd.read_csv(tables / f"{name}.csv").assign(loss=np.nan)
-        table.to_csv(tables / f"{name}.csv", index=False)
-    draw(tables, tmp_path / "figures")
+def test_figures_of_runs_without_a_finite_loss(diverged, tmp_path):
+    for path in diverged.glob("*.csv"):
+        table = pd.read_csv(path)
+        if path.stem in ("steps", "epochs"):
+            table = table.assign(loss=np.nan)
+        table.to_csv(tmp_path / path.name, index=False)
+    draw(tmp_path, tmp_path / "figures")
     assert (tmp_path / "figures" / "valid_loss.svg").exists()
 
 
 class TestDiverged:
-    """A run whose loss is not finite is kept, flagged, and breaks nothing else."""
+    """A run with a loss that is not finite is kept and flagged. The others are compared."""
 
-    @pytest.fixture
-    def tables(self, tmp_path) -> Path:
-        root = write_runs(tmp_path / "runs", diverged=("constant-new", 1))
-        return collected(root, tmp_path / "tables")
+    @pytest.fixture(scope="class")
+    @classmethod
+    def tables(cls, diverged) -> Path:
+        return make_tables(diverged / "runs", diverged / "all")
 
     def test_it_is_flagged(self, tables):
         flagged = [r for r in read(tables / "summary.csv") if r["diverged"] == "true"]
@@ -339,13 +396,12 @@ class TestDiverged:
                 assert row["n"] == ("2" if lost else "3")
                 assert ("1 of 3 pairs diverged" in row["verdict"]) == lost
 
-    def test_figures_are_drawn(self, tables, tmp_path):
-        draw(tables, tmp_path / "figures")
-        assert (tmp_path / "figures" / "train_loss.png").stat().st_size > 10_000
+    def test_figures_are_drawn(self, drawn):
+        assert (drawn / "train_loss.png").stat().st_size > 10_000
 
-    def test_where_it_ends_is_marked_and_explained(self, tables):
+    def test_its_end_is_marked_and_explained(self, tables):
         read_tables = [tables_of_analysis.read(tables / f"{n}.csv") for n in ("steps", "epochs")]
-        figure = curves.figure_of(curves.curves_of(*read_tables), ["train_loss"], "noise")
+        figure = curves.draw_curves(curves.stack_curves(*read_tables), ["train_loss"], "noise")
         legend = [text.get_text() for text in figure.legends[0].get_texts()]
         assert "diverged" in legend
         crosses = [
@@ -356,21 +412,20 @@ class TestDiverged:
 
 
 def draw(tables: Path, output: Path, dataset: str = "noise") -> None:
-    """Every figure there is."""
+    """Draw all figures."""
     where = ["--tables", tables, "--output", output]
-    for module in (curves, zoom):
+    for module in (curves, boundary):
         run(module, *where, "--dataset", dataset)
     primary = ("--measure", "final_valid_top1", "--margin", 0.01)
     run(differences, *where, "--dataset", dataset, *primary)
-    for module in (schedules, targets):
+    for module in (learning_rate, epochs_to_target):
         run(module, *where)
 
 
 class TestFigures:
-    def test_the_same_tables_the_same_bytes(self, tables, tmp_path):
-        for folder in ("a", "b"):
-            draw(tables, tmp_path / folder)
-        names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    def test_the_same_tables_give_the_same_bytes(self, diverged, drawn, tmp_path):
+        draw(diverged, tmp_path)
+        names = sorted(path.name for path in drawn.iterdir())
         stems = {
             "learning_rate",
             "overview",
@@ -380,15 +435,15 @@ class TestFigures:
             "boundary_update_norm",
             "differences",
             "epochs_to_target",
-            *tables_of_analysis.CURVES,
+            *CURVES,
         }
         assert set(names) == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
         for name in names:
-            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+            assert (drawn / name).read_bytes() == (tmp_path / name).read_bytes()
 
     def test_points_of_the_train_curves_are_means_of_steps(self, tables):
         steps, epochs = (pd.read_csv(tables / f"{name}.csv") for name in ("steps", "epochs"))
-        found = curves.curves_of(steps, epochs)
+        found = curves.stack_curves(steps, epochs)
         run = "schedule == 'constant' and boundary == 'preserve' and seed == 0"
         loss = found.query(f"{run} and measure == 'train_loss'").sort_values("x")
         assert loss["x"].tolist() == pytest.approx(np.arange(1, 21) / 10)
@@ -396,7 +451,7 @@ class TestFigures:
         accuracy = found.query(f"{run} and measure == 'valid_accuracy'")
         assert accuracy[["x", "value"]].to_numpy() == pytest.approx(np.array([[1, 0.5], [2, 0.51]]))
 
-    def test_every_pair_of_a_row_and_no_other(self, tables):
+    def test_a_row_has_all_of_its_pairs_and_no_others(self, tables):
         comparisons, pairs = (
             table[table["measure"] == "final_valid_top1"]
             for table in (
@@ -406,9 +461,7 @@ class TestFigures:
         lost = pairs.index[(pairs["schedule"] == "onecycle") & (pairs["seed"] == 1)]
         pairs.loc[lost, "difference"] = np.nan
         comparisons.loc[comparisons["schedule"] == "onecycle", "n"] = 2
-        figure = differences.differences_figure(
-            comparisons, pairs, "noise", "final_valid_top1", 0.01
-        )
+        figure = differences.draw_differences(comparisons, pairs, "noise", TOP1, 0.01)
         axes = figure.axes[0]
         found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
         assert found == [
@@ -418,7 +471,7 @@ class TestFigures:
             "onecycle: preserve\nvs new, 1 of 3 lost", "constant: preserve\nvs new"
         ]  # fmt: skip
 
-    def test_the_differences_of_all_data_sets_are_on_one_scale(self, tables):
+    def test_all_data_sets_have_the_same_scale_of_differences(self, tables):
         comparisons, pairs = (
             tables_of_analysis.read(tables / f"{name}.csv").query("measure == 'final_valid_top1'")
             for name in ("comparisons", "pairs")
@@ -426,63 +479,128 @@ class TestFigures:
         smaller = pairs.assign(dataset="smaller", difference=pairs["difference"] / 100)
         both = pd.concat([pairs, smaller])
         limits = [
-            differences.differences_figure(
+            differences.draw_differences(
                 pd.concat([comparisons, comparisons.assign(dataset="smaller", low=0, high=0)]),
-                both, dataset, "final_valid_top1", 0.01,
+                both, dataset, TOP1, 0.01,
             ).axes[0].get_xlim()
             for dataset in ("noise", "smaller")
         ]  # fmt: skip
         assert limits[0] == limits[1]
         assert limits[0][1] > 100 * pairs["difference"].max()
 
-    def test_a_missed_target_is_beyond_all_epochs(self, tables):
+    def test_a_missed_target_is_drawn_after_all_epochs(self, tables):
         summary = tables_of_analysis.read(tables / "summary.csv")
-        axes = targets.target_figure(summary[summary["schedule"] == "constant"]).axes[0]
+        of_constant = summary[summary["schedule"] == "constant"]
+        axes = epochs_to_target.draw_epochs_to_target(of_constant).axes[0]
         found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
         assert found == [[3, 2, 2], [3, 3, 3]]
         assert axes.get_xticklabels()[-1].get_text() == "∞"
 
     def test_looks_are_stable_and_differ_in_grey(self):
-        assert style.look_of("new", ["new"]) == style.look_of("new", ["a", "new", "preserve"])
+        assert style.get_look("new", ["new"]) == style.get_look("new", ["a", "new", "preserve"])
         names = "a b c d new preserve uninterrupted".split()
-        looks = [style.look_of(name, names) for name in names]
+        looks = [style.get_look(name, names) for name in names]
         for what in ("color", "linestyle"):
             assert len({str(look[what]) for look in looks}) == len(names)
 
     def test_the_steps_around_a_boundary(self, tables):
         steps = tables_of_analysis.read(tables / "steps.csv")
-        around = zoom.around_boundaries(steps).query("boundary == 'new' and schedule == 'constant'")
+        around = boundary.select_steps(steps).query("boundary == 'new' and schedule == 'constant'")
         one = around[around["seed"] == 0]
         assert one["x"].tolist() == list(range(-49, 51))
         assert one["step"].tolist() == list(range(1, 101))
 
 
+@pytest.mark.parametrize(("boundary", "left_is_better"), [("new", "preserve"), ("other", "first")])
+def test_the_title_of_the_differences_names_the_better_side(boundary, left_is_better):
+    pairs = [("new", "preserve"), (boundary, "preserve")]
+    comparisons = pd.DataFrame(pairs, columns=["baseline", "boundary"])
+    right_is_better = {"preserve": "new", "first": "second"}[left_is_better]
+    for better, (left, right) in (
+        ("lower", (left_is_better, right_is_better)),
+        ("higher", (right_is_better, left_is_better)),
+    ):
+        title = differences.name_sides(comparisons, better)
+        assert title == f"← {left} better · {right} better →"
+
+
+def compare_primary(pairs: list[float], measure: str = "final_valid_top1") -> str:
+    """Return the answer that these differences of preserve and new give."""
+    table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
+        dataset="d", schedule="s", boundary="preserve", baseline="new", measure=measure
+    )
+    found = compare.compare_pairs(table, 0.01, [measure, "preserve"])
+    ((row,),) = report.list_answers(found.assign(primary=found["primary"] == "true")).values()
+    assert row["schedule"] == "s"
+    return row["answer"].replace("\N{MINUS SIGN}", "-")
+
+
 @pytest.mark.parametrize(
     ("pairs", "answer"),
     [
-        ([0.01, 0.02, 0.03, 0.02, 0.01, 0.03], "preserve better by 2.00 points [1.06, 2.94]"),
-        ([0.001, -0.001, 0.002] * 2, "equivalent within ±1 point (+0.07 points [-0.08, +0.21])"),
-        ([0.02], "one seed: no interval (+2.00 points)"),
-        ([np.nan], "no pair; 1 of 1 pairs diverged"),
+        ([0.01, 0.02, 0.03, 0.02, 0.01, 0.03], "preserve better by 2.00 points [1.06, 2.94]."),
+        ([0.001, -0.001, 0.002] * 2,
+         "equivalent within ±1 point. preserve - new: +0.07 points [-0.08, +0.21]."),
+        ([0.0204], "one seed cannot decide. preserve - new: +2.0 points."),
+        ([0.0204, np.nan],
+         "one seed cannot decide (1 of 2 pairs diverged). preserve - new: +2.0 points."),
+        ([np.nan], "no pair; 1 of 1 pairs diverged."),
     ],
-)
-def test_the_answer_says_once_how_large_the_difference_is(pairs, answer):
-    table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
-        dataset="d", schedule="s", boundary="preserve", baseline="new", measure="final_valid_top1"
+)  # fmt: skip
+def test_the_answer_gives_the_size_of_the_difference_once(pairs, answer):
+    assert compare_primary(pairs) == answer
+
+
+def test_the_answer_for_a_loss():
+    answer = compare_primary([-0.123], "final_valid_loss")
+    assert answer == "one seed cannot decide. preserve - new: -0.12."
+
+
+class TestCaptions:
+    """Captions are true for every configuration."""
+
+    def render(self, name: str, **config: object) -> str:
+        html = report.render_text(ROOT / f"workflow/report/{name}.rst", load() | config)
+        return " ".join(html.split())
+
+    @pytest.mark.parametrize(
+        ("optimizer", "schedules", "applies"),
+        [
+            ("Adam", {"constant": KIND}, True),
+            ("AdamW", {"constant": KIND, "onecycle": KIND}, True),
+            ("SGD", {"constant": KIND}, False),
+            ("Adam", {"constant": KIND, "sgd": KIND | {"optimizer": {"name": "SGD"}}}, False),
+            ("SGD", {"constant": KIND | {"optimizer": {"name": "Adam"}}}, True),
+        ],
     )
-    found = compare.compare(table, 0.01, ["final_valid_top1", "preserve"])
-    answers = report.answers(found.assign(primary=found["primary"] == "true"))
-    assert answers == {"d": [{"schedule": "s", "answer": answer}]}
+    def test_the_first_steps_of_adam(self, optimizer, schedules, applies):
+        optimizers = {"optimizer": {"name": optimizer}, "schedules": schedules}
+        text = self.render("boundary_update_norm", **optimizers)
+        assert ("The first step of a new Adam" in text) is applies
+        assert "Straight lines connect" in text
+
+    @pytest.mark.parametrize("applies", [False, True])
+    def test_what_only_some_experiments_have(self, applies):
+        boundaries = {"new": {"keep": []}, "again": {"keep": [], "reshuffle": applies}}
+        measure = "final_valid_top1" if applies else "final_valid_loss"
+        primary = {"measure": measure, "boundary": "again"}
+        text = self.render("differences", boundaries=boundaries, primary=primary)
+        assert ("grey margin" in text) is applies
+        assert ("A boundary with <em>reshuffle</em>" in text) is applies
+        methods = ["constant-new", "constant-uninterrupted" if applies else "constant-preserve"]
+        assert (
+            "An <em>uninterrupted</em> run" in self.render("workflow", methods=methods)
+        ) is applies
 
 
-def test_show_prints_the_answer(tables, tmp_path, capsys):
-    show.main(tmp_path)
+def test_show_prints_the_answer(tables, capsys):
+    show.main(tables.parent)
     printed = capsys.readouterr().out
     assert "constant-preserve" in printed
     assert "preserve - new" in printed
     assert "train_loss_40_s2" in printed
     assert "One seed" not in printed
-    assert str(tmp_path / "report.html") in printed
+    assert str(tables.parent / "report.html") in printed
 
 
 @pytest.mark.parametrize(
@@ -490,5 +608,5 @@ def test_show_prints_the_answer(tables, tmp_path, capsys):
     [("0.123456", "0.1235"), ("-2e-07", "-2e-07"), ("12", "12"), (7, "7"), ("1.5e-9", "1.5e-09"),
      ("new", "new"), ("a.b", "a.b"), ("", "")],
 )  # fmt: skip
-def test_rounded(cell, shown):
-    assert report.rounded(cell) == shown
+def test_cells_are_rounded(cell, shown):
+    assert report.round_cell(cell) == shown

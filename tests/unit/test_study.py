@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from optstate.experiment import configuration
 from optstate.analysis import boundaries, compare, tables
+from optstate.experiment import configuration
 
 STUDY = ROOT / "docs" / "study"
 CONFIG = yaml.safe_load((STUDY / "configuration.yaml").read_text())
@@ -33,17 +33,17 @@ def test_every_run_of_the_plan_is_there(read):
 
 
 def test_boundaries_follow_from_steps(read):
-    rows = boundaries.crossings(read["steps"], "preserve")
+    rows = boundaries.measure_boundaries(read["steps"], "preserve")
     measured = pd.DataFrame(rows, columns=boundaries.COLUMNS)
     pd.testing.assert_frame_equal(measured, read["boundaries"], check_dtype=False)
 
 
 @pytest.mark.usefixtures("frozen_heap")
 def test_comparisons_follow_from_runs_and_boundaries(read):
-    values = compare.values(read["summary"], read["boundaries"])
-    pairs = compare.paired(values, configuration.baselines(CONFIG))
+    values = compare.stack_measures(read["summary"], read["boundaries"])
+    pairs = compare.pair_runs(values, configuration.baselines(CONFIG))
     primary = [CONFIG["primary"]["measure"], CONFIG["primary"]["boundary"]]
-    compared = compare.compare(pairs, CONFIG["equivalence_margin"], primary)
+    compared = compare.compare_pairs(pairs, CONFIG["equivalence_margin"], primary)
     compared["primary"] = compared["primary"] == "true"
     pd.testing.assert_frame_equal(compared, read["comparisons"], check_dtype=False)
 
