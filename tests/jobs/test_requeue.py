@@ -46,8 +46,8 @@ with subprocess.Popen(session) as session, subprocess.Popen(["sleep", "600"]) as
         ),
     ],
 )
-@pytest.mark.parametrize("told", ["as it starts", "as it trains", "twice"])
-def test_it_saves_and_the_job_is_queued_up_again(tmp_path, environment, job, told):
+@pytest.mark.parametrize("when", ["as it starts", "as it trains", "twice"])
+def test_it_saves_and_the_job_is_queued_up_again(tmp_path, environment, job, when):
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/orders\n")
     scontrol.chmod(0o755)
@@ -58,10 +58,10 @@ def test_it_saves_and_the_job_is_queued_up_again(tmp_path, environment, job, tol
     command = [sys.executable, "-c", SNAKEMAKE]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "started\n"
-        if told != "as it starts":
+        if when != "as it starts":
             assert process.stdout.readline() == "listens\n"
         process.send_signal(signal.SIGUSR1)
-        if told == "twice":
+        if when == "twice":
             process.send_signal(signal.SIGUSR1)
         *_, saved, ended = process.communicate(timeout=60)[0].splitlines()
     assert process.returncode == 0

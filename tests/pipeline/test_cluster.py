@@ -28,7 +28,7 @@ def test_a_dry_run_at_scale_has_a_job_for_every_session(tmp_path):
 
 
 def test_keys_that_the_profile_must_not_have():
-    """A global gpu would cap the cluster; gres beside gpu is refused; retries retry a scancel."""
+    """A global gpu would cap the cluster; gres next to gpu is refused; retries retry a scancel."""
     slurm = PROFILES["slurm"]
     assert "resources" not in slurm
     assert "gres" not in str(slurm)

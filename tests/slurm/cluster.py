@@ -38,7 +38,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job is held until its old credential has expired: 120 s unless told otherwise.
+# A requeued job is held until its old credential has expired: 120 s by default.
 AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
