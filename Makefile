@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all that a fresh clone needs; Python >= 3.11.4 is all they need.
+# `make demo` and `make test` set up a fresh clone themselves. They need Python >= 3.11.4.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,7 +18,7 @@ demo: .venv/installed ## the whole pipeline on small, real images
 quick: check ## style, types, and the tests that neither train nor start a process
 	$(BIN)/python -m pytest -q tests/unit
 
-test: check ## every test that needs no more than this
+test: check ## all tests except those of SLURM
 	$(BIN)/python -m pytest
 
 test-slurm: .venv/installed ## on a real SLURM cluster that it starts on this machine
@@ -32,15 +32,10 @@ estimate: .venv/installed ## jobs, disk, GPU hours: make estimate CONFIG=config/
 		{ echo "Seconds per epoch? make estimate CONFIG=config/mine.yaml SECONDS=15" >&2; exit 1; }
 	@$(BIN)/python -m optstate.experiment.estimate $(CONFIG) --seconds-per-epoch $(SECONDS)
 
-check: .venv/installed ## style, types, and the shape of the code
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/snakefmt --check Snakefile workflow
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
-	$(SNAKEMAKE) --lint
+check: .venv/installed ## style, types, and the structure of the code
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-lock: .venv/installed ## resolve envs/requirements.in anew
+lock: .venv/installed ## resolve envs/requirements.in again
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --custom-compile-command "make lock" \
 		envs/requirements.in --output-file $(LOCK)
