@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads, sorts, searches, fits a phone, prints, asks nobody."""
+"""The report in a browser: it loads offline, sorts, searches, fits a phone and prints."""
 
 import json
 import os
@@ -24,7 +24,7 @@ PHONE = (390, 844)  # CSS pixels
 
 
 def install_chromium() -> None:
-    """Debian's, as root; elsewhere it has to be there."""
+    """Install Chromium on Debian as root; skip the tests if that is not possible."""
     if shutil.which("chromium") and shutil.which("chromedriver"):
         return
     if os.geteuid() or not shutil.which("apt-get"):
@@ -52,44 +52,44 @@ def browser(tmp_path_factory) -> Iterator[WebDriver]:
 @pytest.fixture
 def page(browser, finished) -> WebDriver:
     for kind in ("browser", "performance"):
-        browser.get_log(kind)  # of what was before
+        browser.get_log(kind)  # empties the log
     browser.get((finished.folder / "results/tiny/report.html").as_uri())
     return browser
 
 
-def table(page: WebDriver, name: str) -> WebElement:
-    """A table with its search."""
+def find_table(page: WebDriver, name: str) -> WebElement:
+    """Return a table together with its search field."""
     region = page.find_element(By.CSS_SELECTOR, f'[role=region][aria-label="{name}"]')
     return region.find_element(By.XPATH, "..")
 
 
-def column(box: WebElement, name: str) -> list[str]:
-    """The cells of a column, as they are shown."""
+def read_column(box: WebElement, name: str) -> list[str]:
+    """Return the visible text of a column's cells."""
     names = [head.text.rstrip(" ▲▼") for head in box.find_elements(By.TAG_NAME, "th")]
     rows = [row for row in box.find_elements(By.CSS_SELECTOR, "tbody tr") if row.is_displayed()]
     return [row.find_elements(By.TAG_NAME, "td")[names.index(name)].text for row in rows]
 
 
-def test_no_console_message_and_no_request(page):
+def test_it_logs_nothing_and_requests_nothing(page):
     assert page.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    asked = [
+    requested = [
         e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
     ]
-    assert asked
-    own = {"file", "data", "chrome"}  # the last is the browser's
-    assert {url.partition(":")[0] for url in asked} <= own
+    assert requested
+    local = {"file", "data", "chrome"}  # chrome: the browser's own
+    assert {url.partition(":")[0] for url in requested} <= local
 
 
-def test_the_first_screen_answers(page):
+def test_the_answer_is_on_the_first_screen(page):
     answer = page.find_element(By.CLASS_NAME, "answer")
     assert "noise" in answer.text
-    assert "one seed: no interval" in answer.text
+    assert "one seed cannot decide" in answer.text
     picture = page.find_element(By.TAG_NAME, "img")
     assert picture.rect["y"] < 900
 
 
-def test_every_image_is_there_and_described(page):
+def test_all_images_load_and_have_descriptions(page):
     images = page.find_elements(By.TAG_NAME, "img")
     assert len(images) == 9
     for image in images:
@@ -98,12 +98,12 @@ def test_every_image_is_there_and_described(page):
 
 
 def test_tables_sort(page):
-    box = table(page, "differences")
+    box = find_table(page, "differences")
     head = next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == "mean difference")
     button = head.find_element(By.TAG_NAME, "button")
     button.click()
     assert head.get_attribute("aria-sort") == "ascending"
-    cells = column(box, "mean difference")
+    cells = read_column(box, "mean difference")
     assert "" in cells
     values = [float(cell) for cell in cells if cell]
     assert values == sorted(values)
@@ -111,21 +111,21 @@ def test_tables_sort(page):
     assert set(cells[len(values) :]) == {""}  # those without a number come last
     button.send_keys(Keys.ENTER)
     assert head.get_attribute("aria-sort") == "descending"
-    assert column(box, "mean difference")[: len(values)] == cells[len(values) - 1 :: -1]
+    assert read_column(box, "mean difference")[: len(values)] == cells[len(values) - 1 :: -1]
     next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == "measure").click()
-    words = column(box, "measure")
+    words = read_column(box, "measure")
     assert words == sorted(words)
     assert head.get_attribute("aria-sort") is None
 
 
-def test_tables_are_searched(page):
-    box = table(page, "runs")
-    assert len(column(box, "method")) == 4
-    box.find_element(By.TAG_NAME, "input").send_keys("CONSTANT pres")
-    assert column(box, "method") == ["constant-preserve"]
+def test_tables_search(page):
+    box = find_table(page, "runs")
+    assert len(read_column(box, "method")) == 4
+    box.find_element(By.TAG_NAME, "input").send_keys("CONSTANT -pre")
+    assert read_column(box, "method") == ["constant-preserve"]
 
 
-def test_the_tab_key_goes_from_top_to_bottom(page):
+def test_the_tab_key_visits_everything_in_order(page):
     body = page.find_element(By.TAG_NAME, "body")
     script = """
     const all = [...document.querySelectorAll("a[href], button, input, summary, [tabindex]")];
@@ -150,7 +150,7 @@ def test_it_is_no_wider_than_the_screen(page, size):
     try:
         html = "document.documentElement"
         needed, there = page.execute_script(f"return [{html}.scrollWidth, {html}.clientWidth]")
-        assert needed == there > width - 20  # but for a scroll bar
+        assert needed == there > width - 20  # except for a scroll bar
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -158,9 +158,9 @@ def test_it_is_no_wider_than_the_screen(page, size):
 def test_it_prints(page, tmp_path):
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
-        box = table(page, "runs")
+        box = find_table(page, "runs")
         assert not box.find_element(By.TAG_NAME, "label").is_displayed()
-        assert len(column(box, "method")) == 4
+        assert len(read_column(box, "method")) == 4
     finally:
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert len(page.print_page()) > 50_000

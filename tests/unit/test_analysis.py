@@ -123,7 +123,7 @@ def tables(runs) -> Path:
 
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory) -> Path:
-    """The folder of runs of which one has diverged, with the tables of one schedule."""
+    """A folder of runs, one diverged, with the tables of one schedule."""
     folder = tmp_path_factory.mktemp("diverged")
     make_tables(write_runs(folder / "runs", diverged=("constant-new", 1)), folder, CONSTANT)
     return folder

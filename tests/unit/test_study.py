@@ -1,4 +1,4 @@
-"""The committed study: what its page says follows from its tables, and these from its steps."""
+"""The committed study: its tables follow from its steps, and its page from its tables."""
 
 import pandas as pd
 import pytest
@@ -13,17 +13,19 @@ CONFIG = yaml.safe_load((STUDY / "configuration.yaml").read_text())
 
 
 @pytest.fixture(scope="module")
-def read() -> dict[str, pd.DataFrame]:
+def study() -> dict[str, pd.DataFrame]:
     return {path.stem: tables.read(path) for path in (STUDY / "tables").glob("*.csv")}
 
 
-def test_its_configuration_is_the_one_that_is_offered():
+def test_its_configuration_is_that_of_config_study_yaml():
     for key, value in yaml.safe_load((ROOT / "config" / "study.yaml").read_text()).items():
         assert CONFIG[key] == (CONFIG[key] | value if isinstance(value, dict) else value), key
 
 
-def test_every_run_of_the_plan_is_there(read):
-    runs = set(zip(*(read["summary"][name] for name in ("dataset", "method", "seed")), strict=True))
+def test_the_tables_have_all_runs(study):
+    runs = set(
+        zip(*(study["summary"][name] for name in ("dataset", "method", "seed")), strict=True)
+    )
     assert runs == {
         (dataset, method, seed)
         for dataset in CONFIG["datasets"]
@@ -32,24 +34,24 @@ def test_every_run_of_the_plan_is_there(read):
     }
 
 
-def test_boundaries_follow_from_steps(read):
-    rows = boundaries.measure_boundaries(read["steps"], "preserve")
+def test_boundaries_follow_from_steps(study):
+    rows = boundaries.measure_boundaries(study["steps"], "preserve")
     measured = pd.DataFrame(rows, columns=boundaries.COLUMNS)
-    pd.testing.assert_frame_equal(measured, read["boundaries"], check_dtype=False)
+    pd.testing.assert_frame_equal(measured, study["boundaries"], check_dtype=False)
 
 
 @pytest.mark.usefixtures("frozen_heap")
-def test_comparisons_follow_from_runs_and_boundaries(read):
-    values = compare.stack_measures(read["summary"], read["boundaries"])
+def test_comparisons_follow_from_runs_and_boundaries(study):
+    values = compare.stack_measures(study["summary"], study["boundaries"])
     pairs = compare.pair_runs(values, configuration.baselines(CONFIG))
     primary = [CONFIG["primary"]["measure"], CONFIG["primary"]["boundary"]]
     compared = compare.compare_pairs(pairs, CONFIG["equivalence_margin"], primary)
     compared["primary"] = compared["primary"] == "true"
-    pd.testing.assert_frame_equal(compared, read["comparisons"], check_dtype=False)
+    pd.testing.assert_frame_equal(compared, study["comparisons"], check_dtype=False)
 
 
-def test_the_page_says_what_the_table_says(read):
-    found = read["comparisons"]
+def test_the_page_has_the_differences_of_the_table(study):
+    found = study["comparisons"]
     expected = {
         " | ".join([
             row.dataset, row.schedule, f"{row.boundary} - {row.baseline}",
@@ -64,8 +66,8 @@ def test_the_page_says_what_the_table_says(read):
     assert set(rows) == expected
 
 
-def test_the_gap_of_each_epoch_is_the_tables(read):
-    valid = read["epochs"].query("split == 'valid' and epoch > 3")
+def test_the_page_has_the_gap_of_each_epoch(study):
+    valid = study["epochs"].query("split == 'valid' and epoch > 3")
     top1 = valid.pivot(index=["dataset", "schedule", "seed", "epoch"], columns="boundary")["top1"]
     gap = (100 * (top1["preserve"] - top1["new"])).groupby(["dataset", "schedule", "epoch"]).mean()
     expected = {

@@ -60,7 +60,7 @@ def read_run(runs_folder: Path, run: Run, name: str) -> list[Row]:
 
 
 def append_rows(file: IO[str], rows: list[Row]) -> None:
-    """Write rows, of which there is at least one, to a CSV file, which begins with a header."""
+    """Append at least one row to a CSV file; its first rows bring the header."""
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     if not file.tell():
         writer.writeheader()
