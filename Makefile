@@ -25,7 +25,7 @@ test-slurm: .venv/installed ## on a real SLURM cluster that it starts on this ma
 	$(BIN)/python -m pytest tests/slurm
 
 bench: .venv/installed ## performance, on a machine that should be idle
-	$(SNAKEMAKE) --cores all --forcerun bench -- bench
+	$(SNAKEMAKE) --snakefile benchmarks/Snakefile --cores all --forcerun summarize
 
 estimate: .venv/installed ## jobs, disk, GPU hours: make estimate CONFIG=config/mine.yaml SECONDS=15
 	@test "$(CONFIG)" && test "$(SECONDS)" || \

@@ -36,6 +36,7 @@ EDITS = {  # a comment, or a line, at the end of
     f"{SCRIPTS}/analysis/boundaries.py": {"measure_boundaries": 1} | COMPARE,
     f"{SCRIPTS}/analysis/compare.py": COMPARE,
     f"{SCRIPTS}/analysis/statistics.py": COMPARE,
+    f"{SCRIPTS}/analysis/figures/__init__.py": FIGURES,
     f"{SCRIPTS}/analysis/figures/style.py": FIGURES,
     f"{SCRIPTS}/analysis/figures/curves.py": {"curves": 1} | REPORT,
     f"{SCRIPTS}/analysis/figures/boundary.py": {"boundary": 1} | REPORT,

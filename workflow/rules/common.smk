@@ -40,8 +40,6 @@ RESULTS = experiment.results
 LOGS = f"logs/{config['experiment']}"
 NUM_SESSIONS = len(config["sessions"])
 DATASETS = sorted(config["datasets"])
-METHODS = sorted(config["methods"])
-SEEDS = sorted(config["seeds"])
 HAS_BOUNDARIES = experiment.runs.have_boundaries
 TARGETS = configuration.targets(config)
 RUNS_JSON = experiment.runs.to_json()
@@ -94,9 +92,3 @@ def repeat_errors():
     """Repeat each failed job's error after Snakemake's output."""
     for error in errors_in_logs(Path(LOGS), since=STARTED):
         print(error, file=sys.stderr)
-
-
-def figure_sources(module):
-    """The sources of the module that draws a kind of figure."""
-    names = ["__init__", "tables", "figures/__init__", "figures/style", f"figures/{module}"]
-    return sources(*[f"analysis/{name}.py" for name in names])

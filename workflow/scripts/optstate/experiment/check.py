@@ -13,7 +13,7 @@ from torch import nn
 from optstate.experiment.runs import split_method
 from optstate.experiment.schema import Config, suggest
 from optstate.job import InputError
-from optstate.training.model import model_names, require_runs
+from optstate.training.model import list_models, require_runs
 from optstate.training.schedule import make_optimizer, make_scheduler
 
 NUM_CLASSES = 10  # any number: no error depends on it
@@ -28,7 +28,7 @@ def check(config: Config) -> None:
     Raises:
         InputError: one of them names something that does not exist or does not work.
     """
-    require_known("model", config["model"], model_names())
+    require_known("model", config["model"], list_models())
     require_runs(config["model"], config["image_size"], NUM_CLASSES)
     for method in config["methods"]:
         schedule_name, boundary = split_method(method)

@@ -34,7 +34,7 @@ def make_model(name: str, image_size: int, num_classes: int) -> nn.Module:
     )
 
 
-def model_names() -> list[str]:
+def list_models() -> list[str]:
     """List the names that the configuration's ``model`` may have."""
     return torchvision.models.list_models(module=torchvision.models)
 
