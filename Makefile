@@ -16,7 +16,7 @@ demo: .venv/installed ## the whole pipeline on small, real images
 	@$(BIN)/python -m optstate.analysis.show results/demo
 
 quick: check ## style, types, and the tests that neither train nor start a process
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q -n 2 tests/unit
 
 test: check ## all tests except those of SLURM
 	$(BIN)/python -m pytest

@@ -41,8 +41,8 @@ def conform(given: Config, schema_path: Path) -> Config:
     if find_spec("jsonschema"):  # it may be missing on a machine of benchmarks/gpu.sh
         from jsonschema import Draft202012Validator
 
-        for error in Draft202012Validator(schema).iter_errors(config):
-            raise InputError(explain(error))
+        for violation in Draft202012Validator(schema).iter_errors(config):
+            raise InputError(explain(violation))
     return config
 
 
