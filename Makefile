@@ -19,7 +19,7 @@ quick: check ## style, types, and the tests that neither train nor start a proce
 	$(BIN)/python -m pytest -q -n 2 tests/unit
 
 test: check ## all tests except those of SLURM
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slurm: .venv/installed ## on a real SLURM cluster that it starts on this machine
 	$(BIN)/python -m pytest tests/slurm

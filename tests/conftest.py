@@ -69,6 +69,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exhaustive", action="store_true", help="try every case of the slow tests")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests that share an experiment in one process, where xdist starts several."""
+    for item in items:
+        for experiment in {"finished", "arms"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(experiment))
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")

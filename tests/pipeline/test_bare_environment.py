@@ -4,6 +4,7 @@ So it can be submitted from a host without torch, and ``--sdm conda`` needs no e
 is about to replace.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,13 +32,24 @@ def python(tmp_path_factory) -> Path:
     return python
 
 
+# It answers the questions that Snakemake asks of conda before it makes an environment.
+CONDA = """#!/bin/sh
+case "$*" in
+  "info --json") echo '{"conda_prefix": "/opt", "platform": "linux-64"}' ;;
+  "--version") echo conda 25.1.0 ;;
+  "config --get channel_priority --json") echo '{"get": {"channel_priority": "strict"}}' ;;
+  *) exit 1 ;;
+esac
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "output"),
     [
         (["--lint"], "your workflow is in a good condition"),
         (["--rulegraph"], "digraph"),
         (["--dry-run"], "first_session"),
-        (["--dry-run", "--sdm", "conda"], "first_session"),
+        (["--dry-run", "--sdm", "conda"], "Conda environment envs/optstate.yaml will be created"),
     ],
 )
 def test_nothing_but_snakemake_is_needed(python, tmp_path, images, arguments, output):
@@ -45,7 +57,14 @@ def test_nothing_but_snakemake_is_needed(python, tmp_path, images, arguments, ou
     packaged = "digits: {packaged: digits}\n  noise:"
     project.configure(TINY.format(source=f"folder: {images}").replace("noise:", packaged))
     command = [python, "-m", "snakemake", "--cores", "1", "--configfile", "tiny.yaml", *arguments]
-    result = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
+    conda = tmp_path / "bin/conda"
+    conda.parent.mkdir()
+    conda.write_text(CONDA)
+    conda.chmod(0o755)
+    environment = os.environ | {"PATH": f"{conda.parent}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        command, cwd=project.folder, env=environment, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert output in result.stdout + result.stderr
     assert result.stderr.count("torch is not installed here") == 1

@@ -112,7 +112,7 @@ def test_a_session_whose_end_nobody_recorded_is_stale(project):
 def test_a_job_of_a_cluster_has_the_submitted_configuration(slow, monkeypatch):
     """It starts on another machine, hours later, and by then the configuration may be another."""
     job = ("--dry-run", "--force", "--nolock", "--printshellcmds", "--mode", "remote")
-    target = ("--target-jobs", "first_session:dataset=noise,name=constant,seed=0,session=1")
+    target = ("--target-jobs", "first_session:dataset=noise,name=constant,seed=0,number=1")
     with slow.running() as process:
         wait_until(lambda: has_saved(slow))
         (run,) = slow.folder.glob("results/tiny/.run-*.json")

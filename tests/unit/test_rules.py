@@ -18,7 +18,7 @@ def wildcards(**values: str) -> SimpleNamespace:
 
 
 def test_a_first_session_starts_from_nothing_or_weights():
-    first = wildcards(name="constant", session="1")
+    first = wildcards(name="constant", number="1")
     assert EXPERIMENT.previous(first) == []
     assert EXPERIMENT.start_options(first) == ""
     config = CONFIG | {"weights": "my weights.pt"}
@@ -26,7 +26,7 @@ def test_a_first_session_starts_from_nothing_or_weights():
 
 
 def test_a_later_session_starts_from_the_one_before():
-    second = wildcards(name="constant-new", session="2")
+    second = wildcards(name="constant-new", number="2")
     folder = "results/article/runs/imagewoof/constant/seed0/session1"
     assert EXPERIMENT.previous(second) == [
         f"{folder}/{name}" for name in ("checkpoint.pt", "epochs.csv", "steps.csv")
@@ -38,10 +38,10 @@ def test_a_later_session_starts_from_the_one_before():
 
 def test_curves_are_those_of_every_run_with_the_session():
     config = CONFIG | {"methods": ["constant-new", "constant-preserve", "onecycle-new"]}
-    shared = Experiment(config, {}, None).curves(wildcards(name="constant", session="1"))
+    shared = Experiment(config, {}, None).curves(wildcards(name="constant", number="1"))
     root = "results/article/tensorboard/imagewoof"
     assert shared == [f"{root}/constant-new/seed0", f"{root}/constant-preserve/seed0"]
-    own = EXPERIMENT.curves(wildcards(name="constant-uninterrupted", session="1"))
+    own = EXPERIMENT.curves(wildcards(name="constant-uninterrupted", number="1"))
     assert own == [f"{root}/constant-uninterrupted/seed0"]
 
 

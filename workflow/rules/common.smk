@@ -24,6 +24,7 @@ from optstate.experiment.rules import (
     sources,
     untracked,
 )
+from optstate.experiment.runs import FOLDER
 from optstate.job import InputError, explain_os_error
 
 try:
@@ -72,7 +73,7 @@ wildcard_constraints:
     schedule="[a-z0-9_]+",
     name="[a-z0-9_]+(-[a-z0-9_-]+)?",
     seed=r"\d+",
-    session=r"[1-9]\d*",
+    number=r"[1-9]\d*",
     key="[0-9a-f]{16}",
 
 

@@ -19,8 +19,6 @@ rule lr_range:
         figure=f"{LR_RANGE_TEST}.png",
     log:
         f"{LOGS}/lr_range_test/{{dataset}}/{{schedule}}-session{{number}}.log",
-    wildcard_constraints:
-        number=r"\d+",
     conda:
         "../../envs/optstate.yaml"
     threads: config["cpu_threads"]

@@ -1,7 +1,7 @@
 # From arrays to sessions. The first session of a schedule is shared by all of its boundaries,
 # which fork from its checkpoint. A session's `name` is its method, or the schedule if it is shared.
 
-SESSION = f"{experiment.runs_folder}/{{dataset}}/{{name}}/seed{{seed}}/session{{session}}"
+SESSION = f"{experiment.runs_folder}/{FOLDER}"
 
 
 rule first_session:
@@ -13,10 +13,10 @@ rule first_session:
     output:
         experiment.session_files(SESSION, is_last=NUM_SESSIONS == 1),
     log:
-        f"{LOGS}/train/{{dataset}}/{{name}}/seed{{seed}}-session{{session}}.log",
+        f"{LOGS}/train/{{dataset}}/{{name}}/seed{{seed}}-session{{number}}.log",
     wildcard_constraints:
         name="[a-z0-9_]+",
-        session="1",
+        number="1",
     conda:
         "../../envs/optstate.yaml"
     threads: config["cpu_threads"]
@@ -33,7 +33,7 @@ rule first_session:
         curves=untracked(experiment.curves),
     message:
         "Train {wildcards.dataset} {wildcards.name} seed {wildcards.seed} "
-        "session {wildcards.session}"
+        "session {wildcards.number}"
     shell:
         "python -m optstate.training.session --spec {params.spec:q} --arrays {params.arrays} "
         "--output {params.output} --progress {params.progress} {params.start} "
@@ -45,7 +45,7 @@ use rule first_session as uninterrupted_run with:
         experiment.session_files(SESSION, is_last=True),
     wildcard_constraints:
         name=f"[a-z0-9_]+-{UNINTERRUPTED}",
-        session="1",
+        number="1",
 
 
 use rule first_session as later_session with:
@@ -53,7 +53,7 @@ use rule first_session as later_session with:
         experiment.session_files(SESSION, is_last=False),
     wildcard_constraints:
         name="[a-z0-9_]+-[a-z0-9_-]+",
-        session=r"[2-9]|[1-9]\d+",
+        number=r"[2-9]|[1-9]\d+",
     # Runs are finished before others are started, so that their checkpoints can be removed.
     priority: 1
 
@@ -63,7 +63,7 @@ use rule later_session as last_session with:
         experiment.session_files(SESSION, is_last=True),
     wildcard_constraints:
         name="[a-z0-9_]+-[a-z0-9_-]+",
-        session=str(NUM_SESSIONS),
+        number=str(NUM_SESSIONS),
     priority: 2
 
 

@@ -99,7 +99,7 @@ def run_test(
     """Run the test with a new optimizer of the session's kind. Returns the finder and its history.
 
     Raises:
-        InputError: the loss became infinite or NaN before there was a curve.
+        InputError: the loss diverged before there was a curve.
     """
     lowest = {"kind": "constant", "lr": LOWEST}
     optimizer = make_optimizer(model.parameters(), spec.optimizer, lowest)
@@ -110,8 +110,8 @@ def run_test(
     finder.history = {name: values[:num_finite] for name, values in finder.history.items()}
     if num_finite < MIN_STEPS:
         raise job.InputError(
-            f"{spec.dataset}, {spec.schedule}: the loss is not finite after {num_finite} steps. "
-            "Choose another optimizer or model."
+            f"{spec.dataset}, {spec.schedule}: the loss diverged after {num_finite} steps, too few "
+            "for a curve. Choose a larger batch_size, or another optimizer or model."
         )
     return finder
 

@@ -145,7 +145,7 @@ class Experiment:
 
     def session_of(self, wildcards: Wildcards) -> Session:
         """The session that the wildcards of a training rule name."""
-        name, seed, number = wildcards.name, int(wildcards.seed), int(wildcards.session)
+        name, seed, number = wildcards.name, int(wildcards.seed), int(wildcards.number)
         return Session(wildcards.dataset, name, seed, number)
 
     def spec(self, wildcards: Wildcards) -> str:

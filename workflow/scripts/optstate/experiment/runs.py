@@ -14,6 +14,8 @@ from functools import cached_property
 
 from optstate import UNINTERRUPTED
 
+FOLDER = "{dataset}/{name}/seed{seed}/session{number}"  # of a session, below that of all runs
+
 
 def split_method(method: str) -> tuple[str, str]:
     """The schedule and the boundary of a method, which is split at its first hyphen."""
@@ -55,7 +57,7 @@ class Session:
     @property
     def folder(self) -> str:
         """The path of the session's folder, below that of all runs."""
-        return f"{self.dataset}/{self.name}/seed{self.seed}/session{self.number}"
+        return FOLDER.format(**vars(self))
 
 
 @dataclass(frozen=True, order=True)
