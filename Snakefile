@@ -28,7 +28,7 @@ rule all:
 
 
 onstart:
-    claim_results()
+    experiment.claim()
 
 
 onsuccess:
@@ -37,4 +37,4 @@ onsuccess:
 
 
 onerror:
-    repeat_errors()
+    experiment.print_errors()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import ROOT
-from optstate.experiment import configuration
+from optstate.experiment import configuration, lock
 from optstate.experiment.rules import Experiment, command_line, errors_in_logs, locked, sources
 
 CONFIG = configuration.load({"methods": ["constant-new", "constant-uninterrupted"]})
@@ -100,3 +100,21 @@ def test_errors_are_those_of_the_jobs_that_failed_now(tmp_path):
     assert errors_in_logs(tmp_path, since=950) == [
         "error: new", "interrupted: SIGTERM: saved",
     ]  # fmt: skip
+
+
+def test_one_snakemake_claims_an_experiment(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPTSTATE_RUN", "")
+    EXPERIMENT.claim()
+    submitted = Experiment(*lock.load_submitted())
+    assert (submitted.config, submitted.dataset_sha256) == (CONFIG, EXPERIMENT.dataset_sha256)
+    with pytest.raises(SystemExit, match="error: another Snakemake is running on results/article"):
+        Experiment(CONFIG, {}, None).claim()
+
+
+def test_errors_of_a_configuration_end_in_one_line(monkeypatch):
+    with pytest.raises(SystemExit, match="configuration: batch_size: 0 must be at least 2."):
+        Experiment.load(CONFIG | {"batch_size": 0}, is_main_process=True)
+    monkeypatch.setenv("OPTSTATE_RUN", "results/of-a-snakemake-that-has-ended")
+    with pytest.raises(SystemExit, match="configuration: the Snakemake that submitted this job"):
+        Experiment.load(CONFIG, is_main_process=False)

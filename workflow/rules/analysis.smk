@@ -45,8 +45,8 @@ SHOWN_PACKAGES = [
 
 rule collect:
     input:
-        of_all_sessions("steps.csv"),
-        of_all_sessions("epochs.csv"),
+        experiment.of_all_sessions("steps.csv"),
+        experiment.of_all_sessions("epochs.csv"),
         sources=sources(*RUNS_SOURCES, "analysis/__init__.py", "analysis/collect.py"),
     output:
         [
@@ -265,8 +265,8 @@ rule report:
         comparisons=f"{RESULTS}/tables/comparisons.csv",
         learning_rate=f"{RESULTS}/figures/learning_rate.png",
         boundaries=f"{RESULTS}/tables/boundaries.csv",
-        cards=[f"{prepared(dataset)}/dataset.json" for dataset in DATASETS],
-        made_by=of_all_sessions("made_by.json"),
+        cards=[f"{experiment.prepared(dataset)}/dataset.json" for dataset in DATASETS],
+        made_by=experiment.of_all_sessions("made_by.json"),
         template="workflow/report/report.html.j2",
         texts=sorted(map(str, Path("workflow/report").glob("*.rst"))),
         sources=sources(

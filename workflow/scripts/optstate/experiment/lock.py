@@ -28,6 +28,9 @@ LEFT_LOCK_MESSAGE = (
 def claim(results: Path) -> IO[str]:
     """Keep other Snakemakes out of an experiment's ``results`` until this process ends.
 
+    Returns:
+        The lock, which is held as long as this file is open.
+
     Raises:
         InputError: another Snakemake is running on them.
     """

@@ -9,23 +9,24 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from snakemake.io import ancient, temp
 from snakemake.iocontainers import Wildcards
 from snakemake.settings.types import ConfigSettings
 
 from optstate.data.manifest import file_sha256, folder_sha256
-from optstate.experiment import configuration
+from optstate.experiment import configuration, lock
 from optstate.experiment.runs import Runs, Session
 from optstate.experiment.schema import Config
-from optstate.job import InputError
+from optstate.job import InputError, explain_os_error
 
 PACKAGE = "workflow/scripts/optstate"
 CACHE = Path(".snakemake/optstate")  # of hashes and checks; it may be deleted at any time
@@ -49,8 +50,8 @@ def sources(*names: str) -> list[str]:
 
 def locked(*packages: str) -> list[str]:
     """The locked versions of the packages that a stage imports: a parameter of its rules."""
-    lock = LOCK_FILE.read_text()
-    lines = (re.findall(rf"^{package}==[^\\\n]*", lock, re.MULTILINE) for package in packages)
+    text = LOCK_FILE.read_text()
+    lines = (re.findall(rf"^{package}==[^\\\n]*", text, re.MULTILINE) for package in packages)
     return [line.strip() for found in lines for line in found]
 
 
@@ -67,11 +68,29 @@ class Experiment:
         config: the configuration.
         dataset_sha256: for each data set, the SHA-256 of its archive or of its folder's manifest.
         weights_sha256: of the file that the first session starts from, if there is one.
+        locks: held as long as the object lives.
+        start: when Snakemake started, in seconds since 1970.
     """
 
     config: Config
     dataset_sha256: dict[str, str]
     weights_sha256: str | None
+    locks: list[IO[str]] = field(default_factory=list, repr=False)
+    start: float = field(default_factory=time.time, repr=False)
+
+    @classmethod
+    def load(cls, given: Config, is_main_process: bool) -> "Experiment":
+        """Build the experiment of a configuration, in a job as it was submitted.
+
+        Exits with one line if it is not valid.
+        """
+        try:
+            submitted = None if is_main_process else lock.load_submitted()
+            return cls(*submitted) if submitted else cls.from_config(given)
+        except InputError as error:
+            sys.exit(f"configuration: {error}")
+        except OSError as error:
+            sys.exit(f"configuration: {InputError(explain_os_error(error))}")
 
     @classmethod
     def from_config(cls, given: Config) -> "Experiment":
@@ -88,12 +107,36 @@ class Experiment:
         weights = config["weights"]
         return cls(config, datasets, weights and file_sha256(Path(weights), CACHE / "weights.json"))
 
+    # Snakemake's start and end
+
+    def claim(self) -> None:
+        """Keep other Snakemakes out of the experiment, and save its configuration for the jobs.
+
+        Exits if another Snakemake is running on it.
+        """
+        try:
+            self.locks.append(lock.claim(Path(self.results)))
+        except InputError as error:
+            sys.exit(f"error: {error}")
+        submitted = [self.config, self.dataset_sha256, self.weights_sha256]
+        lock.save_submitted(Path(self.results), submitted)
+
+    def print_errors(self) -> None:
+        """Repeat each failed job's error after Snakemake's output."""
+        for error in errors_in_logs(Path(self.logs), since=self.start):
+            print(error, file=sys.stderr)
+
     # Folders
 
     @property
     def results(self) -> str:
         """The folder of the experiment's results."""
         return f"results/{self.config['experiment']}"
+
+    @property
+    def logs(self) -> str:
+        """The folder of the jobs' logs."""
+        return f"logs/{self.config['experiment']}"
 
     @property
     def runs_folder(self) -> str:
