@@ -41,7 +41,7 @@ def claim(results: Path) -> IO[str]:
             f"another Snakemake is running on {results}. Wait until it ends, or stop it "
             f"(`fuser {path}` prints its number)."
         )
-    atexit.register(path.unlink, missing_ok=True)
+    atexit.register(path.absolute().unlink, missing_ok=True)
     return lock
 
 
@@ -56,7 +56,7 @@ def save_submitted(results: Path, configuration: Any) -> None:
     path = results / f".run-{uuid.uuid4().hex}.json"
     path.write_text(json.dumps(configuration))
     os.environ[RUN_VARIABLE] = str(path)
-    atexit.register(path.unlink, missing_ok=True)
+    atexit.register(path.absolute().unlink, missing_ok=True)
 
 
 def load_submitted() -> Any:
