@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up a fresh clone themselves. They need Python >= 3.11.4.
+# Every target first creates .venv if it is missing. This needs Python >= 3.11.4.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,40 +8,41 @@ export PYTHONPATH := workflow/scripts
 
 .PHONY: install demo quick test test-slurm bench check estimate lock
 
-install: .venv/installed ## the environment, from the lock file
+install: .venv/installed ## install the lock file into .venv
 
-demo: .venv/installed ## the whole pipeline on small, real images
+# A killed Snakemake leaves its lock. It is removed unless another Snakemake is running.
+demo: .venv/installed ## run the whole pipeline on small, real images
 	@! $(BIN)/python -m optstate.experiment.lock || $(SNAKEMAKE) --unlock
 	$(SNAKEMAKE) --cores 2 --configfile config/demo.yaml
 	@$(BIN)/python -m optstate.analysis.show results/demo
 
-quick: check ## style, types, and the tests that neither train nor start a process
+quick: check ## run the checks, and the tests that neither train nor start a process
 	$(BIN)/python -m pytest -q -n 2 tests/unit
 
-test: check ## all tests except those of SLURM
+test: check ## run the checks, and all tests except those of SLURM
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-slurm: .venv/installed ## on a real SLURM cluster that it starts on this machine
+test-slurm: .venv/installed ## test on a real SLURM cluster, which it starts on this machine
 	$(BIN)/python -m pytest tests/slurm
 
-bench: .venv/installed ## performance, on a machine that should be idle
+bench: .venv/installed ## measure the performance; the machine should be idle
 	$(SNAKEMAKE) --snakefile benchmarks/Snakefile --cores all --forcerun summarize
 
-estimate: .venv/installed ## jobs, disk, GPU hours: make estimate CONFIG=config/mine.yaml SECONDS=15
+estimate: .venv/installed ## estimate jobs, disk space and GPU hours: make estimate CONFIG=config/mine.yaml SECONDS=15
 	@test "$(CONFIG)" && test "$(SECONDS)" || \
-		{ echo "Seconds per epoch? make estimate CONFIG=config/mine.yaml SECONDS=15" >&2; exit 1; }
+		{ echo "CONFIG or SECONDS (per epoch) is missing. Example: make estimate CONFIG=config/mine.yaml SECONDS=15" >&2; exit 1; }
 	@$(BIN)/python -m optstate.experiment.estimate $(CONFIG) --seconds-per-epoch $(SECONDS)
 
-check: .venv/installed ## style, types, and the structure of the code
+check: .venv/installed ## check style, types and the structure of the code
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-lock: .venv/installed ## resolve envs/requirements.in again
+lock: .venv/installed ## resolve envs/requirements.in into the lock file
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --custom-compile-command "make lock" \
 		envs/requirements.in --output-file $(LOCK)
 
-# The lock file names uv itself, which then installs it. Bytecode is compiled here, once:
-# otherwise every job would spend seconds on it.
+# pip installs uv in the locked version, and uv installs the rest of the lock file. Bytecode is
+# compiled here, once. Otherwise every job would spend seconds on it.
 .venv/installed: $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || \
 		{ echo "Python >= 3.11.4 is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
