@@ -1,1 +1,1 @@
-"""How near the pipeline is to the limits of the hardware, and to what people would use instead."""
+"""Compare the pipeline's speed with the limits of the hardware and with other libraries."""

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 
 from optstate.job import InputError
 
-SAVE_SECONDS = 60  # a command that takes longer to save its state and to end is killed
+SAVE_SECONDS = 60  # a command that takes longer to save its state and end is killed
 
 
 class OutOfTimeError(Exception):
-    """The time limit is over. What is done stays, and the next call continues."""
+    """The time limit has passed. Finished work stays, and the next call continues."""
 
 
 def run_module(module: str, options: Mapping[str, object], deadline: float) -> None:
-    """Run a module with options; at the ``deadline``, stop it with SIGTERM.
+    """Run a module with options, and stop it with SIGTERM at the ``deadline``.
 
     Args:
         options: a value for each option. The values of a list are passed as several arguments.
@@ -44,7 +44,7 @@ def run_module(module: str, options: Mapping[str, object], deadline: float) -> N
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a process, which may save its state first."""
+    """End a process, and give it time to save its state."""
     process.terminate()
     try:
         process.wait(SAVE_SECONDS)

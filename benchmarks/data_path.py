@@ -1,7 +1,7 @@
-"""The data path: images per second until they are ready for the model, here and elsewhere.
+"""Measure how many images per second the data path makes ready for the model.
 
 It is compared with torchvision's ``ImageFolder`` and ``DataLoader``, which decode every JPEG again
-in every epoch: with one worker per core, and without workers, as in the article.
+in every epoch. They run with one worker per core, and without workers as in the article.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from optstate.training.compute import set_up
 from optstate.training.spec import SessionSpec
 
 NUM_ROUNDS = 5
-NUM_REPEATS = 20  # epochs of the fast ways in a round: a single one is too short to time
+NUM_REPEATS = 20  # epochs of the fast ways in each round, since one epoch is too short to time
 
 Epoch = Callable[[], Iterator[torch.Tensor]]
 
@@ -82,7 +82,7 @@ def make_session_epoch(spec: SessionSpec, arrays: Path, device: torch.device) ->
 
 
 def make_copy_epoch(spec: SessionSpec, arrays: Path, device: torch.device) -> Epoch:
-    """Make an epoch that only copies as many bytes as the batches have."""
+    """Make an epoch that only copies as many bytes as its batches hold."""
     num_images = len(load_split(arrays, "train", None))
     shape = (spec.batch_size, 3, spec.image_size, spec.image_size)
     source, target = torch.rand(shape, device=device), torch.empty(shape, device=device)

@@ -13,7 +13,7 @@
 #   PARTS     parts of the benchmark, separated by spaces; see benchmarks/run_parts.py (the
 #             parts that use the GPU)
 #   BENCHMARK_CONFIG  overlays on benchmarks/config.yaml
-#   WHEELS    folder of wheels of Python packages that the machine does not have
+#   WHEELS    folder of wheels of the Python packages that the machine lacks
 #   PYTHON    interpreter (python3)
 set -uo pipefail
 cd "$(dirname "$0")/.."

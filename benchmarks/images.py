@@ -1,4 +1,4 @@
-"""Images to measure with: photographs from an archive, or generated images that cost as much.
+"""Provide images to measure with: photographs from an archive, or generated ones that cost as much.
 
 A generated image is noise whose amplitude falls with the frequency, as in photographs, in
 correlated colours. It was compared with the photographs of Imagenette at 160 px, as JPEG of the
@@ -22,9 +22,9 @@ NUM_CLASSES = 10
 TRAIN_TO_VALID = 5  # training images for each validation image
 SIZE = 160  # pixels
 SLOPE = 1.5  # amplitudes fall with the frequency to this power
-CONTRASTS = (20.0, 78.0)  # range of the standard deviation of the brightness, of 255
-COLOUR = 0.3  # weight of the differences of red and blue from it
-QUALITY = 75  # of the JPEG files, whose chroma is halved
+CONTRASTS = (20.0, 78.0)  # range of the standard deviation of the brightness, in levels of 255
+COLOUR = 0.3  # weight of the differences of red and blue from the brightness
+QUALITY = 75  # of the JPEG files; their chroma has half the resolution
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def generate(number: int, output: Path) -> None:
 
 
 def images_per_class(number: int, num_classes: int) -> dict[str, int]:
-    """Return the images of each class in each split, for ``number`` training images in all."""
+    """Return the images per class in each split, for a total of ``number`` training images."""
     train = max(number // num_classes, 1)
     return {"train": train, "valid": max(train // TRAIN_TO_VALID, 1)}
 
@@ -72,7 +72,7 @@ def images_per_class(number: int, num_classes: int) -> dict[str, int]:
 def draw_noise(rng: np.random.Generator) -> np.ndarray:
     """Return an image: uint8 (SIZE, SIZE, 3)."""
     frequencies = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None])
-    frequencies[0, 0] = 1.0  # leave the mean as it is
+    frequencies[0, 0] = 1.0  # keeps the mean
     white = np.fft.rfft2(rng.standard_normal((3, SIZE, SIZE)))
     planes = np.fft.irfft2(white / frequencies**SLOPE, s=(SIZE, SIZE))
     brightness, red, blue = planes / planes.std((1, 2), keepdims=True)
@@ -83,8 +83,13 @@ def draw_noise(rng: np.random.Generator) -> np.ndarray:
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 PARSER.add_argument("--archive", default="", help="tar or zip archive; empty: generate the images")
-PARSER.add_argument("--number", type=int, required=True, help="training images; 1/5 more for val")
-PARSER.add_argument("--output", type=Path, required=True, help="folder")
+PARSER.add_argument(
+    "--number",
+    type=int,
+    required=True,
+    help="training images; there are 1/5 as many for validation",
+)
+PARSER.add_argument("--output", type=Path, required=True, help="folder of the images")
 
 if __name__ == "__main__":
     run(PARSER, main)

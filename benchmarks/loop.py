@@ -1,7 +1,7 @@
-"""Loop efficiency: a training session compared with the bare step.
+"""Measure the loop efficiency: the speed of a training session compared with the bare step.
 
-Both train in this process and take turns of a few steps, since the speed of separate processes
-differs by more than the effect to be measured.
+Both train in this process and take turns of a few steps. The speed of separate processes differs
+by more than the effect to be measured.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from optstate.training.loop import finish_epoch, train_epoch, validate
 from optstate.training.session import Paths, open_session, write_outputs
 from optstate.training.spec import SessionSpec
 
-STRETCH = 10  # steps in a turn
+STEPS_PER_TURN = 10
 STEPS_PER_EPOCH = 100  # about as many as in the article, all with full batches
 NUM_VALID = 100  # images: few, since validation is not measured
 DATA_EPOCHS = 8
@@ -61,7 +61,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def write_noise(folder: Path, spec: SessionSpec) -> Path:
-    """Write prepared arrays of noise. The content of the images does not affect the speed."""
+    """Write arrays of noise as a prepared data set: the content does not affect the speed."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for split, number in {"train": STEPS_PER_EPOCH * spec.batch_size, "valid": NUM_VALID}.items():
@@ -75,7 +75,7 @@ def write_noise(folder: Path, spec: SessionSpec) -> Path:
 
 
 class Stretches:
-    """Seconds of a session and of the bare step, in turns of ``STRETCH`` steps each.
+    """Time a session and the bare step, in turns of ``STEPS_PER_TURN`` steps each.
 
     Attributes:
         steps: number of steps of each turn.
@@ -99,7 +99,7 @@ class Stretches:
         self.start = now(self.device)
 
     def end(self) -> None:
-        """End the session's turn, and take as many bare steps."""
+        """End the session's turn, and take as many bare steps as the turn had."""
         turn = now(self.device)
         self.session.append(turn - self.start - self.left_out)
         self.steps.append(self.num_steps)
@@ -108,11 +108,11 @@ class Stretches:
         self.bare.append(now(self.device) - turn)
 
     def after_step(self) -> None:
-        """Count a step of the session. After ``STRETCH`` steps its turn ends."""
+        """Count a step of the session. End its turn after ``STEPS_PER_TURN`` steps."""
         if self.is_left_out:
             return
         self.num_steps += 1
-        if self.num_steps == STRETCH:
+        if self.num_steps == STEPS_PER_TURN:
             self.end()
             self.begin()
 
@@ -138,9 +138,9 @@ class Stretches:
 def train(
     spec: SessionSpec, arrays: Path, compute: Compute, folder: Path, stretches: Stretches
 ) -> Position:
-    """Train a session as its job does, as a part of two runs. Returns its last position.
+    """Train a session that two runs share, as its job does. Returns its last position.
 
-    The time before the first step is not measured, nor is validation.
+    The time before the first step and the validations are not measured.
     """
     paths = Paths(
         arrays, folder / "session1", folder / "progress",
@@ -160,7 +160,7 @@ def train(
 def measure_data_path_share(
     spec: SessionSpec, arrays: Path, device: torch.device, stretches: Stretches
 ) -> tuple[float, float, float]:
-    """Measure the time to make a batch ready for the model, as a share of the bare step's."""
+    """Measure the time to make a batch ready for the model, as a share of the bare step's time."""
     epoch = data_path.make_session_epoch(spec, arrays, device)
     step_seconds = sum(stretches.bare) / sum(stretches.steps)
     shares = []

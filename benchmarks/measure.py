@@ -1,4 +1,4 @@
-"""Helpers of all measurements: settings, rows of results, intervals, the machine."""
+"""Helpers for all measurements: settings, rows of results, intervals, the machine."""
 
 import contextlib
 import csv
@@ -50,7 +50,7 @@ def validate_settings(given: Settings) -> Settings:
 
 
 def settings_of(settings: Settings, device: str, image_size: int) -> Settings:
-    """Return the settings of one measurement: those that it needs, on one device, at one size."""
+    """Return the settings that a measurement needs, for one device and image size."""
     keys = ("model", "batch_size", "peers", "epochs")
     return {key: settings[key] for key in keys} | {
         "device": device, "threads": settings[device]["threads"], "image_size": image_size,
@@ -132,7 +132,7 @@ def interval(
 def ratio_of_sums(
     numerators: Sequence[float], denominators: Sequence[float]
 ) -> tuple[float, float, float]:
-    """Return the ratio of two sums over stretches measured in turns, and its interval."""
+    """Return the ratio of two sums of paired measurements, and its interval."""
     return interval([numerators, denominators], lambda a, b, axis: a.sum(axis) / b.sum(axis))
 
 
@@ -143,7 +143,7 @@ def median(samples: Sequence[float]) -> tuple[float, float, float]:
 
 @contextlib.contextmanager
 def limit_cores(number: int) -> Iterator[None]:
-    """Run this process, and those that it starts, on ``number`` of its cores."""
+    """Limit this process, and those that it starts, to ``number`` of its cores in the block."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:number])
     try:
@@ -162,7 +162,7 @@ def now(device: Any) -> float:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the hardware and the versions that decide how fast a measurement runs."""
+    """Return the hardware and the versions that determine how fast a measurement runs."""
     import torch
 
     on_gpu = torch.cuda.is_available()

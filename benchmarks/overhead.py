@@ -34,7 +34,7 @@ def read_seconds(path: Path) -> list[float]:
 def split_overhead(
     few: Sequence[float], many: Sequence[float], num_few: int, num_many: int
 ) -> tuple[list[float], list[float]]:
-    """Split the seconds of runs into those of each job and those that a run takes once.
+    """Split the seconds of runs into the seconds of each job and the constant start of a run.
 
     Args:
         few: seconds of runs with ``num_few`` jobs, which take hardly any time to train.
@@ -47,9 +47,13 @@ def split_overhead(
 
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--few-jobs", type=Path, required=True, help="TSV: runs with few training jobs")
-PARSER.add_argument("--many-jobs", type=Path, required=True, help="TSV: runs with more of them")
-PARSER.add_argument("--num-jobs", type=int, nargs=2, required=True, help="few and many")
-PARSER.add_argument("--demo", type=Path, required=True, help="TSV: the demo")
+PARSER.add_argument(
+    "--many-jobs", type=Path, required=True, help="TSV: runs with more training jobs"
+)
+PARSER.add_argument(
+    "--num-jobs", type=int, nargs=2, required=True, help="numbers of training jobs in these runs"
+)
+PARSER.add_argument("--demo", type=Path, required=True, help="TSV: a run of the demo")
 PARSER.add_argument("--dry-run", type=Path, required=True, help="TSV: dry runs")
 PARSER.add_argument("--output", type=Path, required=True, help="CSV file of the measures")
 

@@ -1,4 +1,4 @@
-"""The parts of the benchmark that measure at an image size: their inputs and their options."""
+"""The inputs and options of the parts of the benchmark that measure at an image size."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class Part:
     """A part of the benchmark at an image size, which a module of the same name measures.
 
     Attributes:
-        settings: those of the whole benchmark.
+        settings: of the whole benchmark.
         device: cpu or cuda.
         work: the folder of images, arrays and results.
     """
@@ -31,18 +31,18 @@ class Part:
 
     @property
     def num_images(self) -> int | None:
-        """How many training images the part needs; None without images."""
+        """The number of training images that the part needs; None if it needs no images."""
         purpose = PURPOSES.get(self.name)
         return self.settings["num_images"][purpose] if purpose else None
 
     @property
     def images(self) -> Path | None:
-        """The folder of the images that the part needs."""
+        """The folder of the images that the part needs; None if it needs no images."""
         return self.work / f"images-{self.num_images}" if self.num_images else None
 
     @property
     def arrays(self) -> Path | None:
-        """The folder of the arrays that the part needs."""
+        """The folder of the arrays that the part needs; None if it needs no arrays."""
         return self.work / f"{self.size}px/arrays" if self.name in PARTS_WITH_ARRAYS else None
 
     @property
@@ -52,7 +52,7 @@ class Part:
 
     @property
     def options(self) -> dict[str, object]:
-        """The options of the module's command, but for the log."""
+        """The options of the module's command, except for the log."""
         options: dict[str, object] = {"--output": self.result}
         if self.name == "prepare":
             options |= {"--image-size": self.size, "--cores": num_cores()}

@@ -1,10 +1,10 @@
-"""Compare the seconds of a training epoch of this project with those of its peers.
+"""Compare the time of a training epoch of this project with that of its peers.
 
 All contestants train the same model on the same images, with the same batch size and precision.
-Each is a process in an environment of its own. They take turns of one epoch, and those that wait
-sleep. The speed of a machine may change by a tenth within minutes. So each epoch of a peer is
-paired with an epoch of this project next to it. This project comes first in every other round, so
-that a steady drift cancels. The first round warms up and is not counted.
+Each is a process in its own environment. They take turns of one epoch and sleep while they wait.
+The speed of a machine may change by a tenth within minutes, so each epoch of a peer is paired with
+the epoch of this project right before or after it. This project comes first in every other round,
+so that a steady drift cancels. The first round warms up and is not counted.
 
 A peer's epoch is its training alone. This project's epoch includes saving the state after it.
 """
@@ -70,10 +70,10 @@ class Contestant:
     """A process that trains an epoch for each line that it reads.
 
     Args:
-        name: its name in messages.
+        name: the contestant in messages.
         command: the command and its arguments.
         folder: created as its working directory; its stderr goes to a file there.
-        environment: all its variables.
+        environment: all environment variables of the process.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class Contestant:
         self.orders, self.replies = self.process.stdin, self.process.stdout
 
     def train_epoch(self) -> Epoch:
-        """Let it train an epoch, and return its report.
+        """Let the process train an epoch, and return its report.
 
         Raises:
-            NotMeasured: it ended instead, or its loss is not finite.
+            NotMeasured: the process ended instead, or its loss is not finite.
         """
         line = ""
         with contextlib.suppress(BrokenPipeError):
@@ -109,13 +109,13 @@ class Contestant:
         return epoch
 
     def last_error(self) -> str:
-        """Return the last line of its stderr, and log all of it."""
+        """Return the last line of the process's stderr, and log all lines."""
         text = self.stderr.read_text(errors="replace").strip()
         logging.info("%s:\n%s", self.name, text)
         return text.splitlines()[-1].strip() if text else "without an error message"
 
     def close(self) -> None:
-        """Let it end, and wait until it has."""
+        """Close the process's stdin, which ends it, and wait for its end."""
         with contextlib.suppress(BrokenPipeError):
             self.orders.close()
         self.replies.close()
@@ -151,7 +151,7 @@ def require_full_batches(images: Path, batch_size: int) -> None:
     """Check that the images fill the last batch of an epoch: timm drops a partial one.
 
     Raises:
-        InputError: they do not.
+        InputError: the last batch would be partial.
     """
     num_images = sum(1 for _ in (images / "train").glob("*/*"))
     if num_images == 0 or num_images % batch_size:
@@ -164,7 +164,7 @@ def require_full_batches(images: Path, batch_size: int) -> None:
 def find_interpreters(names: Sequence[str], environments: Path) -> Iterator[tuple[str, Path]]:
     """Yield the name and the interpreter of every contestant that can be installed.
 
-    The article needs no other packages than this project, so it gets the same interpreter.
+    The article's loop needs no other packages than this project, so both use one interpreter.
     """
     for name in names:
         try:
@@ -177,10 +177,10 @@ def find_interpreters(names: Sequence[str], environments: Path) -> Iterator[tupl
 def install(name: str, folder: Path) -> Path:
     """Create or update the environment of a peer, and return its interpreter.
 
-    Packages that this project's lock file names, such as torch, get the version that it names.
+    Packages in this project's lock file, such as torch, are installed in the locked version.
 
     Raises:
-        NotMeasured: it cannot be installed, for example without a network.
+        NotMeasured: the environment cannot be installed, for example without a network.
     """
     uv, python = Path(sys.prefix) / "bin/uv", folder / "bin/python"
     packages = ("torch", "torchvision", "-r", HERE / f"envs/{name}.txt")
@@ -204,7 +204,7 @@ def start_all(
     cores = len(os.sched_getaffinity(0))
     settings: Settings = arguments.settings | {"lr": LEARNING_RATE, "workers": cores}
     if settings["device"] == "cpu":
-        settings["threads"] = cores  # as for somebody who trains one model
+        settings["threads"] = cores  # as if only one model was trained
     variables = {
         key: value
         for key, value in os.environ.items()
@@ -219,7 +219,7 @@ def start_all(
 
 
 def race(ours: Contestant, peers: Sequence[Contestant], num_epochs: int) -> dict[str, list[Pair]]:
-    """Return the pairs of each peer that trained in all rounds.
+    """Train in turns, and return the pairs of each peer that finished all rounds.
 
     Raises:
         NotMeasured: this project itself failed.
@@ -238,10 +238,10 @@ def race(ours: Contestant, peers: Sequence[Contestant], num_epochs: int) -> dict
 
 
 def train_pair(ours: Contestant, peer: Contestant, ours_first: bool) -> Pair:
-    """Let both train an epoch.
+    """Let this project and a peer train an epoch each.
 
     Raises:
-        NotMeasured: one of them failed, or they differ in images or steps.
+        NotMeasured: one of the two failed, or they differ in images or steps.
     """
     in_order = (ours, peer) if ours_first else (peer, ours)
     epochs = {contestant.name: contestant.train_epoch() for contestant in in_order}
@@ -284,7 +284,9 @@ PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--settings", type=json.loads, required=True, help="JSON")
 PARSER.add_argument("--images", type=Path, required=True, help="folder of {train,val}/CLASS/*.jpg")
 PARSER.add_argument("--arrays", type=Path, required=True, help="arrays of the same images")
-PARSER.add_argument("--environments", type=Path, required=True, help="folder to install them in")
+PARSER.add_argument(
+    "--environments", type=Path, required=True, help="folder of the peers' environments"
+)
 PARSER.add_argument("--output", type=Path, required=True, help="CSV file of the measures")
 
 if __name__ == "__main__":

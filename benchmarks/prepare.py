@@ -1,4 +1,4 @@
-"""Decoding of a data set against one plain Pillow process: images per second, memory, pixels."""
+"""Compare decoding a data set with one plain Pillow process: images per second, memory, pixels."""
 
 import argparse
 import contextlib
@@ -20,12 +20,12 @@ from optstate.data.manifest import FOLDERS, folder_sha256
 
 SCRIPTS = str(Path(job.__file__).parents[1])
 ROUNDS = 9
-COMMANDS = 3  # runs of the whole command, to time it, and again to watch its memory
+COMMANDS = 3  # runs of the whole command to time it, and as many to measure its memory
 QUARTER = 4
 SAMPLE_SECONDS = 0.01
 
-# A process with nothing but Pillow and numpy. For each line that it reads, it decodes its share of
-# the images, every STEPth from the FIRST, and answers with a line. At the end it saves the array.
+# A process that uses only Pillow and numpy. For each line on stdin it decodes its share of the
+# images (every STEPth from the FIRST) and prints a line. At the end it saves the array.
 PILLOW = """
 import sys
 from pathlib import Path
@@ -76,11 +76,11 @@ def rate_measures(
 ) -> Iterator[Measure]:
     """Yield the measures of speed.
 
-    ``pillow_processes_gain`` shows how much the cores help at most: one Pillow process on each of
-    them, with its share of the images, against one process alone.
+    ``pillow_processes_gain`` is the largest gain that the cores allow: that of one Pillow process
+    per core, each with its share of the images, over a single process.
 
     Args:
-        seconds: as :func:`time_rounds` returns them.
+        seconds: the result of :func:`time_rounds`.
     """
     pillow, pillows, all_cores, one_core = seconds.values()
     rows = {
@@ -112,8 +112,8 @@ def time_rounds(images: Path, size: int, cores: int, folder: Path) -> dict[str, 
 
     Pillow decodes into an array in memory, in one process (``pillow``) and in one for each core
     (``pillows``). This project, on ``all`` cores and on ``one``, lists the images, decodes them,
-    finds equal ones, hashes the arrays and brings them to the disk. Only the start of its command
-    and the check of the folder's manifest are left out.
+    finds equal ones, hashes the arrays and syncs them to disk. Only the start of its command and
+    the check of the folder's manifest are not measured.
     """
     seconds: dict[str, list[float]] = {"pillow": [], "pillows": [], "all": [], "one": []}
     with contextlib.ExitStack() as processes:
@@ -229,7 +229,7 @@ def link_quarter(images: Path, folder: Path) -> Path:
 
 
 def pixel_difference(folder: Path) -> float:
-    """Return the greatest difference between a value of the arrays and Pillow's."""
+    """Return the largest difference between a pixel value of the arrays and Pillow's."""
     ours = [np.load(folder / f"arrays/{split}_images.npy") for split in FOLDERS]
     pillows = np.load(folder / "pillow0of1.npy")
     return float(np.abs(np.concatenate(ours).astype(np.int16) - pillows).max())
@@ -238,7 +238,7 @@ def pixel_difference(folder: Path) -> float:
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--images", type=Path, required=True, help="folder of {train,val}/CLASS/IMAGE")
 PARSER.add_argument("--image-size", type=int, required=True, help="pixels")
-PARSER.add_argument("--cores", type=int, required=True, help="cores to decode on")
+PARSER.add_argument("--cores", type=int, required=True, help="number of cores to decode on")
 PARSER.add_argument("--output", type=Path, required=True, help="CSV file of the measures")
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run an experiment without Snakemake, as far as a time limit allows. Run it again to continue.
+"""Run an experiment without Snakemake until a time limit. Run it again to continue.
 
 The commands are those of the workflow's rules, from the archives to the tables. Nothing is fetched,
 and no TensorBoard files are written. Finished sessions stay in ``--work``, and so does the saved
@@ -20,7 +20,7 @@ from optstate.experiment import configuration
 from optstate.experiment.runs import Runs, Session
 from optstate.experiment.schema import Config
 
-COLLECT_SECONDS = 600  # granted beyond the time limit
+COLLECT_SECONDS = 600  # allowed after the time limit
 TABLES = ("steps.csv", "epochs.csv", "made_by.json")  # of a session, next to its checkpoint
 
 
@@ -62,7 +62,7 @@ class Experiment:
         """Verify a data set's archive and decode its images.
 
         Raises:
-            InputError: the archive does not exist or is another one.
+            InputError: the archive does not exist or has another checksum.
         """
         if (self.arrays(dataset) / "dataset.json").exists():
             return
@@ -75,7 +75,7 @@ class Experiment:
         run_module("optstate.data.prepare", options, self.deadline)
 
     def train(self, session: Session) -> None:
-        """Train a session, or the part of it that an earlier call has left."""
+        """Train a session, or the rest of one that an earlier call interrupted."""
         weights = self.config["weights"]
         spec = configuration.session_spec(
             self.config, session, file_sha256(Path(weights)) if weights else None
@@ -95,7 +95,7 @@ class Experiment:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the tables and logs of what is done to ``--output``."""
+    """Write the tables and logs of all finished sessions to ``--output``."""
     overlays: list[Path | Config] = [*arguments.configfile]
     if arguments.device:
         overlays.append({"device": arguments.device})
@@ -107,16 +107,16 @@ def main(arguments: argparse.Namespace) -> None:
     try:
         run(experiment, arguments.archives)
     except OutOfTimeError:
-        print("The time limit is over. Run again to continue.")
+        print("The time limit has passed. Run again to continue.")
     finally:
         copy_results(experiment, arguments.output)
 
 
 def claim_folder(work: Path, config: Config) -> None:
-    """Check that the sessions in a folder are of this configuration, and save it there.
+    """Check that the sessions in a folder have this configuration, and save it there.
 
     Raises:
-        InputError: they are of another one.
+        InputError: they have another configuration.
     """
     path = work / "config.json"
     text = json.dumps(config, indent=1) + "\n"
@@ -127,10 +127,10 @@ def claim_folder(work: Path, config: Config) -> None:
 
 
 def find_archive(dataset: str, source: dict[str, str], archives: Path) -> Path:
-    """Return the path of a data set's archive, after comparing its checksum.
+    """Return the path of a data set's archive, and verify its checksum.
 
     Raises:
-        InputError: it does not exist or is another one.
+        InputError: the archive does not exist or has another checksum.
     """
     if "archive" not in source:
         raise job.InputError(f"datasets.{dataset}: must be an archive to run without Snakemake.")
@@ -139,14 +139,14 @@ def find_archive(dataset: str, source: dict[str, str], archives: Path) -> Path:
         raise job.InputError(f"{path}: does not exist. Put it there, or correct --archives.")
     if (found := file_sha256(path)) != source["sha256"]:
         raise job.InputError(
-            f"{path}: its SHA-256 is {found}. Give the archive of datasets.{dataset}.sha256, "
-            f"{source['sha256']}."
+            f"{path}: its SHA-256 is {found}, but datasets.{dataset}.sha256 is {source['sha256']}. "
+            "Replace the archive."
         )
     return path
 
 
 def run(experiment: Experiment, archives: Path) -> None:
-    """Prepare the data sets and train all sessions, those of the first seeds first."""
+    """Prepare the data sets and train all sessions, in the order of their seeds."""
     for dataset in experiment.runs.datasets:
         experiment.prepare(dataset, archives)
     sessions = sorted(experiment.runs.sessions, key=lambda session: (session.seed, session))
@@ -182,8 +182,10 @@ def copy_results(experiment: Experiment, output: Path) -> None:
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-PARSER.add_argument("--configfile", type=Path, nargs="*", default=[], help="over config.yaml")
-PARSER.add_argument("--device", choices=["cpu", "cuda"], help="in place of the configured one")
+PARSER.add_argument(
+    "--configfile", type=Path, nargs="*", default=[], help="overlays on config/config.yaml"
+)
+PARSER.add_argument("--device", choices=["cpu", "cuda"], help="overrides the configured device")
 PARSER.add_argument("--archives", type=Path, required=True, help="folder of the archives")
 PARSER.add_argument("--seconds", type=float, required=True, help="time limit")
 PARSER.add_argument("--work", type=Path, required=True, help="folder of arrays and checkpoints")

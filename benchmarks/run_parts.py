@@ -13,8 +13,8 @@ from benchmarks.measure import load_settings
 from benchmarks.parts import PARTS, Part, num_cores
 from optstate import job
 
-PEERS = ["article"]  # the others need packages of their own
-SUMMARY_SECONDS = 60  # granted beyond the time limit
+PEERS = ["article"]  # the other peers need packages from the network
+SUMMARY_SECONDS = 60  # allowed after the time limit
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -50,7 +50,7 @@ def run_all(parts: list[Part], deadline: float) -> list[str]:
         except job.InputError as error:  # the other parts still run
             errors.append(str(error))
         except OutOfTimeError:
-            print("The time limit is over. Run again to continue.")
+            print("The time limit has passed. Run again to continue.")
             break
     return errors
 
@@ -75,9 +75,11 @@ def run_part(part: Part, deadline: float) -> None:
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-PARSER.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
-PARSER.add_argument("--configfile", type=Path, nargs="*", default=[], help="over config.yaml")
-PARSER.add_argument("--device", choices=["cpu", "cuda"], required=True)
+PARSER.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="parts to run")
+PARSER.add_argument(
+    "--configfile", type=Path, nargs="*", default=[], help="overlays on config.yaml"
+)
+PARSER.add_argument("--device", choices=["cpu", "cuda"], required=True, help="device to measure")
 PARSER.add_argument("--seconds", type=float, required=True, help="time limit")
 PARSER.add_argument("--work", type=Path, required=True, help="folder of images and arrays")
 PARSER.add_argument("--output", type=Path, required=True, help="folder of the results")

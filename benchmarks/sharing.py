@@ -1,4 +1,4 @@
-"""Several training jobs at the same time: images per second of all of them together."""
+"""Measure the images per second of several training jobs that run at the same time."""
 
 import argparse
 import json
@@ -45,7 +45,7 @@ def measure_rates(settings: dict[str, Any]) -> dict[int, list[float]]:
         theirs.close()
         pipes.append(ours)
     for pipe in pipes:
-        pipe.recv()  # until all are ready
+        pipe.recv()  # waits until the job is ready
     rates: dict[int, list[float]] = {number: [] for number in NUM_JOBS}
     for _ in range(NUM_ROUNDS):
         for number in NUM_JOBS:
@@ -56,7 +56,7 @@ def measure_rates(settings: dict[str, Any]) -> dict[int, list[float]]:
 
 
 def measure_rate(pipes: Sequence[Any]) -> float:
-    """Measure the images per second of the jobs at these pipes, working at the same time."""
+    """Measure the total images per second of the jobs at these pipes, which train together."""
     for pipe in pipes:
         pipe.send(SECONDS)
     return sum(pipe.recv() for pipe in pipes)

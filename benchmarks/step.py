@@ -1,7 +1,7 @@
-"""The bare training step, and the gain of each way of computing it.
+"""Measure the gain of each way to compute the bare training step.
 
-The bare step is forward, backward and optimizer on one batch that is already on the device. Every
-training loop needs at least this.
+The bare step is the forward pass, the backward pass and the optimizer step on one batch that is
+already on the device. Every training loop needs at least this.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def make_bare_step(
 def time_in_turns(
     first: Step, second: Step, device: torch.device
 ) -> tuple[list[float], list[float]]:
-    """Return the seconds of both ways in each round, in which they take turns."""
+    """Return the seconds of two steps in each round, in which they take turns."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(NUM_WARM_UP):
         first()
@@ -97,7 +97,7 @@ def time_in_turns(
 
 
 def with_threads(number: int, step: Step, usual: int) -> Step:
-    """Return ``step`` with another number of torch's threads."""
+    """Return ``step`` with ``number`` of torch's threads instead of the ``usual`` number."""
 
     def step_with_threads() -> None:
         torch.set_num_threads(number)
@@ -108,7 +108,7 @@ def with_threads(number: int, step: Step, usual: int) -> Step:
 
 
 def measure_compilation(spec: SessionSpec, compute: Compute, usual: Step) -> list[Measure]:
-    """Measure the gain of ``compile: true`` per step, its cost, and when the gain exceeds it."""
+    """Measure the gain of ``compile: true``, its cost, and the steps until it has paid off."""
     compiled = make_bare_step(spec, dataclasses.replace(compute, is_compiled=True))
     start = now(compute.device)
     compiled()

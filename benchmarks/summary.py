@@ -52,7 +52,7 @@ PARSER.add_argument("--measures", type=Path, nargs="*", required=True, help="CSV
 PARSER.add_argument(
     "--main-size", type=int, required=True, help="pixels: measures of other sizes get a suffix"
 )
-PARSER.add_argument("--output", type=Path, required=True, help="folder")
+PARSER.add_argument("--output", type=Path, required=True, help="folder of the table")
 
 if __name__ == "__main__":
     job.run(PARSER, main)

@@ -1,1 +1,1 @@
-"""The contestants of `peers`. Each trains an epoch in its turn, with its own library."""
+"""The contestants of `peers`. Each trains epochs in turns with its own library."""

@@ -1,4 +1,4 @@
-"""The article's loop, which decodes every JPEG again in every epoch, in the thread that trains.
+"""The article's loop, which decodes every JPEG in every epoch, in the training thread.
 
 As in the article's notebooks, the ``DataLoader`` has no workers, ``loss.item()`` follows every
 step, and top-k is counted image by image. The notebooks' TensorBoard output is left out.

@@ -16,7 +16,7 @@ from torchvision import models
 
 
 class InTurns(vision.Callback):
-    """Lets every epoch wait for its turn."""
+    """Makes every epoch wait for its turn."""
 
     order = 100  # after fastai's default callbacks
 
@@ -25,7 +25,7 @@ class InTurns(vision.Callback):
         self.num_images = 0
 
     def before_train(self) -> None:
-        """Called before the loader is asked for the epoch's first batch."""
+        """Wait for the turn, before the epoch's first batch is loaded."""
         self.begin()
         self.num_images = 0
 
@@ -34,7 +34,7 @@ class InTurns(vision.Callback):
         self.num_images += len(self.learn.yb[0])
 
     def after_train(self) -> None:
-        """Called after the epoch's last step."""
+        """Report the epoch after its last step."""
         loss = self.learn.smooth_loss.item()
         self.end(images=self.num_images, steps=self.learn.n_iter, loss=loss)
 

@@ -40,14 +40,14 @@ class Classifier(lightning.LightningModule):
 
 
 class InTurns(lightning.Callback):
-    """Lets every epoch wait for its turn."""
+    """Makes every epoch wait for its turn."""
 
     def __init__(self, begin: Callable[[], None], end: Callable[..., None]) -> None:
         self.begin, self.end = begin, end
         self.num_images = 0
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Called before the loader is asked for the epoch's first batch."""
+        """Wait for the turn, before the epoch's first batch is loaded."""
         self.begin()
         self.num_images = 0
 
@@ -56,7 +56,7 @@ class InTurns(lightning.Callback):
         self.num_images += len(batch[1])
 
     def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
-        """Called after the epoch's last step."""
+        """Report the epoch after its last step."""
         loss = trainer.callback_metrics["train_loss"].item()
         self.end(images=self.num_images, steps=trainer.num_training_batches, loss=loss)
 

@@ -1,8 +1,8 @@
 """This project: a session as its job trains it. An epoch ends when its state is saved.
 
-The seconds of an epoch include the batches from the arrays, the steps with their norms, their
-records, TensorBoard, and writing the state to disk from which an interrupted job would continue.
-Validation, here of one image per class, is left out.
+The seconds of an epoch include loading batches from the arrays, the steps with their norms and
+records, TensorBoard, and saving the state from which an interrupted job would continue. They do not
+include the validation, which has one image per class here.
 """
 
 import time
@@ -16,7 +16,7 @@ from optstate.training.compute import set_up
 from optstate.training.loop import finish_epoch, train_epoch, validate
 from optstate.training.session import Paths, open_session
 
-NUM_EPOCHS = 999_999  # more than will be trained
+NUM_EPOCHS = 999_999  # more than are ever trained
 
 
 def train(

@@ -1,4 +1,4 @@
-"""timm: the parts of its training script, put together as in that script.
+"""timm: the parts of its training script, combined as in that script.
 
 The script, ``train.py``, is not in the package. This module does the same as its
 ``train_one_epoch`` with these options: ``--no-aug``, ``--smoothing 0``, ``--opt adam``,
@@ -52,7 +52,7 @@ def train(
 def train_one_epoch(
     epoch: int, model: Any, loader: Any, optimizer: Any, scheduler: Any, autocast: Any
 ) -> Any:
-    """Train an epoch as timm's function of this name, and return the meter of the losses."""
+    """Train an epoch like timm's function of this name, and return the meter of the losses."""
     update_time, data_time, losses = AverageMeter(), AverageMeter(), AverageMeter()
     loss_fn = torch.nn.CrossEntropyLoss()
     model.train()

@@ -1,9 +1,9 @@
-"""Run one contestant: train an epoch for each line on stdin, and answer with a line of JSON.
+"""Run one contestant: train an epoch for each line on stdin, and print a line of JSON.
 
 The arguments are the name of a module in this folder, the settings as JSON, and the folder of its
 data. The module has a function ``train(settings, data, begin, end)`` that trains until the process
-ends, and calls ``begin`` before each epoch and ``end`` after it. This module needs nothing but
-torch, so that it runs in the contestant's own environment.
+ends, and calls ``begin`` before each epoch and ``end`` after it. This module needs only torch,
+so that it runs in the contestant's own environment.
 """
 
 import importlib
@@ -26,13 +26,13 @@ class Turns:
         self.start = 0.0
 
     def begin(self) -> None:
-        """Wait for the next turn. End the process if there is none."""
+        """Wait for the next turn. End the process when stdin is closed."""
         if not sys.stdin.readline():
             sys.exit()
         self.start = self.now()
 
     def end(self, images: int, steps: int, loss: float, left_out: float = 0.0) -> None:
-        """Report an epoch, without the ``left_out`` seconds of it."""
+        """Report an epoch. Its time does not include ``left_out`` seconds."""
         seconds = self.now() - self.start - left_out
         report = {"seconds": seconds, "images": images, "steps": steps, "loss": loss}
         print(json.dumps(report), file=self.replies, flush=True)
@@ -45,7 +45,7 @@ class Turns:
 
 
 def main() -> None:
-    """Let the module that ``sys.argv`` names train in turns."""
+    """Train in turns with the module that ``sys.argv`` names."""
     name, settings_json, data = sys.argv[1:]
     settings = json.loads(settings_json)
     replies = os.fdopen(os.dup(1), "w")

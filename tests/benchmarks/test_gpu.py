@@ -154,7 +154,7 @@ def test_another_archive_is_refused(tmp_path, archives, overlay):
 
 def test_another_configuration_is_refused(tmp_path, archives, overlay, capsys):
     article(tmp_path, archives, overlay, seconds=0)
-    assert "The time limit is over" in capsys.readouterr().out
+    assert "The time limit has passed" in capsys.readouterr().out
     overlay.write_text(overlay.read_text().replace("batch_size: 9", "batch_size: 6"))
     with pytest.raises(InputError, match="holds another configuration's sessions"):
         article(tmp_path, archives, overlay, seconds=0)
