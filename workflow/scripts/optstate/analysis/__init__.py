@@ -1,1 +1,1 @@
-"""From sessions to tables, figures and the report."""
+"""Turn sessions into tables, figures and the report."""

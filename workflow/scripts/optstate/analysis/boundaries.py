@@ -1,9 +1,9 @@
 """Measure the effect of each boundary between two sessions on each run: ``boundaries.csv``.
 
-The train loss and the updates after a boundary are compared with those of the run with the same
-schedule and seed that keeps the optimizer's whole state. Before the first boundary the two are the
-same run. After it they have the same batches, unless a boundary reshuffles them. Any difference is
-then caused by the boundary.
+The train loss and the updates after a boundary are compared with those of the reference: the run
+with the same schedule and seed that keeps the optimizer's whole state. Before the first boundary,
+both are the same run. Afterwards both train on the same batches, unless a boundary reshuffles them.
+Without reshuffling, any difference is caused by the boundary.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from optstate.analysis import tables
 from optstate.job import run, write_atomically
 
 EARLY_STEPS = 40  # the effect of a reset shows within these steps; means over epochs miss it
-EXCESS_STEPS = 200  # steps over which losses are compared with those of the run that keeps all
+EXCESS_STEPS = 200  # steps over which losses are compared with those of the reference
 LEVEL_STEPS = 50  # steps before the boundary; their median loss is the level to recover
-RECOVERY_STEPS = 10  # steps whose median loss has to be at that level
+RECOVERY_STEPS = 10  # steps whose median loss must be at most that level
 COLUMNS = [*tables.RUN, "session", *tables.OF_BOUNDARIES]
 
 
@@ -59,9 +59,9 @@ def measure_boundary(
 
     Args:
         before: the steps of the session before the boundary.
-        after: the steps of the session after it.
-        reference: the steps after it of the run that keeps all state. Without that run, the
-            measures relative to it are NaN.
+        after: the steps of the session after the boundary.
+        reference: the steps after the boundary of the run that keeps all state. If None, the
+            measures relative to that run are NaN.
     """
     loss = after["loss"].to_numpy()
     level = float(np.median(before["loss"].to_numpy()[-LEVEL_STEPS:]))
@@ -82,7 +82,8 @@ def count_recovery_steps(loss: np.ndarray, level: float) -> float:
         level: the loss to recover.
 
     Returns:
-        The number of steps, at least ``RECOVERY_STEPS``; infinite if the loss never recovers.
+        The number of steps, at least ``RECOVERY_STEPS``; infinite if the loss does not
+        recover within the session.
     """
     if len(loss) < RECOVERY_STEPS:
         return np.inf
@@ -92,7 +93,7 @@ def count_recovery_steps(loss: np.ndarray, level: float) -> float:
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-PARSER.add_argument("--tables", type=Path, required=True, help="folder")
+PARSER.add_argument("--tables", type=Path, required=True, help="folder of the tables")
 PARSER.add_argument("--preserved", required=True, help="boundary that keeps the whole state")
 
 if __name__ == "__main__":

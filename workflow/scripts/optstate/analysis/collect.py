@@ -49,7 +49,7 @@ def read_run(runs_folder: Path, run: Run, name: str) -> list[Row]:
     Args:
         runs_folder: the folder of all runs.
         run: the run.
-        name: of the sessions' table: ``steps`` or ``epochs``.
+        name: the table to read, ``steps`` or ``epochs``.
     """
     rows: list[Row] = []
     for session in run.sessions:
@@ -60,7 +60,7 @@ def read_run(runs_folder: Path, run: Run, name: str) -> list[Row]:
 
 
 def append_rows(file: IO[str], rows: list[Row]) -> None:
-    """Append at least one row to a CSV file; its first rows bring the header."""
+    """Append ``rows``, at least one, to a CSV file. Write the header first if the file is empty."""
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     if not file.tell():
         writer.writeheader()
@@ -71,8 +71,14 @@ def summarize_run(run: Run, steps: list[Row], epochs: list[Row], target_top1: fl
     """Summarize a run in one row.
 
     The best epoch is the first with the highest valid top-1. A run has diverged if any of its
-    losses is not finite. The epochs to a target that was missed are infinite, and empty if there
-    is no target.
+    losses is not finite. ``epochs_to_target`` is infinite if the run missed the target, and empty
+    without a target.
+
+    Args:
+        run: the run.
+        steps: its rows of ``steps.csv``.
+        epochs: its rows of ``epochs.csv``.
+        target_top1: the valid top-1 to reach, a fraction; None: no target.
     """
     train = [row for row in epochs if row["split"] == "train"]
     valid = [row for row in epochs if row["split"] == "valid"]
@@ -101,9 +107,9 @@ def _sum_seconds(rows: list[Row]) -> str:
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 PARSER.add_argument("--runs-folder", type=Path, required=True, help="folder of all runs")
 PARSER.add_argument("--runs", required=True, help="JSON of the runs")
-PARSER.add_argument("--targets", default="{}", help="JSON: the target valid top-1 by data set")
+PARSER.add_argument("--targets", default="{}", help="JSON: target valid top-1 of each data set")
 PARSER.add_argument("--progress", type=Path, required=True, help="folder of states in progress")
-PARSER.add_argument("--output", type=Path, required=True, help="folder")
+PARSER.add_argument("--output", type=Path, required=True, help="folder of the tables")
 
 if __name__ == "__main__":
     job.run(PARSER, main)

@@ -1,7 +1,8 @@
 """Compare each boundary with its baseline: paired differences, statistics and a verdict.
 
-A pair is two runs of one seed. They share the first session, and from then on their batches and
-the order of these. p-values are adjusted over data sets and schedules by Holm's method.
+A pair is two runs with the same schedule and seed. Both train on the same batches in the same
+order, unless a boundary reshuffles them. p-values are adjusted over data sets and schedules by
+Holm's method.
 """
 
 import argparse
@@ -29,11 +30,12 @@ COLUMNS = [
     "p_sign_flip", "p_holm", "p_equivalence", "seeds_to_decide", "primary",
 ]  # fmt: skip
 LOST = {"epochs_to_target": "missed the target", "recovery_steps": "did not recover"}
+# These measures need a target, or a run that keeps all state.
 CONDITIONAL = ["epochs_to_target", "excess_loss_area", "excess_loss_peak", "update_norm_ratio"]
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write ``comparisons.csv``, and ``pairs.csv`` with every single difference."""
+    """Write ``comparisons.csv``, and ``pairs.csv`` with the difference of every pair."""
     summary = tables.read(arguments.tables / "summary.csv")
     boundaries = tables.read(arguments.tables / "boundaries.csv")
     pairs = pair_runs(stack_measures(summary, boundaries), json.loads(arguments.baselines))
@@ -50,18 +52,18 @@ def stack_measures(summary: pd.DataFrame, boundaries: pd.DataFrame) -> pd.DataFr
     of_boundaries = boundaries.melt([*names, "session"], list(tables.OF_BOUNDARIES), "measure")
     of_boundaries["measure"] += "_session" + of_boundaries.pop("session").astype(str)
     rows = pd.concat([of_runs, of_boundaries], ignore_index=True).astype({"value": float})
-    # Without a target, or a run that keeps all state, some measures have no values at all.
+    # Leave out a conditional measure that has no value at all.
     is_conditional = rows["measure"].str.replace(r"_session\d+", "", regex=True).isin(CONDITIONAL)
     has_values = rows.groupby([*CELL, "measure"])["value"].transform("count") > 0
     return rows[has_values | ~is_conditional]
 
 
 def pair_runs(rows: pd.DataFrame, baselines: dict[str, str]) -> pd.DataFrame:
-    """Subtract from each boundary's value that of its baseline: a row for each seed.
+    """Subtract the baseline's value from each boundary's value. Returns a row for each pair.
 
     Args:
         rows: the result of :func:`stack_measures`.
-        baselines: the boundary that each boundary is compared with.
+        baselines: for each boundary, the boundary that it is compared with.
     """
     of_baseline = rows.rename(columns={"boundary": "baseline", "value": "baseline_value"})
     rows = rows.assign(baseline=rows["boundary"].map(baselines))
@@ -73,23 +75,26 @@ def pair_runs(rows: pd.DataFrame, baselines: dict[str, str]) -> pd.DataFrame:
 
 
 def compare_pairs(pairs: pd.DataFrame, margin: float, primary: list[str]) -> pd.DataFrame:
-    """Compare each boundary with its baseline: a row for each measure of a data set and schedule.
+    """Compare each boundary with its baseline, for each data set, schedule and measure.
 
     Args:
         pairs: the result of :func:`pair_runs`.
-        margin: of equivalence in top-1, a fraction.
+        margin: the margin of equivalence in top-1, a fraction.
         primary: measure and boundary of the primary outcome.
+
+    Returns:
+        A row for each comparison, with the columns ``COLUMNS``.
     """
     if pairs.empty:
         return pd.DataFrame(columns=COLUMNS)
     table = estimate_differences(pairs, margin)
-    # Each outcome is tested once for each data set and schedule.
+    # An outcome is tested in each data set and schedule, so its p-values are adjusted over these.
     outcome = table.groupby(["boundary", "measure"])
     for column, adjusted in (("p_value", "p_holm"), ("p_equivalence", "p_equivalence")):
         table[adjusted] = outcome[column].transform(lambda p: adjust_p_values(p.to_numpy(float)))
     table["num_tests"] = outcome["p_value"].transform("count")
     table["seeds_to_decide"] = [count_seeds_to_decide(row, margin) for row in table.itertuples()]
-    table["verdict"] = [word_verdict(row, margin) for row in table.itertuples()]
+    table["verdict"] = [describe_verdict(row, margin) for row in table.itertuples()]
     is_primary = (table[["measure", "boundary"]] == primary).all(axis=1)
     table["primary"] = is_primary.astype(str).str.lower()
     table = table.rename(columns={"mean": "mean_difference", "p_value": "p_sign_flip"})
@@ -100,8 +105,9 @@ def estimate_differences(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Estimate the mean difference of each comparison.
 
     Returns:
-        A table of COMPARISON, the fields of a :class:`Difference`, ``found``, which holds it, and
-        ``num_pairs``, which includes those that are not finite.
+        A row for each comparison. Its columns are ``COMPARISON``, the fields of the estimated
+        :class:`Difference`, the :class:`Difference` itself as ``found``, and ``num_pairs``, which
+        also counts pairs whose difference is not finite.
     """
     rows = []
     for names, group in pairs.groupby(COMPARISON):
@@ -114,10 +120,11 @@ def estimate_differences(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
 
 
 def count_seeds_to_decide(row: Any, margin: float) -> float:
-    """Count the seeds with a 50 % chance of a verdict if the observed effect is real.
+    """Estimate how many seeds give a 50 % chance of a verdict if the observed effect is real.
 
     Returns:
-        The number of seeds; NaN if there is a verdict already or if too few pairs allow no guess.
+        The number of seeds. NaN if there is already a verdict, or if the pairs show no scatter
+        (fewer than two, or all equal).
     """
     if row.n < 2 or row.low == row.high or is_different(row) or row.p_equivalence < ALPHA:
         return np.nan
@@ -126,11 +133,14 @@ def count_seeds_to_decide(row: Any, margin: float) -> float:
 
 
 def is_different(row: Any) -> bool:
-    """Return whether the test is significant and the interval, which may disagree, excludes 0."""
+    """Return whether the adjusted test is significant and the t interval excludes 0.
+
+    The two may disagree, because they make different assumptions.
+    """
     return row.p_holm < ALPHA and not row.low <= 0 <= row.high
 
 
-def word_verdict(row: Any, margin: float) -> str:
+def describe_verdict(row: Any, margin: float) -> str:
     """Return the result of a comparison in words."""
     num_lost = row.num_pairs - row.n
     reason = LOST.get(row.measure.partition("_session")[0], "diverged")
@@ -138,16 +148,19 @@ def word_verdict(row: Any, margin: float) -> str:
     if row.n < 2:
         return ("one seed: no interval" if row.n else "no pair") + note
     if row.low == row.high:
-        is_zero = not row.mean
-        return ("no difference in any pair" if is_zero else f"{word_size(row)} in all pairs") + note
-    words = [word_size(row)] if is_different(row) else []
+        result = f"{describe_size(row)} in all pairs" if row.mean else "no difference in any pair"
+        return result + note
+    words = [describe_size(row)] if is_different(row) else []
     if row.p_equivalence < ALPHA:
         words.append(f"equivalent within {tables.format_margin(margin)}")
-    return (", yet ".join(words) or word_undecided(row)) + note
+    return (", yet ".join(words) or describe_undecided(row)) + note
 
 
-def word_size(row: Any) -> str:
-    """Return which one is better (or higher if neither is), by how much, and the interval."""
+def describe_size(row: Any) -> str:
+    """Return which boundary is better, by how much, and the interval.
+
+    If neither direction is better, return whether the boundary is higher or lower.
+    """
     measure = tables.get_measure(row.measure)
     if measure.better:
         is_better = (row.mean > 0) == (measure.better == "higher")
@@ -160,8 +173,8 @@ def word_size(row: Any) -> str:
     return f"{words} {mean:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def word_undecided(row: Any) -> str:
-    """Return how many seeds would decide, and how many are required for any significant result."""
+def describe_undecided(row: Any) -> str:
+    """Return how many seeds would decide, and how many a significant result needs at least."""
     required = count_required_pairs(row.num_tests)
     note = f" (with fewer than {required} nothing is significant)" if row.n < required else ""
     if np.isinf(row.seeds_to_decide):
@@ -170,10 +183,14 @@ def word_undecided(row: Any) -> str:
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-PARSER.add_argument("--tables", type=Path, required=True, help="folder")
+PARSER.add_argument("--tables", type=Path, required=True, help="folder of the tables")
 PARSER.add_argument("--baselines", required=True, help="JSON: the baseline of each boundary")
-PARSER.add_argument("--margin", type=float, required=True, help="of equivalence, in top-1")
-PARSER.add_argument("--primary", nargs=2, required=True, help="measure and boundary")
+PARSER.add_argument(
+    "--margin", type=float, required=True, help="margin of equivalence in top-1, a fraction"
+)
+PARSER.add_argument(
+    "--primary", nargs=2, required=True, help="measure and boundary of the primary outcome"
+)
 
 if __name__ == "__main__":
     run(PARSER, main)

@@ -76,15 +76,15 @@ def load_template(path: Path) -> jinja2.Template:
 def list_answers(comparisons: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
     """Return, for each data set, the answer for each schedule: ``schedule`` and ``answer``."""
     primary = comparisons[comparisons["primary"].eq(True)]
-    rows = primary.assign(answer=[word_answer(row) for row in primary.itertuples()])
+    rows = primary.assign(answer=[describe_answer(row) for row in primary.itertuples()])
     return {
         str(dataset): of_dataset[["schedule", "answer"]].to_dict("records")
         for dataset, of_dataset in rows.groupby("dataset")
     }
 
 
-def word_answer(row: Any) -> str:
-    """Return the verdict of a comparison as a sentence, with the size of the difference."""
+def describe_answer(row: Any) -> str:
+    """Return the verdict of a comparison in one or two sentences, with the mean difference."""
     verdict, _, lost = row.verdict.partition("; ")
     if not row.n or "[" in verdict:
         return f"{row.verdict}."
@@ -108,7 +108,7 @@ def sum_run_times(summary: pd.DataFrame) -> list[dict[Any, str]]:
 
 
 def count_machines(runs_folder: Path, runs: Runs) -> list[dict[str, Any]]:
-    """Return the different contents of ``made_by.json``, each with its number of ``sessions``."""
+    """Return each combination of ``MADE_BY_KEYS``, with the number of ``sessions`` made by it."""
     paths = (runs_folder / session.folder / "made_by.json" for session in runs.sessions)
     made_by = [read_json(path) for path in paths]
     counts = Counter(json.dumps({key: one[key] for key in MADE_BY_KEYS}) for one in made_by)
@@ -116,7 +116,7 @@ def count_machines(runs_folder: Path, runs: Runs) -> list[dict[str, Any]]:
 
 
 def render_text(path: Path, config: dict[str, Any]) -> str:
-    """Render a text of Snakemake's report, a template in reStructuredText, as HTML."""
+    """Render a caption of Snakemake's report, a reStructuredText template, as HTML."""
     template = jinja2.Template(path.read_text(encoding="utf-8"))
     text = template.render(snakemake={"config": config})
     parts = publish_parts(text, writer="html5", settings_overrides={"embed_stylesheet": False})
@@ -129,7 +129,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def round_cell(cell: str | int) -> str:
-    """Round a fraction to four significant digits; return integers and other text unchanged."""
+    """Round a decimal number to four significant digits; return other cells unchanged."""
     try:
         return f"{float(cell):.4g}" if "." in str(cell) else str(cell)
     except ValueError:
@@ -143,16 +143,16 @@ def encode_png(path: Path) -> str:
 
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--config", required=True, help="JSON of the configuration")
-PARSER.add_argument("--tables", type=Path, required=True, help="folder")
-PARSER.add_argument("--figures", type=Path, required=True, help="folder")
+PARSER.add_argument("--tables", type=Path, required=True, help="folder of the tables")
+PARSER.add_argument("--figures", type=Path, required=True, help="folder of the figures")
 PARSER.add_argument("--runs-folder", type=Path, required=True, help="folder of all runs")
 PARSER.add_argument("--runs", required=True, help="JSON of the runs")
-PARSER.add_argument("--cards", type=Path, nargs="+", help="dataset.json files, in name order")
-PARSER.add_argument("--template", type=Path, required=True)
+PARSER.add_argument("--cards", type=Path, nargs="+", help="dataset.json files, by data set name")
+PARSER.add_argument("--template", type=Path, required=True, help="Jinja template of the page")
 PARSER.add_argument("--command", required=True, help="command that runs the experiment")
 PARSER.add_argument("--commit", default="", help="commit of the sources")
-PARSER.add_argument("--packages", nargs="+", required=True, help="shown with their versions")
-PARSER.add_argument("--output", type=Path, required=True)
+PARSER.add_argument("--packages", nargs="+", required=True, help="packages to list with versions")
+PARSER.add_argument("--output", type=Path, required=True, help="HTML file")
 
 if __name__ == "__main__":
     run(PARSER, main)

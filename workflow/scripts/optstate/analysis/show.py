@@ -1,4 +1,4 @@
-"""Print an experiment's results, and their paths: ``python -m optstate.analysis.show RESULTS``."""
+"""Print an experiment's results and their paths: ``python -m optstate.analysis.show RESULTS``."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from optstate.analysis import tables
 
 
 def main(results: Path) -> None:
-    """Print the final metrics of every method, the differences, and the answer."""
+    """Print every method's final metrics, the differences, the verdicts, and the paths."""
     summary = tables.read(results / "tables" / "summary.csv")
     final = summary.groupby(["dataset", "method"]).agg(
         seeds=("seed", "size"),

@@ -1,9 +1,10 @@
 """Statistics of paired differences: their size, its uncertainty, and the pairs needed to decide.
 
-SciPy computes everything except Holm's method, which is statsmodels'. With few pairs, Student's t
-interval covers the mean as often as it claims. The BCa bootstrap (Efron 1987) is computed as well,
-for skewed differences, but covers the mean too seldom. The sign-flip permutation test assumes only
-that, without an effect, each difference could equally well have the opposite sign.
+SciPy computes everything except Holm's method, which statsmodels provides. Student's t interval has
+its nominal coverage if the differences are normally distributed, even with few pairs. The BCa
+bootstrap interval (Efron 1987) is computed as well, for skewed differences. With few pairs it
+covers the mean too seldom. The sign-flip permutation test assumes only that, without an effect,
+each difference could equally well have the opposite sign.
 """
 
 import itertools
@@ -15,9 +16,9 @@ from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
-SIGN_FLIPS = 2**16  # up to this many sign flips are all tried; of more, this many are drawn
-RESAMPLES = 9999  # of the bootstrap
-MAX_PAIRS = 10_000  # more pairs than this are not considered
+SIGN_FLIPS = 2**16  # all are tried up to this number; beyond it, this many are drawn at random
+RESAMPLES = 9999  # number of bootstrap samples
+MAX_PAIRS = 10_000  # from this number on, the pairs needed to decide count as infinite
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class Difference:
         n: the number of pairs.
         mean: the mean difference.
         low: the lower end of Student's t interval.
-        high: its upper end.
+        high: the upper end of Student's t interval.
         bca_low: the lower end of the bias-corrected and accelerated bootstrap interval.
-        bca_high: its upper end.
-        p_value: of the two-sided sign-flip permutation test of no difference.
-        p_equivalence: of two one-sided t tests of a mean outside the margin of equivalence.
+        bca_high: the upper end of that interval.
+        p_value: the p-value of the two-sided sign-flip permutation test of no difference.
+        p_equivalence: the p-value of two one-sided t tests. Small if the mean lies within the
+            margin of equivalence.
     """
 
     n: int
@@ -70,11 +72,14 @@ def estimate_difference(pairs: np.ndarray, margin: float | None = None) -> Diffe
 
 
 def compute_sign_flip_p(pairs: np.ndarray) -> float:
-    """Compute the two-sided p-value of no difference between ``pairs`` (n,), exact up to n = 16."""
+    """Compute the two-sided p-value of no effect from the differences ``pairs`` (n,).
+
+    The value is exact up to n = 16. With more pairs, sign flips are drawn at random.
+    """
     largest = np.abs(pairs).max() or 1.0
 
     def round_mean(flipped: np.ndarray, axis: int) -> np.ndarray:
-        # Sums that are equal except for the order of their terms have to compare equal.
+        # Means that differ only in the order of summation must compare equal.
         return np.round(np.mean(flipped, axis=axis) / largest, 10)
 
     test = stats.permutation_test(
@@ -85,7 +90,7 @@ def compute_sign_flip_p(pairs: np.ndarray) -> float:
 
 
 def compute_equivalence_p(pairs: np.ndarray, margin: float) -> float:
-    """Compute the p-value of a mean of ``pairs`` (n,) outside ± ``margin``.
+    """Compute the p-value of the hypothesis that the mean of ``pairs`` (n,) exceeds ± ``margin``.
 
     This is the larger p-value of two one-sided t tests (Schuirmann 1987).
     """
@@ -95,7 +100,7 @@ def compute_equivalence_p(pairs: np.ndarray, margin: float) -> float:
 
 
 def adjust_p_values(p_values: np.ndarray) -> np.ndarray:
-    """Adjust ``p_values`` (tests,) for their number (Holm 1979); NaN do not count as tests."""
+    """Adjust ``p_values`` (tests,) for multiple testing (Holm 1979). A NaN is not a test."""
     adjusted = np.full(len(p_values), np.nan)
     is_test = np.isfinite(p_values)
     if is_test.any():
@@ -104,26 +109,26 @@ def adjust_p_values(p_values: np.ndarray) -> np.ndarray:
 
 
 def count_required_pairs(num_tests: int) -> int:
-    """Count the pairs that the sign-flip test needs to be significant as one of ``num_tests``.
+    """Return the fewest pairs with which one of ``num_tests`` sign-flip tests can be significant.
 
-    The smallest p-value is that of n differences of one sign: 2 of the 2**n cases are as extreme.
+    With n pairs, the smallest p-value is 2 / 2**n, reached if all differences have the same sign.
     """
     return next(n for n in itertools.count(1) if num_tests * 2.0 ** (1 - n) < ALPHA)
 
 
 def count_pairs_to_decide(found: Difference, margin: float | None, num_tests: int) -> float:
-    """Count the pairs with a 50 % chance of a verdict if mean and scatter stay as ``found``.
+    """Estimate how many pairs give a 50 % chance of a verdict if the effect is as ``found``.
 
-    With these many pairs, the t interval excludes zero or lies within ± ``margin``. Levels are
+    With this many pairs, the t interval would exclude zero or lie within ± ``margin``. Levels are
     divided by ``num_tests`` (Bonferroni), as Holm's method does for the smallest p-value.
 
     Args:
-        found: the differences so far, at least two that are not all equal.
-        margin: of equivalence; None: equivalence is not tested.
+        found: the estimate so far, from at least two differences that are not all equal.
+        margin: the margin of equivalence. None: equivalence is not tested.
         num_tests: the number of tests that p-values are adjusted for.
 
     Returns:
-        The number of pairs, more than so far; infinite from ``MAX_PAIRS`` on.
+        The number of pairs, more than so far; infinite if ``MAX_PAIRS`` or more.
     """
     n = np.arange(max(found.n + 1, count_required_pairs(num_tests)), MAX_PAIRS)
     half_width = stats.t.interval(CONFIDENCE, found.n - 1)[1]

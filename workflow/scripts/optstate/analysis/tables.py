@@ -10,13 +10,13 @@ RUN = ["dataset", "schedule", "boundary", "method", "seed"]
 
 
 class Measure(NamedTuple):
-    """How to present a measure.
+    """The words and the direction with which a measure is presented.
 
     Attributes:
         label: its name, or definition, in prose.
         better: ``"higher"`` or ``"lower"``; empty if neither is better.
-        is_top1: whether it is a top-1 accuracy: a fraction, shown in points, that the margin of
-            equivalence applies to.
+        is_top1: whether the measure is a top-1 accuracy. Such a measure is a fraction, is shown in
+            points, and is tested for equivalence.
     """
 
     label: str
@@ -37,7 +37,11 @@ OF_BOUNDARIES = {  # in comparisons.csv followed by _session2 for the first boun
         "train loss minus that of the run that keeps all state, summed over the first 200 steps",
         "lower",
     ),
-    "excess_loss_peak": Measure("largest of these differences", "lower"),
+    "excess_loss_peak": Measure(
+        "largest excess of the train loss over that of the run that keeps all state, in one of the "
+        "first 200 steps",
+        "lower",
+    ),
     "recovery_steps": Measure(
         "steps until the median of ten losses is at most the median of the last 50 before the "
         "boundary",
@@ -60,7 +64,7 @@ def format_margin(margin: float) -> str:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read a table. Names stay text, even if they look like a number or a missing value."""
+    """Read a table. Names stay text, even those that look like a number or a missing value."""
     columns = pd.read_csv(path, nrows=0).columns
     missing = {column: ["", "nan"] for column in columns.difference(NAMES)}
     names = dict.fromkeys(columns.intersection(NAMES), str)
@@ -68,5 +72,5 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def read_text(path: Path) -> pd.DataFrame:
-    """Read a table with every cell as it is written."""
+    """Read a table with every cell as text, unchanged."""
     return pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -46,9 +46,9 @@ def draw_boundaries(around: pd.DataFrame, column: str, label: str, dataset: str)
 
     Args:
         around: the result of :func:`select_steps`.
-        column: the one to draw.
-        label: its name in prose.
-        dataset: its name, for the title.
+        column: the column to draw.
+        label: the column's name in prose.
+        dataset: the data set's name, for the title.
     """
     schedules = sorted(around["schedule"].unique())
     numbers = sorted(around["boundary_number"].unique())
@@ -73,7 +73,7 @@ def draw_boundary(axes: Axes, around: pd.DataFrame, column: str) -> None:
     boundaries = around["boundary"].unique()
     for boundary in sorted(boundaries):
         of_method = around[around["boundary"] == boundary]
-        # Norms are recorded at some steps only.
+        # Norms are not recorded at every step.
         is_drawn = of_method["grad_norm"].notna() | (column != "update_norm")
         wide = of_method[is_drawn].pivot(index="x", columns="seed", values=column)
         style.draw_runs(axes, wide, style.get_look(boundary, boundaries), style.get_label(boundary))
@@ -82,7 +82,7 @@ def draw_boundary(axes: Axes, around: pd.DataFrame, column: str) -> None:
 
 
 PARSER = style.make_parser(__doc__)
-PARSER.add_argument("--dataset", required=True)
+PARSER.add_argument("--dataset", required=True, help="data set to draw")
 
 if __name__ == "__main__":
     run(PARSER, main)

@@ -18,7 +18,7 @@ METHOD = ["schedule", "boundary", "seed", "session"]
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write each curve, all four in one figure, and that with each boundary highlighted."""
+    """Write a figure of each curve, an overview, and an overview for each highlighted boundary."""
     steps, epochs = (
         tables.read(arguments.tables / f"{name}.csv").query("dataset == @arguments.dataset")
         for name in ("steps", "epochs")
@@ -68,8 +68,8 @@ def draw_curves(
     Args:
         curves: the result of :func:`stack_curves`.
         measures: names in ``CURVES``.
-        dataset: its name, for the title.
-        highlighted: the only boundary that is not drawn in grey; None: all have their colours.
+        dataset: the data set's name, for the title.
+        highlighted: the only boundary not drawn in grey. None: all boundaries have their colours.
     """
     schedules = sorted(curves["schedule"].unique())
     height = 4.2 if len(measures) == 1 else 2.7
@@ -111,7 +111,7 @@ def draw_methods(axes: Axes, curves: pd.DataFrame, highlighted: str | None) -> N
 
 
 PARSER = style.make_parser(__doc__)
-PARSER.add_argument("--dataset", required=True)
+PARSER.add_argument("--dataset", required=True, help="data set to draw")
 
 if __name__ == "__main__":
     run(PARSER, main)

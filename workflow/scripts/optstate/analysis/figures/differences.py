@@ -41,11 +41,11 @@ def draw_differences(
     """Draw a row for each comparison: the pairs, their mean, and its t interval at 95 %.
 
     Args:
-        comparisons: rows of all data sets, so that their figures have one scale.
-        pairs: the pairs of these.
-        dataset: the one to draw.
-        measure: the measure that both tables are about.
-        margin: of equivalence.
+        comparisons: rows of all data sets, so that all figures have the same scale.
+        pairs: the pairs of these comparisons.
+        dataset: the data set to draw.
+        measure: the measure of both tables.
+        margin: the margin of equivalence in top-1, a fraction.
     """
     scale = 100 if measure.is_top1 else 1
     of_dataset = comparisons[comparisons["dataset"] == dataset].iloc[::-1]  # the first one on top
@@ -99,7 +99,7 @@ def name_comparison(row: Any, num_pairs: int) -> str:
 
 
 def name_sides(comparisons: pd.DataFrame, better: str) -> str:
-    """Say which boundary is better on which side of zero: by name if all rows have the same."""
+    """Return which boundary is better on each side of zero, by name if all rows agree."""
     names = comparisons[["baseline", "boundary"]].drop_duplicates()
     baseline, boundary = names.iloc[0] if len(names) == 1 else ("second", "first")
     left, right = (baseline, boundary) if better == "higher" else (boundary, baseline)
@@ -109,7 +109,7 @@ def name_sides(comparisons: pd.DataFrame, better: str) -> str:
 def find_extent(comparisons: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
     """Return all finite differences and ends of intervals, which the x axis has to include."""
     ends = [pairs["difference"], comparisons["low"], comparisons["high"]]
-    # A table without rows has no types.
+    # An empty table has columns of dtype object.
     values = np.concatenate(ends, dtype=float, casting="unsafe")
     return values[np.isfinite(values)]
 
@@ -123,9 +123,11 @@ def make_handles() -> list[Artist]:
 
 
 PARSER = style.make_parser(__doc__)
-PARSER.add_argument("--dataset", required=True)
-PARSER.add_argument("--measure", required=True, help="the measure of the primary outcome")
-PARSER.add_argument("--margin", type=float, required=True, help="of equivalence, in top-1")
+PARSER.add_argument("--dataset", required=True, help="data set to draw")
+PARSER.add_argument("--measure", required=True, help="measure of the primary outcome")
+PARSER.add_argument(
+    "--margin", type=float, required=True, help="margin of equivalence in top-1, a fraction"
+)
 
 if __name__ == "__main__":
     run(PARSER, main)

@@ -1,9 +1,10 @@
 """The style and the parts that all figures share.
 
-Colour and line style show the boundary, panels the schedule. With several seeds, each is a thin
-line under their mean. Dotted vertical lines are the boundaries between sessions. A cross marks
-where a run's loss stops being finite. The colours are Okabe and Ito's, which colour-blind people
-can tell apart. The line styles tell the boundaries apart in greyscale prints.
+Colour and line style show the boundary, and panels show the schedule. With several seeds, thin
+lines show the seeds and a thick line shows their mean. Dotted vertical lines are the boundaries
+between sessions. A cross marks where a run's values stop being finite. Colour-blind readers can
+distinguish the colours, which are those of Okabe and Ito. The line styles distinguish the
+boundaries in greyscale prints.
 """
 
 import argparse
@@ -37,7 +38,7 @@ plt.rcParams.update(
         "font.size": 10,
         "grid.color": "#E6E6E6",
         "legend.frameon": False,
-        "svg.hashsalt": "optstate",  # makes the bytes of a figure reproducible
+        "svg.hashsalt": "optstate",  # makes the SVG files reproducible
     }
 )
 
@@ -59,8 +60,8 @@ LABELS = {
     "new": "new optimizer", "preserve": "preserved optimizer", UNINTERRUPTED: "one session",
 }  # fmt: skip
 FADED = "#C8C8C8"
-NEUTRAL = "#555555"  # of lines and words that are not data
-TITLE_PAD = 18  # points: leaves a line for the numbers of the sessions
+NEUTRAL = "#555555"  # colour of lines and text that are not data
+TITLE_PAD = 18  # points; leaves a line for the session numbers
 SEED: Look = {"linewidth": 0.6, "alpha": 0.45}
 MEAN: Look = {"linewidth": 1.8}
 DIVERGED: Look = {"marker": "x", "markersize": 9, "markeredgewidth": 2.2}
@@ -69,8 +70,8 @@ DIVERGED: Look = {"marker": "x", "markersize": 9, "markeredgewidth": 2.2}
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser of the options that all figures share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--tables", type=Path, required=True, help="folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder")
+    parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the figures")
     return parser
 
 
@@ -101,10 +102,10 @@ def draw_runs(axes: Axes, wide: pd.DataFrame, look: Look, label: str, **mean_loo
     Args:
         axes: the axes to draw on.
         wide: values, with a column for each seed, indexed by x. A run with a value that is not
-            finite is drawn up to that value, is marked there, and is left out of the mean.
+            finite is drawn up to the first such value, marked there, and left out of the mean.
         look: colour and line style.
         label: for the legend.
-        mean_look: further properties of the mean.
+        mean_look: further properties of the mean's line.
     """
     finite = wide.where(np.isfinite(wide))
     whole = finite.loc[:, finite.notna().all()]
@@ -117,7 +118,7 @@ def draw_runs(axes: Axes, wide: pd.DataFrame, look: Look, label: str, **mean_loo
         if num_finite:
             end = slice(num_finite - 1, num_finite)
             axes.plot(finite.index[end], values[end], color=look["color"], **DIVERGED)
-        else:  # nothing is finite: mark its start near the top of the axes
+        else:  # no value is finite: mark the run's start near the top of the axes
             where = axes.get_xaxis_transform()
             axes.plot(finite.index[:1], [0.95], color=look["color"], transform=where, **DIVERGED)
     mean = whole.mean(axis=1)
@@ -130,19 +131,22 @@ def spread_heights(number: int) -> np.ndarray:
 
 
 def set_log_scale(axes: Axes) -> None:
-    """Make the y axis logarithmic, with ticks at 1, 2, 3, 5, or only at 1, of each decade."""
+    """Make the y axis logarithmic, unless no value is positive.
+
+    The ticks of each decade are 1, 2, 3 and 5, or only 1 if the axis spans two decades or more.
+    """
     if not np.isfinite(axes.dataLim.minposy):
         return  # no value is positive
     axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high / low < 100 else (1,)))
-    is_narrow = high / low < 2  # ticks are no powers of ten then, and may need many digits
+    is_narrow = high / low < 2  # ticks may then need many digits
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False) if is_narrow else "{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def mark_sessions(axes: Axes, points: pd.DataFrame, x: str = "x") -> None:
-    """Draw a dotted line at every boundary, and the numbers of the sessions above the axes."""
+    """Draw a dotted line at every boundary, and write each session's number above the axes."""
     interrupted = points[points["boundary"] != UNINTERRUPTED]
     ends = {
         int(str(session)): end for session, end in interrupted.groupby("session")[x].max().items()
@@ -171,7 +175,7 @@ def add_legend(figure: Figure, boundaries: Iterable[str], *marks: Artist) -> Non
 
 
 def make_marks(num_seeds: int, has_boundaries: bool, has_diverged: bool) -> list[Line2D]:
-    """Return legend entries for the marks in a figure that do not stand for a boundary's name."""
+    """Return the legend entries for seeds, for the lines between sessions, and for crosses."""
     marks = []
     if num_seeds > 1:
         marks.append(Line2D([], [], color=NEUTRAL, label="thin: a seed, thick: their mean", **SEED))
@@ -184,7 +188,7 @@ def make_marks(num_seeds: int, has_boundaries: bool, has_diverged: bool) -> list
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``path`` as PNG and SVG files, without the date, and close the figure."""
+    """Write the figure to ``path`` with .png and .svg appended, without a date, and close it."""
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         with write_atomically(path.with_name(path.name + suffix)) as temporary:
             figure.savefig(temporary, format=suffix[1:], metadata=metadata)
