@@ -101,7 +101,7 @@ def test_other_files_are_ignored(images, tmp_path, caplog):
     (images / "train/ant/notes.txt").write_text("x")
     with caplog.at_level("INFO"):
         assert prepare_folder(images, tmp_path / "out")["num_images"]["train"] == 18
-    assert "ignored, its extension is not an image's: train/ant/notes.txt" in caplog.messages
+    assert "train/ant/notes.txt: ignored, because it has no image extension" in caplog.messages
 
 
 def test_names_with_spaces_quotes_and_other_letters(tmp_path):

@@ -16,11 +16,11 @@ from optstate.data import packaged
 from optstate.data.manifest import file_sha256
 from optstate.job import InputError, hold_lock, require_space, run, write_atomically
 
-CHUNK_BYTES = 1 << 16  # at most this much is lost when a connection breaks
+CHUNK_BYTES = 1 << 16  # most bytes lost when a connection breaks
 TIMEOUT_SECONDS = 30
-MAX_FAILURES = 6  # consecutive connections without data before giving up
+MAX_FAILURES = 6  # consecutive failures before giving up; new data restarts the count
 BACKOFF_SECONDS = 1.0  # wait after the first failure, doubled after each further one
-PASSING_ERRORS = (requests.codes.request_timeout, requests.codes.too_many_requests)
+TRANSIENT_STATUSES = (requests.codes.request_timeout, requests.codes.too_many_requests)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def resolve_mirror(archive: str, mirror: str | None) -> str:
-    """Return the address of the file named as ``archive`` in ``mirror``, or ``archive`` itself."""
+    """Return the address of ``archive`` in ``mirror``; without a mirror, ``archive`` itself."""
     if mirror is None:
         return archive
     name = Path(_parse_address(archive).path).name
@@ -48,9 +48,9 @@ def resolve_mirror(archive: str, mirror: str | None) -> str:
 
 
 def fetch(source: str, sha256: str, output: Path) -> None:
-    """Copy ``source``, a URL or path, to ``output``, which appears only when it is verified.
+    """Copy ``source``, a URL or path, to ``output``, which appears only after verification.
 
-    An interrupted download leaves ``{output}.part``. The next call continues from it.
+    An interrupted download leaves ``{output}.part``, from which the next call continues.
 
     Raises:
         InputError: the source does not exist, cannot be reached, or has a different SHA-256.
@@ -58,31 +58,41 @@ def fetch(source: str, sha256: str, output: Path) -> None:
     url = _parse_address(source)
     if url.scheme in ("http", "https"):
         # If an existing part is damaged, download once more from the first byte.
-        num_tries = 2 if _partial(output).exists() else 1
+        num_tries = 2 if _get_partial_path(output).exists() else 1
         fetch_verified(source, functools.partial(download, source), sha256, output, num_tries)
     elif url.scheme in ("", "file"):
         path = Path(unquote(url.path) if url.scheme else source)
         fetch_verified(source, functools.partial(copy, path), sha256, output)
     else:
         raise InputError(
-            f"{source}: {url.scheme} addresses are not supported. Use https, http, file or a path"
+            f"{source}: {url.scheme} addresses are not supported. Use https, http, file or a path."
         )
 
 
 def fetch_verified(
     name: str, write: Callable[[Path], None], sha256: str, output: Path, num_tries: int = 1
 ) -> None:
-    """Call ``write`` with ``{output}.part`` and rename that file to ``output`` if it is verified.
+    """Call ``write`` with ``{output}.part``, verify that file and rename it to ``output``.
+
+    Args:
+        name: the archive's name in messages.
+        write: writes the archive to the path that it is called with.
+        sha256: the expected SHA-256, as 64 hexadecimal digits.
+        output: the path of the verified archive.
+        num_tries: how often to write the file if its SHA-256 differs.
 
     Raises:
-        InputError: the file has a different SHA-256. It is removed.
+        InputError: ``write`` found a malformed address, or the file has a different SHA-256. Such
+            a file is removed.
     """
-    partial = _partial(output)
+    partial = _get_partial_path(output)
     for _ in range(num_tries):
         try:
             write(partial)
         except ValueError as error:  # the address or the server's answer is malformed
-            raise InputError(f"{name}: cannot be fetched ({error}). Correct its address") from error
+            raise InputError(
+                f"{name}: cannot be fetched ({error}). Correct its address."
+            ) from error
         actual = file_sha256(partial)
         if actual == sha256:
             with write_atomically(output) as temporary:
@@ -92,7 +102,7 @@ def fetch_verified(
         partial.unlink()
     raise InputError(
         f"{name}: its SHA-256 is {actual}, but {sha256} is expected. "
-        "Correct the archive, its address or its `sha256` in the configuration"
+        "Correct the archive, its address or its `sha256` in the configuration."
     )
 
 
@@ -100,19 +110,19 @@ def copy(source: Path, output: Path) -> None:
     """Copy a local file.
 
     Raises:
-        InputError: the file does not exist, or the disk is too small.
+        InputError: ``source`` does not exist, or the disk is too full.
     """
     if not source.is_file():
-        raise InputError(f"{source}: no such file. Correct the path of `archive` or `mirror`")
+        raise InputError(f"{source}: no such file. Correct the path of `archive` or `mirror`.")
     require_space(output.parent, source.stat().st_size)
     shutil.copyfile(source, output)
 
 
 def download(url: str, partial: Path) -> None:
-    """Download ``url`` to ``partial``, after the bytes that this file already has.
+    """Download ``url`` to ``partial``, continuing after the bytes that this file already has.
 
     Raises:
-        InputError: the server refuses, or ``MAX_FAILURES`` connections in a row brought no data.
+        InputError: the server refuses, or ``MAX_FAILURES`` attempts in a row failed without data.
     """
     num_failures = 0
     while True:
@@ -127,7 +137,7 @@ def download(url: str, partial: Path) -> None:
             if num_failures == MAX_FAILURES:
                 raise InputError(
                     f"{url}: cannot be downloaded ({_explain(error)}). Check the network, or set "
-                    "`mirror` to a folder or address that has the archive"
+                    "`mirror` to a folder or address that has the archive."
                 ) from error
             position = _get_size(partial)
             logging.info("%s: %s: continuing at byte %d", url, _explain(error), position)
@@ -138,8 +148,8 @@ def _download_rest(url: str, partial: Path) -> None:
     """Append the missing bytes of ``url`` to ``partial``.
 
     Raises:
-        requests.RequestException: a failure that may pass.
-        InputError: a failure that will not.
+        requests.RequestException: a transient failure, or a malformed address.
+        InputError: a permanent failure.
     """
     size = _get_size(partial)
     # A compressed transfer cannot be continued at a byte of the file.
@@ -148,20 +158,20 @@ def _download_rest(url: str, partial: Path) -> None:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             if response.headers.get("Content-Range") == f"bytes */{size}":
                 return  # the file is complete
-            partial.unlink()  # it is longer than the archive: start again
-        elif 400 <= response.status_code < 500 and response.status_code not in PASSING_ERRORS:
+            partial.unlink()  # the file is longer than the archive: start again
+        elif 400 <= response.status_code < 500 and response.status_code not in TRANSIENT_STATUSES:
             raise InputError(
                 f"{url}: the server answers {response.status_code} {response.reason}. "
-                "Correct the address of `archive` or `mirror`"
+                "Correct the address of `archive` or `mirror`."
             )
         response.raise_for_status()
         _save(response, Path(urlsplit(url).path).name, partial)
 
 
 def _save(response: requests.Response, name: str, partial: Path) -> None:
-    """Write the body of ``response`` to ``partial``, appending it if it is the requested range.
+    """Write the body of ``response`` to ``partial``, and show a progress bar with ``name``.
 
-    The progress bar shows ``name``.
+    A requested range is appended. A whole file replaces ``partial``.
 
     Raises:
         requests.ConnectionError: the body is shorter than the server announced.
@@ -192,10 +202,10 @@ def _parse_address(address: str) -> SplitResult:
     try:
         return urlsplit(address)
     except ValueError as error:
-        raise InputError(f"{address}: invalid address ({error}). Correct it") from error
+        raise InputError(f"{address}: invalid address ({error}). Correct it.") from error
 
 
-def _partial(output: Path) -> Path:
+def _get_partial_path(output: Path) -> Path:
     return output.with_name(output.name + ".part")
 
 
@@ -214,10 +224,10 @@ def _explain(error: requests.RequestException) -> str:
 
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--archive", help="URL, file:// URL or path")
-PARSER.add_argument("--packaged", choices=packaged.SHA256, help="an image set of a package")
+PARSER.add_argument("--packaged", choices=packaged.SHA256, help="name of an image set in a package")
 PARSER.add_argument("--mirror", help="folder or base URL to use instead of the archive's own")
 PARSER.add_argument("--sha256", required=True, help="expected SHA-256 of the archive")
-PARSER.add_argument("--output", type=Path, required=True, help="file of the archive")
+PARSER.add_argument("--output", type=Path, required=True, help="path of the archive to write")
 
 if __name__ == "__main__":
     run(PARSER, main)

