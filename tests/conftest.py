@@ -1,4 +1,4 @@
-"""Tiny images, and a copy of the project to run Snakemake in."""
+"""Helpers and fixtures of all tests: tiny images, and a copy of the project for Snakemake."""
 
 import contextlib
 import gc
@@ -22,11 +22,11 @@ CLASSES = ("ant", "bee", "cat")
 NOTHING = "Nothing to be done"
 STARTS_OF_PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 
-unit_test = ""  # the name of the one that runs
+unit_test = ""  # name of the running unit test; empty during other tests
 
 
 def refuse_processes(event: str, arguments: tuple) -> None:
-    """Keep the unit tests a matter of seconds: they start no process."""
+    """Refuse to start processes in unit tests, so that these stay fast."""
     if unit_test and event in STARTS_OF_PROCESSES:
         raise RuntimeError(f"{unit_test}: {event}. Move the test from tests/unit to tests/jobs.")
 
@@ -65,12 +65,12 @@ def write_tar(images: Path, archive: Path) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=10, help="how many kills the killer tries")
+    parser.addoption("--kills", type=int, default=10, help="number of kills in tests/killer")
     parser.addoption("--exhaustive", action="store_true", help="try every case of the slow tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that share an experiment in one process, where xdist starts several."""
+    """Run tests that share an experiment in the same process of xdist."""
     for item in items:
         for experiment in {"finished", "arms"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(experiment))
@@ -98,12 +98,12 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
     """Wait for ``condition``, at most ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"not fulfilled within {seconds} s"
         time.sleep(0.1)
 
 
 def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
-    """Check that the job failed with one line on stderr, which has all of the words."""
+    """Check that the job failed with a one-line error that contains all of the words."""
     assert result.returncode == 1, result
     assert "Traceback" not in result.stderr
     (line,) = result.stderr.strip().splitlines()
@@ -115,7 +115,7 @@ def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
 class Project:
     """A copy of the project's files, with a configuration for tiny images."""
 
-    options = ("--cores", "2")  # say where its jobs run
+    options = ("--cores", "2")  # of Snakemake: where the jobs run
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -146,7 +146,7 @@ class Project:
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen]:
-        """Run Snakemake during the block, and kill all that is left of it afterwards."""
+        """Run Snakemake during the block, and kill its remaining processes afterwards."""
         with self.start(*arguments) as process:
             try:
                 yield process
@@ -154,8 +154,8 @@ class Project:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def trainers(self) -> list[int]:
-        """The ids of this project's running training processes."""
+    def find_trainers(self) -> list[int]:
+        """Return the ids of this project's running training processes."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -171,8 +171,8 @@ class Project:
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout + result.stderr
 
-    def refused(self, *arguments: str) -> str:
-        """Dry-run Snakemake, which must refuse. Returns its one line of error."""
+    def fail_dry_run(self, *arguments: str) -> str:
+        """Start a dry run, which must fail. Returns its one-line error."""
         result = self.snakemake("--dry-run", "--quiet", "all", *arguments)
         assert result.returncode != 0, result.stdout
         (line,) = [
@@ -210,7 +210,7 @@ def project(tmp_path: Path, images: Path) -> Project:
 
 @pytest.fixture
 def frozen_heap() -> Iterator[None]:
-    """Keep garbage collection fast: statsmodels collects at every adjustment."""
+    """Keep garbage collections fast: statsmodels starts one at every adjustment."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -220,8 +220,8 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def archived(folder: Path) -> str:
-    """Write an archive to ``folder``, and return the configuration of its data set."""
+def write_archived_images(folder: Path) -> str:
+    """Write an archive to ``folder``, and return its data set's configuration."""
     folder.mkdir()
     archive = write_tar(write_images(folder / "images"), folder / "images.tgz")
     return f"archive: {archive}, sha256: {file_sha256(archive)}"
@@ -232,13 +232,13 @@ def finished(tmp_path_factory) -> Project:
     """A project whose tiny experiment has run. Tests must not change it."""
     root = tmp_path_factory.mktemp("finished")
     project = Project(root / "project")
-    project.configure(TINY.format(source=archived(root / "noise")))
+    project.configure(TINY.format(source=write_archived_images(root / "noise")))
     project.run()
     return project
 
 
-def jobs(project: Project, *arguments: str) -> dict[str, int]:
-    """The jobs that a dry run would start, by rule."""
+def count_jobs(project: Project, *arguments: str) -> dict[str, int]:
+    """Return the number of jobs of each rule in a dry run."""
     printed = project.run("--dry-run", *arguments)
     if NOTHING in printed:
         return {}

@@ -1,13 +1,13 @@
-"""Count a job's operations (training steps; writes, fsyncs, renames) and strike at one of them.
+"""Count a job's operations (training steps, writes, fsyncs, renames) and strike at one of them.
 
-It is controlled by environment variables, which reach the jobs through Snakemake:
+Environment variables, which Snakemake passes to its jobs, control the hook:
 
 - ``STRIKE_IN``: the stage to strike in;
-- ``STRIKE_WITHOUT``: files with this text in their names are left alone;
-- ``STRIKE_AT``: number of the operation to strike at, from 1, in each process;
-- ``STRIKE_FIRED``: a file written by the first process that is struck, so that it is the only one;
+- ``STRIKE_WITHOUT``: operations on files with this text in their names do not count;
+- ``STRIKE_AT``: number of the operation to strike at, counted from 1 in each process;
+- ``STRIKE_FIRED``: a file that the first struck process writes, so that no other one is struck;
 - ``STRIKE``: ``ENOSPC`` or ``EIO``, the error of the operation, or a signal and its receiver, for
-  example ``SIGKILL group``. Half of a write is done before;
+  example ``SIGKILL group``. A write is struck after half of its content;
 - ``STEP_JOURNAL``: a file that gets a line for every training step.
 """
 
@@ -28,13 +28,13 @@ unwatched = [".log", os.environ["STRIKE_WITHOUT"]]
 
 
 def count_operation(name: str, path: object = "") -> None:
-    """Count an operation, and strike if its turn has come."""
+    """Count an operation, and strike if it is the one to strike at."""
     if is_next(name, path):
         strike(path)
 
 
 def is_next(name: str, path: object) -> bool:
-    """Count an operation. Returns whether to strike at it; no other process has been struck."""
+    """Count an operation. Returns whether to strike at it, which at most one process does."""
     global count
     count += 1
     if count != int(os.environ["STRIKE_AT"]) or not is_in_stage():
@@ -62,7 +62,7 @@ def strike(path: object) -> None:
         os.killpg(0, signal.Signals[what])
     else:
         os.kill(os.getpid() if receiver == "process" else os.getppid(), signal.Signals[what])
-    time.sleep(0.2)  # a signal to another process takes time
+    time.sleep(0.2)  # until a signal to another process arrives
 
 
 real_open, real_fsync, real_replace = io.open, os.fsync, os.replace
@@ -99,7 +99,7 @@ def striking_replace(source, target, **kwargs):
 
 
 def record_steps(loop: ModuleType) -> None:
-    """Make every training step an operation and a line of the journal."""
+    """Make every training step count as an operation, and write it to the journal."""
     train_step = loop.train_step
 
     def recorded_step(session, *batch):

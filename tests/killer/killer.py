@@ -6,7 +6,8 @@ A kill is a signal (SIGKILL, SIGTERM and others) to the running job, to Snakemak
 process group, or a disk that is full or fails. It happens at a random moment, or at a random
 training step, write, fsync or rename. Snakemake is then run again until the experiment is done.
 The results must equal those of an undisturbed run: checkpoints and figures byte for byte, tables
-except for seconds, TensorBoard's points. This is repeated until there were enough kills.
+except for their seconds, and the points of TensorBoard's curves. Further experiments are run until
+the number of kills is reached.
 """
 
 import argparse
@@ -35,7 +36,7 @@ STRIKES = [
     *[f"{s} {receiver}" for s in ("SIGKILL", "SIGTERM") for receiver in RECEIVERS],
     *["SIGINT process", "SIGINT group", "SIGUSR1 process"],
 ]
-OPERATIONS = {"data": 12, "training": 25, "analysis": 5}  # fewer than a job of the stage has
+OPERATIONS = {"data": 12, "training": 25, "analysis": 5}  # every job of the stage has more
 MAX_WAIT = 10.0  # seconds until a kill at a random moment
 EXPERIMENT = """
 experiment: tiny
@@ -53,7 +54,7 @@ device: cpu
 """
 
 
-class Killed(Project):
+class KilledProject(Project):
     """A project whose Snakemake is killed."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
@@ -83,7 +84,7 @@ class Killed(Project):
             "STRIKE": strike,
             "STRIKE_IN": stage,
             "STRIKE_AT": str(struck_at),
-            # Most writes are TensorBoard's, so they are usually left out.
+            # Most writes are TensorBoard's, so they usually do not count.
             "STRIKE_WITHOUT": self.rng.choice([" ", "tfevents", "tfevents", "tfevents"]),
             "STRIKE_FIRED": str(fired),
             "STEP_JOURNAL": str(self.journal),
@@ -115,7 +116,7 @@ class Killed(Project):
         return self.try_to_finish(kill)
 
     def choose_stage(self) -> str:
-        """Choose a stage to strike in that is not finished, most often training."""
+        """Choose an unfinished stage to strike in, most often training."""
         results = self.folder / "results"
         if not any(results.glob("datasets/*/*/*/dataset.json")) and self.rng.random() < 0.3:
             return "data"
@@ -142,7 +143,7 @@ class Killed(Project):
             fired.write_text(f"{moment:.2f} s")
 
     def count_repeated_epochs(self) -> tuple[int, int]:
-        """Return how many epochs were trained again in all, and the most after one kill."""
+        """Return how many epochs were repeated in total, and the largest number after one kill."""
         seen, repeated = set(), [0]
         for attempt in self.journal.read_text().split("start\n"):
             steps = [line.rsplit(" ", 1) for line in attempt.splitlines()]
@@ -189,8 +190,8 @@ def read_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in tags}
 
 
-def torment(folder: Path, num_kills: int, seed: int) -> list[str]:
-    """Kill ``num_kills`` times. Prints the numbers of kills; returns the differences found."""
+def kill_repeatedly(folder: Path, num_kills: int, seed: int) -> list[str]:
+    """Kill experiments ``num_kills`` times. Prints the kills by kind; returns the differences."""
     images = write_images(folder / "images", per_class=12, classes=("ant", "bee"))
     archive = write_tar(images, folder / "images.tgz")
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -198,7 +199,7 @@ def torment(folder: Path, num_kills: int, seed: int) -> list[str]:
     kinds: collections.Counter[str] = collections.Counter()
     expected, kills, repeated, runs = None, 0, 0, 0
     while expected is None or kills < num_kills:
-        project = Killed(folder / f"run{runs}", rng)
+        project = KilledProject(folder / f"run{runs}", rng)
         project.configure(EXPERIMENT.format(archive=archive, sha256=sha256))
         kills += project.run_until_done(0 if expected is None else num_kills - kills)
         made = read_results(project)
@@ -223,14 +224,14 @@ def torment(folder: Path, num_kills: int, seed: int) -> list[str]:
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-PARSER.add_argument("--kills", type=int, default=20)
-PARSER.add_argument("--seed", type=int, default=int(time.time()), help="of the random kills")
+PARSER.add_argument("--kills", type=int, default=20, help="number of kills")
+PARSER.add_argument("--seed", type=int, default=int(time.time()), help="of the random choices")
 
 if __name__ == "__main__":
     arguments = PARSER.parse_args()
     print(f"seed {arguments.seed}, project {ROOT}")
     temporary = tempfile.mkdtemp(prefix="killer-")
-    wrong = torment(Path(temporary), arguments.kills, arguments.seed)
+    wrong = kill_repeatedly(Path(temporary), arguments.kills, arguments.seed)
     if wrong:
         sys.exit("\n".join([*wrong, f"see {temporary}"]))
     shutil.rmtree(temporary)

@@ -1,7 +1,7 @@
-"""The workflow needs nothing but Snakemake to parse, lint, draw its graph and plan its jobs.
+"""Snakemake parses and lints the workflow, draws its graph and plans its jobs by itself.
 
-So it can be submitted from a host without torch, and ``--sdm conda`` needs no environment that it
-is about to replace.
+It needs no other package for that. A host without torch can therefore submit the jobs. With
+``--sdm conda``, the jobs' environment need not exist before Snakemake starts.
 """
 
 import os
@@ -18,7 +18,7 @@ UV = Path(sys.prefix) / "bin/uv"
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> Path:
-    """The interpreter of an environment with the locked Snakemake and what it requires."""
+    """The interpreter of an environment that has only the locked Snakemake and its dependencies."""
     folder = tmp_path_factory.mktemp("bare")
     python = folder / "bin/python"
     for command in (
@@ -32,7 +32,7 @@ def python(tmp_path_factory) -> Path:
     return python
 
 
-# It answers the questions that Snakemake asks of conda before it makes an environment.
+# A fake conda. It answers Snakemake's queries before the creation of an environment.
 CONDA = """#!/bin/sh
 case "$*" in
   "info --json") echo '{"conda_prefix": "/opt", "platform": "linux-64"}' ;;
@@ -52,7 +52,7 @@ esac
         (["--dry-run", "--sdm", "conda"], "Conda environment envs/optstate.yaml will be created"),
     ],
 )
-def test_nothing_but_snakemake_is_needed(python, tmp_path, images, arguments, output):
+def test_snakemake_is_the_only_required_package(python, tmp_path, images, arguments, output):
     project = Project(tmp_path / "project")
     packaged = "digits: {packaged: digits}\n  noise:"
     project.configure(TINY.format(source=f"folder: {images}").replace("noise:", packaged))

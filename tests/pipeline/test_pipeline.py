@@ -1,4 +1,4 @@
-"""The whole DAG on tiny images: what it makes, what is fresh after it, what is refused."""
+"""The whole pipeline on tiny images: its outputs, what is up to date afterwards, and bad input."""
 
 import csv
 import json
@@ -11,7 +11,15 @@ import torch
 import torchvision
 from torch import nn
 
-from conftest import NOTHING, TINY, Project, archived, file_sha256, jobs, write_tar
+from conftest import (
+    NOTHING,
+    TINY,
+    Project,
+    count_jobs,
+    file_sha256,
+    write_archived_images,
+    write_tar,
+)
 from optstate.analysis import tables
 
 METHODS = ["constant-new", "constant-preserve", "onecycle-new", "onecycle-preserve"]
@@ -28,7 +36,7 @@ def results(finished) -> Path:
 
 
 class TestResults:
-    def test_files(self, finished, results):
+    def test_all_files_are_written(self, finished, results):
         for path in (
             *[
                 f"tables/{name}.csv"
@@ -68,7 +76,7 @@ class TestResults:
                 assert first[0][column] == first[1][column] != ""
             assert first[0]["update_norm"] != first[1]["update_norm"]
 
-    def test_learning_rates_are_pytorchs(self, results):
+    def test_learning_rates_equal_those_of_pytorch(self, results):
         expected = []
         for num_steps, initial_lr, max_lr in ((10, 4e-5, 1e-3), (5, 2e-5, 5e-4), (5, 5e-6, 1e-4)):
             optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))])
@@ -82,17 +90,17 @@ class TestResults:
                 scheduler.step()
         assert [expected[i][0] for i in (0, 10, 15)] == pytest.approx([4e-5, 2e-5, 5e-6])
         constant = [(lr, 0.9) for lr, n in ((1e-3, 10), (5e-4, 5), (3e-4, 5)) for _ in range(n)]
-        for row_set in self.by_method(results).values():
+        for row_set in self.read_steps(results).values():
             used = [(float(row["lr"]), float(row["momentum"])) for row in row_set]
             schedule = row_set[0]["schedule"]
             assert used == (expected if schedule == "onecycle" else constant)
 
-    def by_method(self, results) -> dict[str, list[dict]]:
+    def read_steps(self, results) -> dict[str, list[dict]]:
         rows = read(results / "tables/steps.csv")
         return {method: [r for r in rows if r["method"] == method] for method in METHODS}
 
-    def test_tables(self, results):
-        for rows in self.by_method(results).values():
+    def test_tables_have_all_steps_methods_and_measures(self, results):
+        for rows in self.read_steps(results).values():
             assert [int(row["step"]) for row in rows] == list(range(1, 21))
             assert [int(row["session"]) for row in rows] == [1] * 10 + [2] * 5 + [3] * 5
         assert [row["method"] for row in read(results / "tables/summary.csv")] == METHODS
@@ -108,12 +116,12 @@ class TestResults:
         assert {row["measure"] for row in comparisons} == of_runs | of_boundaries
         assert len(comparisons) == 2 * (4 + 5 * 2)
 
-    def test_curves(self, results):
+    def test_every_run_has_tensorboard_files(self, results):
         for method in METHODS:
             files = list((results / f"tensorboard/noise/{method}/seed0").iterdir())
             assert len(files) == 3
 
-    def test_the_splits_are_disjoint_and_their_classes_alike(self, finished):
+    def test_the_splits_are_disjoint_and_have_the_same_classes(self, finished):
         (card,) = finished.folder.glob("results/datasets/noise/*/32px/dataset.json")
         content = json.loads(card.read_text())
         assert content["duplicates"] == {"train": [], "valid": [], "across_splits": []}
@@ -127,22 +135,22 @@ class TestResults:
         assert 'href="http' not in page
         assert "constant-preserve" in page
 
-    def test_no_absolute_path_of_the_project_is_in_params(self, finished):
+    def test_params_do_not_contain_the_path_of_the_project(self, finished):
         metadata = finished.folder.glob(".snakemake/metadata/**/*")
         params = str([json.loads(p.read_text())["params"] for p in metadata if p.is_file()])
         assert "batch_size" in params
         assert str(finished.folder) not in params
 
 
-def test_a_changed_image_is_prepared_again_and_trained_on(tmp_path, project, images):
+def test_a_changed_image_is_prepared_again(tmp_path, project, images):
     project.run("--until", "prepare")
-    assert "prepare" not in jobs(project)
+    assert "prepare" not in count_jobs(project)
     shutil.copy(images / "train/ant/0.png", images / "train/ant/1.png")
-    assert jobs(project)["prepare"] == 1
+    assert count_jobs(project)["prepare"] == 1
 
 
-def test_checkpoints_that_are_not_kept(tmp_path, images):
-    """Sessions fork all the same, the tables are the same, and a second run has nothing to do."""
+def test_removing_checkpoints_changes_no_table(tmp_path, images):
+    """Sessions still fork from the checkpoints, and a second run has nothing to do."""
     tables = []
     for keep in ("all", "last", "none"):
         project = Project(tmp_path / keep)
@@ -163,8 +171,8 @@ def test_checkpoints_that_are_not_kept(tmp_path, images):
     assert tables[0] == tables[1] == tables[2]
 
 
-def test_from_an_archive_with_weights_and_another_optimizer(tmp_path, images):
-    """The other sources and keys that a user may set, in one run."""
+def test_an_experiment_with_archive_mirror_weights_and_several_optimizers(tmp_path, images):
+    """Test the sources and keys that the tiny experiment does not use, in one run."""
     project = Project(tmp_path / "project")
     archive = write_tar(images, tmp_path / "images.tgz")
     weights = torchvision.models.resnet18(num_classes=7).state_dict()
@@ -212,24 +220,24 @@ device: cpu
     assert "alone in its batch" in log
     saved = torch.load(results / "runs/noise/adam-part/seed1/session2/checkpoint.pt",
                        weights_only=True)  # fmt: skip
-    assert saved["optimizer"]["state"][0]["step"] == 2  # begun anew
+    assert saved["optimizer"]["state"][0]["step"] == 2  # the optimizer is new in this session
     assert NOTHING in project.run()
 
-    # Whatever is missing or stale runs in one go, also behind a job whose output stays the same.
+    # A missing archive is fetched again only if a job needs it.
     next(project.folder.glob("results/datasets/noise/*/archive")).unlink()
-    assert jobs(project) == {}
-    stale = jobs(project, "--config", "image_size=40")
+    assert count_jobs(project) == {}
+    stale = count_jobs(project, "--config", "image_size=40")
     assert {"fetch", "prepare", "first_session", "last_session", "collect"} <= stale.keys()
 
 
-def assert_said_last(result: subprocess.CompletedProcess, words: str) -> None:
-    """The error of a failed job is repeated after Snakemake's output."""
+def assert_error_is_repeated(result: subprocess.CompletedProcess, words: str) -> None:
+    """Check that the error of a failed job is repeated after Snakemake's output."""
     assert "Traceback" not in result.stderr
     assert any(words in line for line in result.stderr.strip().splitlines()[-6:])
 
 
-class TestRefused:
-    """Bad input ends in one line that names it, and leaves nothing."""
+class TestBadInput:
+    """Bad input produces a one-line error and no output."""
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -251,8 +259,8 @@ class TestRefused:
             ("device=gpu", 'device: "gpu" must be one of auto, cpu, cuda'),
         ],
     )
-    def test_configuration(self, project, change, words):
-        line = project.refused("--config", change)
+    def test_an_invalid_configuration(self, project, change, words):
+        line = project.fail_dry_run("--config", change)
         assert line.startswith("configuration: ")
         assert words in line
 
@@ -260,7 +268,7 @@ class TestRefused:
         (images / "val/bee/0.png").write_text("no image")
         result = project.snakemake()
         assert result.returncode != 0
-        assert_said_last(result, "val/bee/0.png: does not decode as an image")
+        assert_error_is_repeated(result, "val/bee/0.png: does not decode as an image")
         left = [path for path in (project.folder / "results").rglob("*") if path.is_file()]
         assert left == []
 
@@ -273,12 +281,12 @@ class TestRefused:
         )
         result = project.snakemake()
         assert result.returncode != 0
-        assert_said_last(result, "images.tgz: its SHA-256 is")
+        assert_error_is_repeated(result, "images.tgz: its SHA-256 is")
         assert not [path for path in (project.folder / "results").rglob("*") if path.is_file()]
 
 
-class TestEveryKindOfArm:
-    """Whatever can happen at a boundary, in one experiment."""
+class TestEveryKindOfBoundary:
+    """One experiment with every option of a boundary."""
 
     METHODS = (
         "constant-new", "constant-preserve", "constant-preserve-again", "constant-slow",
@@ -304,13 +312,13 @@ methods: [{", ".join(cls.METHODS)}]
 seeds: [0, 1]
 device: cpu
 """
-        usual = TINY.format(source=archived(root / "noise") + ", target_top1: 0.2")
+        usual = TINY.format(source=write_archived_images(root / "noise") + ", target_top1: 0.2")
         project.configure(usual.partition("sessions:")[0] + arms)
         project.run()
-        assert jobs(project) == {}
+        assert count_jobs(project) == {}
         return project.folder / "results/tiny"
 
-    def steps(self, arms, run: str) -> list[dict]:
+    def read_steps(self, arms, run: str) -> list[dict]:
         return read(arms / f"runs/noise/{run}/steps.csv")
 
     def test_each_run_has_its_sessions(self, arms):
@@ -322,19 +330,19 @@ device: cpu
             epochs = [r["epoch"] for r in rows if r["method"] == method and r["split"] == "valid"]
             assert epochs == ["1", "2", "3"] * 2
 
-    def test_only_what_is_reshuffled_has_other_batches(self, arms):
+    def test_only_a_reshuffled_run_has_other_batches(self, arms):
         names = ("new", "preserve", "slow", "preserve-again")
-        first = [self.steps(arms, f"constant-{name}/seed0/session2")[0] for name in names]
+        first = [self.read_steps(arms, f"constant-{name}/seed0/session2")[0] for name in names]
         assert len({row["loss"] for row in first[:3]}) == 1
         assert first[3]["loss"] != first[0]["loss"]
 
     def test_the_lr_warms_up_after_the_boundary(self, arms):
-        used = [float(r["lr"]) for r in self.steps(arms, "constant-slow/seed0/session2")]
+        used = [float(r["lr"]) for r in self.read_steps(arms, "constant-slow/seed0/session2")]
         assert used == pytest.approx([5e-4 * share for share in (0.25, 0.5, 0.75, 1, 1)])
-        used = [float(r["lr"]) for r in self.steps(arms, "sgd/seed0/session1")]
+        used = [float(r["lr"]) for r in self.read_steps(arms, "sgd/seed0/session1")]
         assert used == pytest.approx([0.025, 0.05, 0.075] + [0.1] * 7)
 
-    def test_what_each_is_compared_with(self, arms):
+    def test_each_boundary_is_compared_with_its_baseline(self, arms):
         rows = read(arms / "tables/comparisons.csv")
         top1 = {(r["schedule"], r["boundary"], r["baseline"]) for r in rows
                 if r["measure"] == "epochs_to_target"}  # fmt: skip
@@ -345,16 +353,16 @@ device: cpu
         }  # fmt: skip
         assert all(r["n"] == "2" for r in rows if r["measure"] == "final_valid_top1")
 
-    def test_figures(self, arms):
+    def test_figures_are_drawn(self, arms):
         for name in ("noise/differences", "epochs_to_target", "noise/overview_uninterrupted"):
             assert (arms / f"figures/{name}.png").stat().st_size > 10_000
 
 
-def test_the_lr_range_test_changes_nothing_else(tmp_path, images):
+def test_the_lr_range_test_makes_nothing_stale(tmp_path, images):
     project = Project(tmp_path / "project")
     project.configure(
         TINY.format(source=f"folder: {images}").replace("[2, 1, 1]", "[1, 1]")
-        # A loss that is far from zero: the noise of a small one looks like divergence.
+        # Small LRs keep the loss far from zero. The noise of a small loss looks like divergence.
         .replace("[1.0e-3, 5.0e-4, 3.0e-4]", "[1.0e-6, 1.0e-6]")
         .replace(", 5.0e-6]", "]").replace(", 1.0e-4]", "]")
         + "methods: [constant-new, constant-preserve]\n"
@@ -368,6 +376,6 @@ def test_the_lr_range_test_changes_nothing_else(tmp_path, images):
         assert (rates[0], len(rows) >= 20) == (pytest.approx(1e-7), True)
         assert [row["suggested"] for row in rows].count("true") == 1
         assert (folder / f"constant-session{number}.png").stat().st_size > 10_000
-    left = jobs(project)
+    left = count_jobs(project)
     assert "first_session" not in left
     assert left["last_session"] == 2

@@ -1,6 +1,6 @@
-"""What a change makes stale, over the whole DAG: `pytest -s` prints the table.
+"""The jobs that each change makes stale, in the whole workflow. `pytest -s` prints a table of them.
 
-Dry runs tell it: they list all that is stale, and all that follows from it.
+Dry runs list the jobs that are stale themselves and those that depend on them.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import NOTHING, ROOT, Project, archived, jobs
+from conftest import NOTHING, ROOT, Project, count_jobs, write_archived_images
 
 SCRIPTS = "workflow/scripts/optstate"
 REPORT = {"report": 1}
@@ -25,7 +25,7 @@ PREPARE = {"prepare": 1} | TRAINING
 LAST_OF_ONE_SCHEDULE = {"last_session": 2} | ANALYSIS
 ONE_MORE_METHOD = {"later_session": 1, "last_session": 1} | ANALYSIS
 
-EDITS = {  # a comment, or a line, at the end of
+EDITS = {  # files that get another line at their end, and the jobs that this makes stale
     f"{SCRIPTS}/data/prepare.py": PREPARE,
     f"{SCRIPTS}/data/unpack.py": PREPARE,
     f"{SCRIPTS}/data/manifest.py": PREPARE,
@@ -47,8 +47,8 @@ EDITS = {  # a comment, or a line, at the end of
     "workflow/report/workflow.rst": REPORT,
     "workflow/report/report.html.j2": REPORT,
 }
-NO_EFFECT = [
-    f"{SCRIPTS}/data/fetch.py",  # its output is verified, whatever made it
+NO_EFFECT = [  # files that can be edited without making a job stale
+    f"{SCRIPTS}/data/fetch.py",  # a checksum verifies its output
     f"{SCRIPTS}/data/packaged.py",
     f"{SCRIPTS}/analysis/show.py",
     f"{SCRIPTS}/lr_range_test.py",
@@ -65,7 +65,7 @@ NO_EFFECT = [
     "profiles/default/profile.yaml",
     "tiny.yaml",
 ]
-PACKAGES = {  # another version in the lock file of
+PACKAGES = {  # packages that get another version in the lock file
     "torch": TRAINING,
     "torchvision": TRAINING,
     "numpy": PREPARE,
@@ -76,10 +76,10 @@ PACKAGES = {  # another version in the lock file of
     "matplotlib": FIGURES,
     "jinja2": REPORT,
     "docutils": REPORT,
-    "snakemake": REPORT,  # which shows it
+    "snakemake": REPORT,  # the report shows its version
     "tensorboard|pytest|uv": {},
 }
-SETTINGS = {  # on the command line
+SETTINGS = {  # values of `--config`
     "schedules={onecycle: {initial_lr: [4e-5, 2e-5, 1e-6]}}": LAST_OF_ONE_SCHEDULE,
     "schedules={onecycle: {max_lr: [1e-3, 4e-4, 1e-4]}}": {"later_session": 2}
     | LAST_OF_ONE_SCHEDULE,
@@ -102,14 +102,14 @@ SETTINGS = {  # on the command line
 }
 
 
-def report(change: str, found: dict[str, int]) -> None:
+def print_row(change: str, found: dict[str, int]) -> None:
     """Print a row of the table."""
     print(f"{change:78} {', '.join(f'{n} {rule}' for rule, n in found.items()) or 'nothing'}")
 
 
 @contextlib.contextmanager
-def edited(path: Path, edit: Callable[[str], str]) -> Iterator[None]:
-    """Within the block the file has other text; afterwards the same again, written anew."""
+def edit_file(path: Path, edit: Callable[[str], str]) -> Iterator[None]:
+    """Edit a file for the block. Afterwards it has the same text as before, but a new time."""
     before = path.read_text()
     assert edit(before) != before
     path.write_text(edit(before))
@@ -119,88 +119,88 @@ def edited(path: Path, edit: Callable[[str], str]) -> Iterator[None]:
         path.write_text(before)
 
 
-def test_nothing_is_stale(finished):
-    report("a second run", jobs(finished))
+def test_nothing_is_stale_after_a_run(finished):
+    print_row("a second run", count_jobs(finished))
     assert NOTHING in finished.run()
 
 
-def test_touching_every_file(finished):
+def test_touching_every_file_makes_nothing_stale(finished):
     for path in finished.folder.rglob("*"):
         if path.is_file() and ".snakemake" not in path.parts:
             path.touch()
-    report("every source and result touched", found := jobs(finished))
+    print_row("every source and result touched", found := count_jobs(finished))
     assert found == {}
 
 
 @pytest.mark.parametrize(("name", "expected"), EDITS.items())
-def test_editing_a_file(finished, name, expected):
+def test_editing_a_file_makes_its_jobs_stale(finished, name, expected):
     comment = {".j2": "{# more #}\n", ".rst": "\nMore.\n"}.get(Path(name).suffix, "# more\n")
-    with edited(finished.folder / name, lambda text: f"{text.rstrip()}\n{comment}"):
-        report(name, found := jobs(finished))
+    with edit_file(finished.folder / name, lambda text: f"{text.rstrip()}\n{comment}"):
+        print_row(name, found := count_jobs(finished))
     assert found == expected
 
 
-def test_editing_files_without_effect(finished):
+def test_editing_other_files_makes_nothing_stale(finished):
     with contextlib.ExitStack() as edits:
         for name in NO_EFFECT:
-            edits.enter_context(edited(finished.folder / name, lambda text: f"{text}# more\n"))
-        found = jobs(finished)
+            edits.enter_context(edit_file(finished.folder / name, lambda text: f"{text}# more\n"))
+        found = count_jobs(finished)
     for name in NO_EFFECT:
-        report(name, found)
+        print_row(name, found)
     assert found == {}
 
 
-def test_reverting_edits(finished):
-    report("all of these edits reverted", found := jobs(finished))
+def test_reverted_edits_make_nothing_stale(finished):
+    print_row("all of these edits, reverted", found := count_jobs(finished))
     assert found == {}
 
 
 @pytest.mark.parametrize(("package", "expected"), PACKAGES.items())
-def test_another_version_in_the_lock_file(finished, package, expected):
+def test_another_version_of_a_package_makes_its_jobs_stale(finished, package, expected):
     def bump(text: str) -> str:
         return re.sub(rf"^({package})==\S+", r"\1==99.0", text, flags=re.MULTILINE)
 
-    with edited(finished.folder / "envs/requirements.lock", bump):
-        report(f"{package} in the lock file", found := jobs(finished))
+    with edit_file(finished.folder / "envs/requirements.lock", bump):
+        print_row(f"{package} in the lock file", found := count_jobs(finished))
     assert found == expected
 
 
 @pytest.mark.parametrize(("setting", "expected"), SETTINGS.items())
-def test_another_setting(finished, setting, expected):
-    report(setting, found := jobs(finished, "--config", setting))
+def test_another_setting_makes_its_jobs_stale(finished, setting, expected):
+    print_row(setting, found := count_jobs(finished, "--config", setting))
     assert found == expected
 
 
-def test_a_new_data_set(finished, tmp_path):
-    source = archived(tmp_path / "more")
-    found = jobs(finished, "--config", f"datasets={{more: {{{source}}}}}")
-    report("datasets={more: ...}", found)
+def test_a_new_data_set_adds_its_jobs_only(finished, tmp_path):
+    source = write_archived_images(tmp_path / "more")
+    found = count_jobs(finished, "--config", f"datasets={{more: {{{source}}}}}")
+    print_row("datasets={more: ...}", found)
     assert found == {"fetch": 1} | PREPARE | {"curves": 2, "boundary": 2, "differences": 2}
 
 
-def test_a_new_boundary(finished):
+def test_a_new_boundary_adds_its_sessions_only(finished):
     added = ["boundaries={third: {keep: [exp_avg]}}"]
     added += ["methods=[constant-new, constant-preserve, constant-third, onecycle-new]"]
-    report(" ".join(added), found := jobs(finished, "--config", *added))
+    print_row(" ".join(added), found := count_jobs(finished, "--config", *added))
     assert found == ONE_MORE_METHOD
 
 
-def test_a_clone_with_copied_results(finished, tmp_path):
-    """Every file is new, and in another place; only what Snakemake noted comes along."""
+def test_a_clone_with_copied_results_is_up_to_date(finished, tmp_path):
+    """All files are new and in another place. Only Snakemake's metadata is copied with them."""
     clone = Project(tmp_path / "clone")
     shutil.copy(finished.folder / "tiny.yaml", clone.folder)
     for name in ("results", ".snakemake/metadata"):
         source, target = finished.folder / name, clone.folder / name
         target.parent.mkdir(exist_ok=True)
         subprocess.run(["cp", "-r", source, target], check=True)
-    report("a clone with copied results and metadata", found := jobs(clone))
+    print_row("a clone with copied results and metadata", found := count_jobs(clone))
     assert found == {}
 
 
 def test_every_package_that_a_stage_imports_is_in_its_parameters():
-    """Except for those that show progress and curves, which no output depends on."""
-    unseen = {"tqdm", "tensorboard"}
-    shown = {"snakemake", "pillow", "torch", "torchvision"}  # by the report
+    """Packages that only show progress or curves are exceptions: no output depends on them."""
+    without_effect = {"tqdm", "tensorboard"}
+    shown = {"snakemake", "pillow", "torch", "torchvision"}  # the report shows their versions
     names = {"PIL": "pillow", "yaml": "pyyaml"}
     lock = (ROOT / "envs/requirements.lock").read_text()
     third_party = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
@@ -218,6 +218,6 @@ def test_every_package_that_a_stage_imports_is_in_its_parameters():
             for path in (ROOT / SCRIPTS / folder).glob(pattern)
             for name in re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
         }
-        expected = imported & third_party - unseen
+        expected = imported & third_party - without_effect
         assert expected <= tracked
         assert tracked - expected <= (shown if rules == "analysis" else set())

@@ -1,4 +1,4 @@
-"""Two Snakemakes, or what is left of one: safe, or refused in a clear line."""
+"""A second Snakemake, or one after a killed one, is safe or ends with a one-line error."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from conftest import NOTHING, TINY, Project, jobs, wait_until
+from conftest import NOTHING, TINY, Project, count_jobs, wait_until
 from optstate.job import take_lock
 
 ONE_METHOD = "methods=[constant-new]"
@@ -16,7 +16,7 @@ ONE_METHOD = "methods=[constant-new]"
 
 @pytest.fixture
 def slow(project, images) -> Project:
-    """An experiment that is at its first session for minutes."""
+    """An experiment whose first session takes minutes."""
     project.configure(
         TINY.format(source=f"folder: {images}").replace("[2, 1, 1]", "[2000, 1, 1]")
         + "methods: [constant-new]\ncheckpoint_every: {steps: 1}\n"
@@ -41,22 +41,22 @@ def test_a_second_snakemake_is_refused(slow):
         second = slow.snakemake()
         assert second.returncode != 0
         assert "cannot be locked" in second.stderr
-        # Snakemake removes the locks of all when any one ends: the project has its own.
+        # Each Snakemake that ends removes the locks of all, so the project has its own lock.
         for lock in (slow.folder / ".snakemake/locks").iterdir():
             lock.unlink()
         third = slow.snakemake()
         assert third.returncode != 0
         assert "error: another Snakemake is running on results/tiny" in third.stderr
         assert "Traceback" not in second.stderr + third.stderr
-        assert len(slow.trainers()) == 1
+        assert len(slow.find_trainers()) == 1
 
 
-def test_after_a_killed_snakemake(slow):
-    """Its trainer saves and ends, the lock is named with the command that clears it."""
+def test_an_experiment_continues_after_a_killed_snakemake(slow):
+    """The job saves its state and ends. The next Snakemake says how to clear the lock."""
     with slow.running() as process:
         wait_until(lambda: has_saved(slow))
         process.kill()
-        wait_until(lambda: not slow.trainers(), seconds=20)
+        wait_until(lambda: not slow.find_trainers(), seconds=20)
     log = slow.folder / "logs/tiny/train/noise/constant/seed0-session1.log"
     assert "interrupted: SIGTERM: saved step " in log.read_text()
     assert make_would_unlock(slow)
@@ -71,8 +71,8 @@ def test_after_a_killed_snakemake(slow):
         assert "interrupted: SIGTERM" in process.communicate()[1]
 
 
-def test_a_job_that_snakemake_has_not_recorded_trains_nothing_again(project):
-    """Killed between the end of the job and Snakemake's note of it."""
+def test_an_unrecorded_job_does_not_train_again(project):
+    """Snakemake was killed after the job had ended and before it recorded that."""
     project.run("--config", ONE_METHOD, "--until", "first_session")
     session = project.folder / "results/tiny/runs/noise/constant/seed0/session1"
     before = {path.name: path.read_bytes() for path in session.iterdir()}
@@ -88,29 +88,29 @@ def test_a_job_that_snakemake_has_not_recorded_trains_nothing_again(project):
     assert {path.name: path.read_bytes() for path in session.iterdir()} == before
 
 
-def test_a_session_whose_end_nobody_recorded_is_stale(project):
-    """As on a cluster, where jobs continue without their Snakemake: their settings are unknown."""
+def test_an_unrecorded_session_is_stale(project):
+    """On a cluster, jobs continue without a killed Snakemake. Nobody records their settings."""
     first = ("--config", ONE_METHOD, "--until", "first_session")
     rows = project.folder / "results/tiny/runs/noise/constant/seed0/session1/steps.csv"
     project.run(*first)
-    assert jobs(project, *first) == {}
-    rows.touch()  # and of an earlier time there is a record
-    assert jobs(project, *first)["first_session"] == 1
+    assert count_jobs(project, *first) == {}
+    rows.touch()  # its record has an earlier time
+    assert count_jobs(project, *first)["first_session"] == 1
     project.run(*first)
     for record in (project.folder / ".snakemake/metadata").rglob("*"):
         if record.is_file():
             record.unlink()
-    # Another Snakemake is running, and about to record it.
+    # Another Snakemake is running and may still record it.
     with take_lock(project.folder / "results/tiny/.lock"):
-        assert "first_session" not in jobs(project, *first)
-    assert jobs(project, *first)["first_session"] == 1
+        assert "first_session" not in count_jobs(project, *first)
+    assert count_jobs(project, *first)["first_session"] == 1
     shutil.rmtree(project.folder / "results/tiny/in_progress")
     project.run("--config", ONE_METHOD, "--touch")
-    assert "first_session" not in jobs(project, *first)
+    assert "first_session" not in count_jobs(project, *first)
 
 
-def test_a_job_of_a_cluster_has_the_submitted_configuration(slow, monkeypatch):
-    """It starts on another machine, hours later, and by then the configuration may be another."""
+def test_a_cluster_job_uses_the_submitted_configuration(slow, monkeypatch):
+    """The job may start hours later, when the configuration file has changed."""
     job = ("--dry-run", "--force", "--nolock", "--printshellcmds", "--mode", "remote")
     target = ("--target-jobs", "first_session:dataset=noise,name=constant,seed=0,number=1")
     with slow.running() as process:
@@ -123,7 +123,7 @@ def test_a_job_of_a_cluster_has_the_submitted_configuration(slow, monkeypatch):
         assert '"lr": 0.002}' in slow.run("--dry-run", "--nolock", "--printshellcmds")
         process.kill()
     assert '"lr": 0.001}' in slow.run(*job, *target)
-    run.unlink()  # as the next Snakemake does, and this one if it is not killed
+    run.unlink()  # as this Snakemake does if it is not killed, and otherwise the next one
     refused = slow.snakemake(*job, *target)
     assert refused.returncode != 0
     assert "the Snakemake that submitted this job has ended. Nothing was done" in refused.stderr
@@ -132,8 +132,8 @@ def test_a_job_of_a_cluster_has_the_submitted_configuration(slow, monkeypatch):
 def test_two_experiments_share_the_arrays(project):
     with project.running("--config", ONE_METHOD) as first:
         wait_until(lambda: any((project.folder / ".snakemake/locks").glob("*")))
-        too_early = project.snakemake("--config", ONE_METHOD, "experiment=other")
-        assert "cannot be locked" in too_early.stderr
+        during_first = project.snakemake("--config", ONE_METHOD, "experiment=other")
+        assert "cannot be locked" in during_first.stderr
         printed = first.communicate()
         assert first.returncode == 0, printed
     both = [

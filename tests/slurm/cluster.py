@@ -1,8 +1,8 @@
-"""A real SLURM cluster of one machine, on loopback, without systemd: munge, slurmctld, slurmd.
+"""A real SLURM cluster on one machine: munge, slurmctld and slurmd on loopback, without systemd.
 
-The node has two fake GPUs and more CPUs than the machine, so that jobs run side by side. It lives
-as long as the block `with Cluster(folder):`, or, by hand, `python tests/slurm/cluster.py FOLDER`.
-Tried with SLURM 22.05 of Debian 12 and cgroup v1.
+The node has two fake GPUs and more CPUs than the machine, so that several jobs run at once. The
+cluster exists during the block `with Cluster(folder):`, or as long as the command
+`python tests/slurm/cluster.py FOLDER` runs. Tested with SLURM 22.05 of Debian 12 and cgroup v1.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from conftest import wait_until  # noqa: E402
 from optstate.job import end_with_parent  # noqa: E402
 
 PACKAGES = ("munge", "slurm-wlm")
-ETC = Path("/etc/slurm")  # the jobs' SLURM commands look nowhere else: SLURM_CONF is not passed on
+ETC = Path("/etc/slurm")  # jobs do not inherit SLURM_CONF, so their commands read this
 CONFIGURATION = ("slurm.conf", "gres.conf", "cgroup.conf")
 FREEZER = Path("/sys/fs/cgroup/freezer")  # of cgroup v1
 OURS = "# made by tests/slurm/cluster.py, which removes it\n"
@@ -38,7 +38,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job is held until its old credential has expired: 120 s by default.
+# A requeued job is held until its old credential expires, which takes 120 s by default.
 AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -57,7 +57,7 @@ GresTypes=gpu
 DefMemPerCPU=100
 SlurmdParameters=config_overrides
 SchedulerParameters=bf_interval=5,sched_interval=5,batch_sched_delay=0
-# squeue still knows ended jobs when Snakemake asks, or a test.
+# squeue lists ended jobs long enough for Snakemake and the tests.
 MinJobAge=3600
 KillWait=5
 PreemptType=preempt/partition_prio
@@ -70,17 +70,18 @@ GRES_CONF = "NodeName={host} Name=gpu Type=fake File={folder}/gpu[0-{last}]\n"
 CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\n"
 
 
-class Unavailable(Exception):  # noqa: N818 - it is no error
-    """Why no cluster can be started here."""
+class Unavailable(Exception):  # noqa: N818 - the tests are skipped then
+    """The reason why no cluster can be started on this machine."""
 
 
 class Cluster:
-    """The cluster, with all its files but the configuration in ``folder``, a short, absolute path.
+    """A running cluster. All its files except the configuration are in ``folder``.
 
     Attributes:
-        proctrack: how the node follows the processes of a job. With `cgroup` a signal reaches the
-            first process of a job's step alone, as on most clusters; `linuxproc`, where cgroup v1
-            is not to be had, is kinder, and sends it to all of them.
+        folder: a short, absolute path.
+        proctrack: how the node tracks the processes of a job. With `cgroup`, a signal reaches only
+            the first process of a job's step, as on most clusters. Without cgroup v1 it is
+            `linuxproc`, which sends the signal to all processes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,7 +106,7 @@ class Cluster:
         self.stop()
 
     def start(self) -> None:
-        """Start the daemons, and wait until the node takes jobs."""
+        """Start the daemons, and wait until the node accepts jobs."""
         for name in ("state", "spool"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
@@ -119,44 +120,44 @@ class Cluster:
         )  # fmt: skip
         wait_until((self.folder / "munge.socket").exists, 20)
         self.spawn("slurmctld", "-D")
-        wait_until(answers, 30)
+        wait_until(is_up, 30)
         self.start_node()
 
     def start_node(self) -> None:
-        """Start slurmd, alone: it can die, and come back."""
+        """Start slurmd, for the first time or after :meth:`kill_node`, and wait for the node."""
         self.spawn("slurmd", "-D", "-N", self.host)
-        wait_until(lambda: self.node_state() in ("idle", "mixed", "allocated"), 60)
+        wait_until(lambda: self.get_node_state() in ("idle", "mixed", "allocated"), 60)
 
-    def node_state(self) -> str:
-        """Such as idle, mixed, drained or down."""
-        return slurm("sinfo", "--noheader", "--partition=main", "--format=%T").strip(" \n*")
+    def get_node_state(self) -> str:
+        """Return the state of the node, for example idle, mixed, drained or down."""
+        return run_slurm("sinfo", "--noheader", "--partition=main", "--format=%T").strip(" \n*")
 
     def kill_node(self) -> None:
-        """Let the node die with all its processes, as if its power had failed."""
+        """Kill slurmd and all processes of jobs, as a power failure would."""
         slurmd = next(daemon for daemon in self.daemons if daemon.args[0] == "slurmd")
         self.daemons.remove(slurmd)
         slurmd.kill()
         slurmd.wait()
         wait_until(self.kill_jobs)
-        slurm("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=died")
+        run_slurm("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=died")
 
     def kill_jobs(self) -> bool:
-        """Kill what this cluster's jobs run; whether nothing of it is left, nor has begun since."""
-        for pid in self.job_processes():
+        """Kill the processes of this cluster's jobs. Returns whether none is left or new."""
+        for pid in self.find_job_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return not self.job_processes()
+        return not self.find_job_processes()
 
-    def job_processes(self) -> list[int]:
-        """The processes of this cluster's jobs, and slurmd's that watch over them."""
-        ours = b"slurmstepd: ["
+    def find_job_processes(self) -> list[int]:
+        """Return the ids of the jobs' processes, and of slurmd's processes that supervise them."""
+        supervisor = b"slurmstepd: ["
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 environment = (process / "environ").read_bytes()
                 command = (process / "cmdline").read_bytes()
                 in_job = b"SLURM_CLUSTER_NAME=test\0" in environment
-                if in_job or command.startswith(ours):
+                if in_job or command.startswith(supervisor):
                     found.append(int(process.name))
         return found
 
@@ -164,8 +165,8 @@ class Cluster:
         """End every job and daemon of this cluster, and remove its configuration."""
         with contextlib.suppress(OSError, subprocess.SubprocessError, AssertionError):
             if self.daemons:
-                slurm("scancel", "--user=root")
-                wait_until(lambda: not slurm("squeue", "--noheader"), 30)
+                run_slurm("scancel", "--user=root")
+                wait_until(lambda: not run_slurm("squeue", "--noheader"), 30)
         for daemon in reversed(self.daemons):
             daemon.terminate()
             try:
@@ -178,7 +179,7 @@ class Cluster:
             path = ETC / name
             if path.exists() and path.read_text().startswith(OURS):
                 path.unlink()
-        with contextlib.suppress(OSError):  # SLURM leaves it, empty
+        with contextlib.suppress(OSError):  # SLURM leaves this empty folder
             (FREEZER / f"slurm_{self.host}").rmdir()
 
     def configure(self) -> None:
@@ -186,7 +187,7 @@ class Cluster:
         values = {
             "host": self.host,
             "folder": self.folder,
-            "ports": free_ports(2),
+            "ports": find_free_ports(2),
             "proctrack": self.proctrack,
             "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
             "gpus": NUM_GPUS,
@@ -200,7 +201,7 @@ class Cluster:
             (ETC / "cgroup.conf").write_text(OURS + CGROUP_CONF)
 
     def spawn(self, *command: str) -> None:
-        """Start a daemon, in a session of its own; it does not outlive this process."""
+        """Start a daemon in its own session. It ends with this process."""
         parent = os.getpid()
         with (self.folder / f"{command[0]}.out").open("ab") as output:
             self.daemons.append(
@@ -216,19 +217,19 @@ def require_packages() -> None:
     """Install SLURM if it is missing.
 
     Raises:
-        Unavailable: this may not or cannot be done here, or another cluster is configured here.
+        Unavailable: SLURM cannot be installed, or this machine belongs to another cluster.
     """
     if os.geteuid() != 0:
-        raise Unavailable("SLURM's daemons have to be started as root")
+        raise Unavailable("SLURM's daemons must be started as root")
     for configured in map(ETC.joinpath, CONFIGURATION):
         if configured.exists() and not configured.read_text().startswith(OURS):
-            raise Unavailable(f"{configured}: this machine belongs to another SLURM cluster")
-    if shutil.which("scontrol") and answers():
-        raise Unavailable("this machine belongs to another SLURM cluster, which is up")
+            raise Unavailable(f"{configured} exists: this machine belongs to another SLURM cluster")
+    if shutil.which("scontrol") and is_up():
+        raise Unavailable("this machine belongs to another, running SLURM cluster")
     if all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch", "srun"))):
         return
     if not shutil.which("apt-get"):
-        raise Unavailable("SLURM is not installed, and there is no apt-get to install it with")
+        raise Unavailable("SLURM is not installed, and apt-get, which could install it, is missing")
     install = ["apt-get", "install", "-qq", "--no-install-recommends", *PACKAGES]
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["apt-get", "update", "-qq"], install):
@@ -237,8 +238,8 @@ def require_packages() -> None:
         raise Unavailable(f"{' '.join(install)} failed: {done.stderr.strip()}")
 
 
-def free_ports(number: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on."""
+def find_free_ports(number: int) -> list[int]:
+    """Return ports of the loopback interface that no process listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:
@@ -246,13 +247,13 @@ def free_ports(number: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def slurm(*command: str) -> str:
-    """What a command of SLURM prints; it must succeed."""
+def run_slurm(*command: str) -> str:
+    """Run a command of SLURM, which must succeed. Returns its output."""
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
-def answers() -> bool:
-    """Whether slurmctld takes orders."""
+def is_up() -> bool:
+    """Return whether slurmctld answers."""
     return "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True).stdout
 
 
@@ -261,7 +262,7 @@ if __name__ == "__main__":
         signal.signal(stop, lambda *_: sys.exit())
     try:
         with Cluster(Path(sys.argv[1])):
-            print("The cluster is up; Ctrl-C takes it down.")
+            print("The cluster is up. Press Ctrl-C to stop it.")
             signal.pause()
     except Unavailable as reason:
         sys.exit(f"no cluster: {reason}")

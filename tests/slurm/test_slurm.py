@@ -1,4 +1,4 @@
-"""The tiny experiment on a real SLURM cluster: the same bits, whatever becomes of its jobs."""
+"""An experiment on a real SLURM cluster gives the same bits, however its jobs are interrupted."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from cluster import Cluster, Unavailable, slurm
+from cluster import Cluster, Unavailable, run_slurm
 
-from conftest import TINY, Project, archived, wait_until
-from killer import outcome
+from conftest import TINY, Project, wait_until, write_archived_images
+from killer import read_results
 
-# Sessions that last long enough for something to happen to them. The GPUs of the node are fakes.
+# The longer the sessions, the more can happen to them. `auto` requests the node's fake GPUs.
 SHORT = TINY.replace("device: cpu", "device: auto")
 MEDIUM = SHORT.replace("[2, 1, 1]", "[30, 2, 2]") + "methods: [constant-new, onecycle-preserve]\n"
 LONG = MEDIUM.replace("[30,", "[200,")
@@ -22,16 +22,16 @@ SCHEDULES = ("constant", "onecycle")
 
 
 class ClusterProject(Project):
-    """A project whose jobs are submitted, asking for what the test machine has."""
+    """A project whose jobs are submitted, with resources that fit the test machine."""
 
     options = ("--workflow-profile", "profiles/slurm")
 
     def __init__(self, folder: Path, **resources: object) -> None:
         super().__init__(folder)
-        self.ask(mem_mb=1500, **resources)
+        self.set_resources(mem_mb=1500, **resources)
 
-    def ask(self, **resources: object) -> None:
-        """Set what sessions ask for, and look for the end of jobs as often as is possible."""
+    def set_resources(self, **resources: object) -> None:
+        """Set the resources of sessions, and check for ended jobs as often as the plugin allows."""
         path = self.folder / "profiles/slurm/profile.yaml"
         profile = yaml.safe_load(path.read_text())
         profile["slurm-init-seconds-before-status-checks"] = 7
@@ -39,43 +39,43 @@ class ClusterProject(Project):
             profile["set-resources"][f"{rule}_session"] |= resources
         path.write_text(yaml.safe_dump(profile))
 
-    def log(self, schedule: str) -> str:
-        """What a schedule's first session has said in its last attempt: it begins the log anew."""
+    def read_log(self, schedule: str) -> str:
+        """Return the log of the last attempt of a schedule's first session."""
         path = self.folder / f"logs/tiny/train/noise/{schedule}/seed0-session1.log"
         return path.read_text() if path.exists() else ""
 
-    def trainer(self, schedule: str) -> int | None:
-        """The process that trains a schedule's first session."""
-        for pid in self.trainers():
+    def find_trainer(self, schedule: str) -> int | None:
+        """Return the id of the process that trains a schedule's first session."""
+        for pid in self.find_trainers():
             if f"/{schedule}/seed0/session1" in " ".join(psutil.Process(pid).cmdline()):
                 return pid
         return None
 
     def wait_until_both_train(self) -> None:
-        """Wait until both first sessions have made some epochs in their attempts."""
-        wait_until(lambda: all(map(self.trainer, SCHEDULES)), 200)
-        wait_until(lambda: all(self.log(s).count("train loss") >= 3 for s in SCHEDULES))
+        """Wait until both first sessions have trained some epochs in their current attempts."""
+        wait_until(lambda: all(map(self.find_trainer, SCHEDULES)), 200)
+        wait_until(lambda: all(self.read_log(s).count("train loss") >= 3 for s in SCHEDULES))
 
 
-def in_queue(states: str = "all") -> dict[str, str]:
-    """The jobs of SLURM that wait or run, with what was trained in them."""
-    lines = slurm("squeue", "--noheader", f"--states={states}", "--format=%i %k").splitlines()
+def list_jobs(states: str = "all") -> dict[str, str]:
+    """Return the comment of each SLURM job in these states, which names its rule and wildcards."""
+    lines = run_slurm("squeue", "--noheader", f"--states={states}", "--format=%i %k").splitlines()
     return dict(line.split(" ", 1) for line in lines)
 
 
-def first_sessions(earlier: Iterable[str]) -> dict[str, str]:
-    """The jobs of the first sessions, by schedule, without those that were there ``earlier``."""
+def find_first_sessions(earlier: Iterable[str]) -> dict[str, str]:
+    """Return the job of each schedule's first session that is not one of the ``earlier`` jobs."""
     return {
         schedule: job
         for schedule in SCHEDULES
-        for job, comment in in_queue().items()
+        for job, comment in list_jobs().items()
         if job not in earlier and comment.endswith(f"_session_wildcards_noise_{schedule}_0_1")
     }
 
 
-def shown(job: str) -> dict[str, str]:
-    """What SLURM tells of a job."""
-    fields = slurm("scontrol", "--oneliner", "show", "job", job).split()
+def describe_job(job: str) -> dict[str, str]:
+    """Return the properties of a job, as SLURM shows them."""
+    fields = run_slurm("scontrol", "--oneliner", "show", "job", job).split()
     return dict(field.split("=", 1) for field in fields if "=" in field)
 
 
@@ -87,114 +87,117 @@ def cluster() -> Iterator[Cluster]:
                 yield cluster
         except Unavailable as reason:
             pytest.skip(f"no SLURM cluster can be started here: {reason}")
-        assert not cluster.job_processes()
+        assert not cluster.find_job_processes()
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> str:
-    return archived(tmp_path_factory.mktemp("slurm") / "noise")
+    return write_archived_images(tmp_path_factory.mktemp("slurm") / "noise")
 
 
-def local(folder: Path, configuration: str) -> dict[str, object]:
-    """What the experiment makes on this machine alone."""
+def run_locally(folder: Path, configuration: str) -> dict[str, object]:
+    """Run an experiment without SLURM, and return its results."""
     project = Project(folder / "local")
     project.configure(configuration)
     project.run()
-    return outcome(project)
+    return read_results(project)
 
 
 @pytest.fixture(scope="module")
 def expected(cluster, source, tmp_path_factory) -> dict[str, object]:
-    """What the long experiment makes undisturbed."""
-    return local(tmp_path_factory.mktemp("expected"), LONG.format(source=source))
+    """The results of the long experiment without interruptions."""
+    return run_locally(tmp_path_factory.mktemp("expected"), LONG.format(source=source))
 
 
-def test_the_same_bits_as_without_a_cluster(cluster, source, tmp_path):
-    """Meanwhile the node is drained, and returned."""
+def test_a_cluster_gives_the_same_bits_as_one_machine(cluster, source, tmp_path):
+    """The node is drained and resumed while the jobs run."""
     project = ClusterProject(tmp_path / "project")
     project.configure(SHORT.format(source=source))
     with project.running() as process:
-        wait_until(lambda: len(project.trainers()) == 2)
-        gpus = {psutil.Process(p).environ()["CUDA_VISIBLE_DEVICES"] for p in project.trainers()}
-        asked = shown(first_sessions(earlier=[])["constant"])
-        slurm("scontrol", "update", f"NodeName={cluster.host}", "State=DRAIN", "Reason=test")
-        wait_until(lambda: cluster.node_state() == "drained" and in_queue("pending"))
-        slurm("scontrol", "update", f"NodeName={cluster.host}", "State=RESUME")
+        wait_until(lambda: len(project.find_trainers()) == 2)
+        gpus = {
+            psutil.Process(p).environ()["CUDA_VISIBLE_DEVICES"] for p in project.find_trainers()
+        }
+        requested = describe_job(find_first_sessions(earlier=[])["constant"])
+        run_slurm("scontrol", "update", f"NodeName={cluster.host}", "State=DRAIN", "Reason=test")
+        wait_until(lambda: cluster.get_node_state() == "drained" and list_jobs("pending"))
+        run_slurm("scontrol", "update", f"NodeName={cluster.host}", "State=RESUME")
         output, errors = process.communicate()
     assert process.returncode == 0, output + errors
     assert gpus == {"0", "1"}
-    assert asked["TresPerJob"].endswith("gpu:1")
-    assert asked["CpusPerTres"].endswith("gpu:2")
-    assert asked["TimeLimit"] == "01:00:00"
-    assert asked["MinMemoryNode"] == "1500M"
-    assert asked["Requeue"] == "1"
-    rules = {comment.split("_wildcards_")[0] for comment in in_queue().values()}
+    assert requested["TresPerJob"].endswith("gpu:1")
+    assert requested["CpusPerTres"].endswith("gpu:2")
+    assert requested["TimeLimit"] == "01:00:00"
+    assert requested["MinMemoryNode"] == "1500M"
+    assert requested["Requeue"] == "1"
+    rules = {comment.split("_wildcards_")[0] for comment in list_jobs().values()}
     assert rules == {f"rule_{r}_session" for r in ("first", "later", "last")} | {"rule_prepare"}
-    assert outcome(project) == local(tmp_path, SHORT.format(source=source))
+    assert read_results(project) == run_locally(tmp_path, SHORT.format(source=source))
 
 
-def test_what_slurm_cuts_off_goes_on(cluster, source, expected, tmp_path):
-    """By its time limit, by a preemption, by the death of the node: without its user."""
+def test_jobs_that_slurm_interrupts_continue_by_themselves(cluster, source, expected, tmp_path):
+    """SLURM ends the jobs at their time limit, for a preemption, and by the failure of the node."""
     warning = {"runtime": 2, "slurm_extra": "'--signal=USR1@60'"}
     project = ClusterProject(tmp_path / "project", **warning)
     project.configure(LONG.format(source=source))
-    earlier = in_queue()
+    earlier = list_jobs()
     with project.running() as process:
-        wait_until(lambda: len(first_sessions(earlier)) == 2)
-        jobs = first_sessions(earlier).values()
-        wait_until(lambda: all(shown(job)["Restarts"] == "1" for job in jobs), 300)
+        wait_until(lambda: len(find_first_sessions(earlier)) == 2)
+        jobs = find_first_sessions(earlier).values()
+        wait_until(lambda: all(describe_job(job)["Restarts"] == "1" for job in jobs), 300)
         for job in jobs:
-            slurm("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+            run_slurm("scontrol", "update", f"JobId={job}", "TimeLimit=60")
         project.wait_until_both_train()
-        slurm("sbatch", "--partition=urgent", "--gpus=2", "--output=/dev/null", "--wrap=true")
-        wait_until(lambda: not project.trainers())
+        run_slurm("sbatch", "--partition=urgent", "--gpus=2", "--output=/dev/null", "--wrap=true")
+        wait_until(lambda: not project.find_trainers())
         project.wait_until_both_train()
         cluster.kill_node()
-        assert not project.trainers()
+        assert not project.find_trainers()
         cluster.start_node()
         output, errors = process.communicate()
     assert process.returncode == 0, output + errors
     for job in jobs:
-        assert shown(job)["Restarts"] == "3"
-        assert shown(job)["JobState"] == "COMPLETED"
-    assert outcome(project) == expected
+        assert describe_job(job)["Restarts"] == "3"
+        assert describe_job(job)["JobState"] == "COMPLETED"
+    assert read_results(project) == expected
 
 
-def test_what_its_user_ends_waits_for_the_next_start(cluster, source, expected, tmp_path):
-    """Nothing is tried again by itself: a process that is killed, a job that exceeds its time
-    limit since it was not warned, one that is cancelled."""
+def test_failed_and_cancelled_jobs_continue_in_the_next_run(cluster, source, expected, tmp_path):
+    """A killed process, a job that reaches its time limit without a warning, and a cancelled job
+    are not repeated automatically.
+    """
     project = ClusterProject(tmp_path / "project", runtime=1, slurm_extra="''")
     project.configure(LONG.format(source=source))
     ended = {}
     for how in ("killed", "cancelled"):
-        earlier = in_queue()
+        earlier = list_jobs()
         with project.running() as process:
-            wait_until(lambda: len(first_sessions(earlier)) == 2)  # noqa: B023
-            jobs = first_sessions(earlier)
+            wait_until(lambda: len(find_first_sessions(earlier)) == 2)  # noqa: B023
+            jobs = find_first_sessions(earlier)
             project.wait_until_both_train()
             if how == "killed":
-                os.kill(project.trainer("constant"), signal.SIGKILL)
+                os.kill(project.find_trainer("constant"), signal.SIGKILL)
             else:
-                slurm("scancel", jobs["constant"], jobs["onecycle"])
+                run_slurm("scancel", jobs["constant"], jobs["onecycle"])
             output, errors = process.communicate()
         assert process.returncode == 1, output + errors
-        ended[how] = {schedule: shown(job)["JobState"] for schedule, job in jobs.items()}
-        own = [comment for job, comment in in_queue().items() if job not in earlier]
+        ended[how] = {schedule: describe_job(job)["JobState"] for schedule, job in jobs.items()}
+        own = [comment for job, comment in list_jobs().items() if job not in earlier]
         assert sum("first_session" in comment for comment in own) == 2
         assert not any("later_session" in comment for comment in own)
     assert ended == {
         "killed": {"constant": "FAILED", "onecycle": "TIMEOUT"},
         "cancelled": {"constant": "CANCELLED", "onecycle": "CANCELLED"},
     }
-    project.ask(runtime=60)
+    project.set_resources(runtime=60)
     project.run()
     for schedule in SCHEDULES:
-        assert "continuing after step " in project.log(schedule)
-    assert outcome(project) == expected
+        assert "continuing after step " in project.read_log(schedule)
+    assert read_results(project) == expected
 
 
-def test_jobs_go_on_when_snakemake_is_killed(cluster, source, tmp_path):
-    """What they have made is not taken for the new configuration's if that is changed meanwhile."""
+def test_jobs_continue_when_snakemake_is_killed(cluster, source, tmp_path):
+    """If the configuration changes in the meantime, the new one does not use their results."""
     project = ClusterProject(tmp_path / "project")
     configuration = MEDIUM.format(source=source)
     project.configure(configuration.replace("constant: {lr: [1.0", "constant: {lr: [2.0"))
@@ -202,25 +205,25 @@ def test_jobs_go_on_when_snakemake_is_killed(cluster, source, tmp_path):
         project.wait_until_both_train()
         process.kill()
         process.wait()
-        wait_until(lambda: not in_queue("pending,running,completing"), 300)
+        wait_until(lambda: not list_jobs("pending,running,completing"), 300)
     assert len(list(project.folder.glob("results/tiny/runs/noise/*/seed0/session1/steps.csv"))) == 2
     project.configure(configuration)
     assert project.snakemake("--unlock").returncode == 0
     project.run()
-    assert "continuing after step 150, 30 epochs finished" in project.log("onecycle")
-    assert "continuing" not in project.log("constant")
-    assert outcome(project) == local(tmp_path, MEDIUM.format(source=source))
+    assert "continuing after step 150, 30 epochs finished" in project.read_log("onecycle")
+    assert "continuing" not in project.read_log("constant")
+    assert read_results(project) == run_locally(tmp_path, MEDIUM.format(source=source))
 
 
-def test_an_archive_that_cannot_be_reached(cluster, tmp_path):
-    """Is fetched by the submitting host, and said in one line; nothing is submitted."""
+def test_an_unreachable_archive_is_one_error_and_no_job(cluster, tmp_path):
+    """The submitting host fetches the archive. If that fails, no job is submitted."""
     project = ClusterProject(tmp_path / "project")
     url = "http://127.0.0.1:9/images.tgz"
     project.configure(SHORT.format(source=f"archive: '{url}', sha256: {'ab' * 32}"))
-    earlier = in_queue()
+    earlier = list_jobs()
     result = project.snakemake()
     assert result.returncode == 1
     (line,) = [x for x in result.stderr.splitlines() if x.startswith("error: ")][-1:]
     assert url in line
     assert "mirror" in line
-    assert in_queue() == earlier
+    assert list_jobs() == earlier
