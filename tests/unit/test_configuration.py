@@ -58,7 +58,7 @@ def test_every_key_is_in_the_schema_and_explained():
         ({"batchsize": 3}, "unknown key `batchsize`. Did you mean `batch_size`?"),
         ({"datasets__imagewoof__sha": "x"}, "unknown key `datasets.imagewoof.sha`. .* `sha256`"),
         ({"batch_size": "many"}, 'batch_size: "many" must be a whole number.'),
-        ({"image_size": 16**5000}, "image_size: a number of 20001 bits is too large."),
+        ({"image_size": 16**5000}, "image_size: the number is too large. Use at most 30 digits."),
         ({"sessions": [10**9, 1, 1]}, "sessions.0.: 1000000000 must be at most 1000000."),
         ({"seeds": ["1" * 5000]}, 'seeds.0.: "1+" must be a whole number.'),
         ({"schedules__constant__lr": [10**29, 1, 1]}, "lr.0.: 1000+ must be at most"),

@@ -1,4 +1,4 @@
-"""What every job of the pipeline shares: log, one-line errors, atomic writes, locks, parent."""
+"""Functions that all jobs share: logging, one-line errors, locks, and atomic writes."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NoReturn
 
-LOCK_SECONDS = 60  # how long a job waits for another one that is stopping and still saves
+LOCK_SECONDS = 60  # how long a job waits for an earlier job that is still saving
 POLL_SECONDS = 0.02  # between two attempts to take a lock
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -24,7 +24,7 @@ class InputError(Exception):
     """An error that the user can fix. The message says what is wrong, where, and how to fix it."""
 
     def __str__(self) -> str:
-        """The message as one printable line, whatever characters names and values contain."""
+        """Return the message as one printable line, with other characters escaped."""
         characters = super().__str__()
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in characters)
 
@@ -36,8 +36,8 @@ def run(
 ) -> None:
     """Run ``main`` with the parsed arguments, logging to the file ``--log`` and errors to stderr.
 
-    Bad input and a full or failing disk end in one line and exit code 1. Any other exception is a
-    bug in this program and keeps its traceback.
+    Bad input and a full or failing disk produce a one-line error and exit code 1. Any other
+    exception is a bug in this program and keeps its traceback.
     """
     parser.add_argument("--log", type=Path, required=True, help="log file of the job")
     arguments = parser.parse_args(argv)
@@ -59,7 +59,7 @@ def run(
 
 
 def exit_without_cleanup() -> NoReturn:
-    """End this finished process at once: unloading torch would take a second."""
+    """End this finished process at once, because unloading torch would take a second."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -69,12 +69,12 @@ def exit_without_cleanup() -> NoReturn:
 def end_with_parent(with_signal: signal.Signals, parent: int) -> None:
     """Ask the kernel to send this process a signal when its ``parent`` ends (Linux only).
 
-    Without this, a job would continue after its Snakemake was killed, in parallel to the same job
-    started by the next Snakemake.
+    Without this, a job would continue after its Snakemake was killed, in parallel with the same
+    job started by the next Snakemake.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, with_signal)
-        if os.getppid() != parent:  # it ended before the request
+        if os.getppid() != parent:  # the parent ended before the request
             os.kill(os.getpid(), with_signal)
 
 
@@ -99,7 +99,7 @@ def take_lock(path: Path, seconds: float = 0.0) -> IO[str] | None:
             time.sleep(POLL_SECONDS)
         except FileNotFoundError:
             pass
-        file.close()  # its last holder has removed it in the meantime
+        file.close()  # the lock is held, or its last holder has removed the file: try again
 
 
 @contextlib.contextmanager
@@ -116,18 +116,18 @@ def hold_lock(path: Path) -> Iterator[None]:
     if lock is None:
         raise InputError(
             f"{path}: another process has held this lock for {LOCK_SECONDS} s. Wait until it ends, "
-            f"or stop it (`fuser {path}` prints its number; on a cluster, `squeue --me`), then run "
-            "again"
+            f"or stop it (`fuser {path}` prints its process ID; on a cluster, `squeue --me`), then "
+            "run again."
         )
     with lock:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # processes that wait notice that and lock a new file
+            path.unlink(missing_ok=True)  # waiting processes notice this and lock a new file
 
 
 def start_log(path: Path) -> None:
-    """Log everything from INFO upwards to ``path``, and warnings and errors to stderr as well."""
+    """Log messages from INFO upwards to ``path``, and warnings and errors to stderr as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -147,11 +147,11 @@ def explain_os_error(error: OSError) -> str:
     """Describe an operating-system error in one line, with the usual fix where there is one."""
     where = f"{error.filename}: " if error.filename else ""
     fixes = {
-        errno.ENOSPC: ". Free some disk space, then run again",
-        errno.EDQUOT: ". Your disk quota is used up: free some space, then run again",
-        errno.EFBIG: ". File sizes are limited (`ulimit -f`): raise the limit, then run again",
-        errno.EACCES: ". Make it accessible, then run again",
-        errno.EROFS: ". Choose a writable place",
+        errno.ENOSPC: ". Free some disk space, then run again.",
+        errno.EDQUOT: ". Your disk quota is used up: free some space, then run again.",
+        errno.EFBIG: ". File sizes are limited (`ulimit -f`): raise the limit, then run again.",
+        errno.EACCES: ". Make it accessible, then run again.",
+        errno.EROFS: ". Choose a writable folder.",
     }
     return f"{where}{error.strerror or error}{fixes.get(error.errno or 0, '')}"
 
@@ -160,13 +160,13 @@ def require_space(folder: Path, num_bytes: int) -> None:
     """Check that the disk of ``folder`` has ``num_bytes`` free.
 
     Raises:
-        InputError: it has not.
+        InputError: less is free.
     """
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise InputError(
             f"{folder}: {num_bytes / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free. "
-            "Free some disk space, then run again"
+            "Free some disk space, then run again."
         )
 
 
@@ -174,8 +174,8 @@ def require_space(folder: Path, num_bytes: int) -> None:
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` if the block succeeds, else is removed.
 
-    The file and its folder are on disk (fsync) before the new name appears, so that no crash
-    leaves part of a file under the final name.
+    The file is on disk (fsync) before its final name appears, so that no crash leaves part of a
+    file under this name. On return, the name is on disk as well.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,7 +1,7 @@
 """LR range test (Smith 2017) before a session: the loss while the LR rises from 1e-7 to 10.
 
-The article chose its learning rates from such curves, by eye. The test is that of torch-lr-finder.
-It suggests the LR at which the loss falls fastest. No job uses the suggestion.
+The article chose its learning rates from such curves, by eye. torch-lr-finder runs the test and
+suggests the LR at which the loss falls fastest. No job uses the suggestion.
 """
 
 import argparse
@@ -39,12 +39,12 @@ from optstate.training.spec import SessionSpec
 
 LOWEST, HIGHEST = 1e-7, 10.0
 NUM_STEPS = 100
-MIN_STEPS = 20  # of a curve
+MIN_STEPS = 20  # fewest steps of a curve
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The session's batches, repeated epoch after epoch without end."""
+    """Endless batches of the session's size and augmentation, in the order of epochs 1, 2, ..."""
 
     spec: SessionSpec
     images: ImageSet
@@ -96,16 +96,16 @@ def draw(finder: LRFinder, spec: SessionSpec, path: Path) -> float:
 def run_test(
     spec: SessionSpec, compute: Compute, model: torch.nn.Module, batches: Batches
 ) -> LRFinder:
-    """Run the test with a new optimizer of the session's kind. Returns the finder and its history.
+    """Run the test with a new optimizer of the session's kind. Returns the finder with its history.
 
     Raises:
-        InputError: the loss diverged before there was a curve.
+        InputError: the loss diverged within the first ``MIN_STEPS`` steps.
     """
     lowest = {"kind": "constant", "lr": LOWEST}
     optimizer = make_optimizer(model.parameters(), spec.optimizer, lowest)
     finder = LRFinder(Autocast(model, compute), optimizer, cross_entropy, compute.device)
     finder.range_test(TrainDataLoaderIter(batches), end_lr=HIGHEST, num_iter=NUM_STEPS)
-    # No loss is finite after the first that is not.
+    # The losses are smoothed, so none is finite after the first that is not.
     num_finite = sum(map(math.isfinite, finder.history["loss"]))
     finder.history = {name: values[:num_finite] for name, values in finder.history.items()}
     if num_finite < MIN_STEPS:
@@ -117,7 +117,7 @@ def run_test(
 
 
 class Autocast(torch.nn.Module):
-    """A model that runs at the configured precision."""
+    """A wrapper that runs a model at the configured precision."""
 
     def __init__(self, model: torch.nn.Module, compute: Compute) -> None:
         super().__init__()

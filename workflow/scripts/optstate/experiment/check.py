@@ -1,6 +1,6 @@
 """Try a configuration's model, optimizers and boundaries. The rules run this before any job.
 
-It needs torch and torchvision, so the submitting host runs it in a process of its own.
+This module needs torch and torchvision, so Snakemake runs it in a process of its own.
 """
 
 import json
@@ -16,17 +16,17 @@ from optstate.job import InputError
 from optstate.training.model import list_models, require_runs
 from optstate.training.schedule import make_optimizer, make_scheduler
 
-NUM_CLASSES = 10  # any number: no error depends on it
+NUM_CLASSES = 10  # any number would do: no error depends on the number of classes
 
 
 def check(config: Config) -> None:
-    """Try what only torch and torchvision can tell.
+    """Check the model, optimizers and boundaries, for which torch and torchvision are needed.
 
     Args:
         config: the keys ``rules.CHECKED_KEYS`` of a configuration.
 
     Raises:
-        InputError: one of them names something that does not exist or does not work.
+        InputError: a key names something that does not exist or does not work.
     """
     require_known("model", config["model"], list_models())
     require_runs(config["model"], config["image_size"], NUM_CLASSES)
@@ -36,18 +36,23 @@ def check(config: Config) -> None:
         has_own = "optimizer" in schedule
         key = f"schedules.{schedule_name}.optimizer" if has_own else "optimizer"
         optimizer = schedule["optimizer"] if has_own else config["optimizer"]
-        entries = state_entries(key, optimizer, schedule)
+        entries = list_state_entries(key, optimizer, schedule)
         keep = config["boundaries"].get(boundary, {"keep": "all"})["keep"]
         for name in keep if keep != "all" else []:
             where = f"boundaries.{boundary}.keep"
             require_known(where, name, entries, kind=f"an entry of {optimizer['name']}'s state")
 
 
-def state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
-    """The names in an optimizer's per-parameter state after a step with it.
+def list_state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
+    """Return the names of the entries in an optimizer's per-parameter state after a step.
+
+    Args:
+        key: the optimizer's key in the configuration.
+        optimizer: ``name`` of the class, and its keyword arguments.
+        schedule: an entry of ``schedules``.
 
     Raises:
-        InputError: torch.optim has no such optimizer, or it refuses its keyword arguments.
+        InputError: torch.optim has no such class, or the class refuses the keyword arguments.
     """
     classes = [
         name
@@ -65,7 +70,7 @@ def state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any])
         model(torch.ones(2, 1, 1, 1)).sum().backward()
         tried.step()
         scheduler.step()
-    except Exception as error:  # each optimizer has its own way to refuse
+    except Exception as error:  # each optimizer raises its own errors
         reason = str(error).split("\n")[0]
         raise InputError(
             f"{key}: {json.dumps(optimizer)} does not work ({reason}). Correct its keyword "
@@ -77,7 +82,11 @@ def state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any])
 def require_known(
     key: str, value: str, known: list[str], kind: str = "a torchvision classification model"
 ) -> None:
-    """Refuse a ``value`` that is not among the ``known`` ones."""
+    """Check that ``value`` is among the ``known`` values.
+
+    Raises:
+        InputError: it is not. The message suggests a similar known value.
+    """
     if value not in known:
         raise InputError(f"{key}: {value!r} is not {kind}. {suggest(value, known)}")
 

@@ -1,4 +1,4 @@
-"""The configuration of an experiment: what makes sense, and what each session gets of it."""
+"""Load and validate an experiment's configuration, and derive each session's settings from it."""
 
 import copy
 import dataclasses
@@ -30,8 +30,11 @@ SOURCES = ("archive", "folder", "packaged")
 def load(*overlays: Path | Config) -> Config:
     """Read the default configuration with ``overlays`` merged into it, as Snakemake merges them.
 
+    Args:
+        overlays: paths of YAML files, or mappings; later ones take precedence.
+
     Raises:
-        InputError: it is not valid.
+        InputError: the configuration is not valid.
     """
     config: Config = {}
     for overlay in (DEFAULT, *overlays):
@@ -43,19 +46,21 @@ def read_yaml(path: Path) -> Config:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        InputError: it is not YAML, or something else than a mapping.
+        InputError: the file is not valid YAML, or does not hold a mapping.
     """
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{path}: not valid YAML: {' '.join(str(error).split())}. Correct it."
+        ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must be a mapping of keys to values")
+        raise InputError(f"{path}: must be a mapping of keys to values, such as `seeds: [0]`.")
     return content
 
 
 def merge(config: Config, overlay: Config) -> None:
-    """Change ``config`` to what ``overlay`` says: mappings are merged deeply, all else replaced."""
+    """Merge ``overlay`` into ``config``, in place: mappings recursively, other values replaced."""
     for key, value in overlay.items():
         if isinstance(value, dict) and isinstance(config.get(key), dict):
             merge(config[key], value)
@@ -64,24 +69,24 @@ def merge(config: Config, overlay: Config) -> None:
 
 
 def validate(given: Config) -> Config:
-    """Return the configuration in its final types.
+    """Validate a configuration, and return it with the types of the schema.
 
     Args:
-        given: as read from YAML and the command line.
+        given: the configuration as read from YAML and the command line.
 
     Raises:
-        InputError: one line that names the key, its value, and how to fix it.
+        InputError: one line that names the key, its value, and the fix.
     """
     config = conform(given, SCHEMA)
-    require_sense(config)
+    require_consistent(config)
     return config
 
 
-def require_sense(config: Config) -> None:
-    """Check what a schema cannot express.
+def require_consistent(config: Config) -> None:
+    """Check the conditions that a schema cannot express.
 
     Raises:
-        InputError: names the key, its value, and how to fix it.
+        InputError: one line that names the key, its value, and the fix.
     """
     for name, source in config["datasets"].items():
         _require_one_source(f"datasets.{name}", source)
@@ -129,7 +134,7 @@ def _require_one_source(key: str, source: dict[str, str]) -> None:
 
 
 def _explain_missing(path: str) -> str:
-    """Say that a folder does not exist, and which similar one does."""
+    """Return words that say that a folder does not exist, and suggest a similar one next to it."""
     parent = Path(path).parent
     siblings = (
         [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
@@ -159,18 +164,18 @@ def _require_values(key: str, schedule: Config, num_sessions: int) -> None:
 
 
 def archive_sha256(source: dict[str, str]) -> str:
-    """The checksum of a data set that comes as an archive."""
+    """Return the expected SHA-256 of a data set's archive, as 64 hexadecimal digits."""
     return packaged.SHA256[source["packaged"]] if "packaged" in source else source["sha256"]
 
 
 def targets(config: Config) -> dict[str, float]:
-    """The valid top-1 until which epochs are counted, for the data sets that have one."""
+    """Return the target valid top-1, a fraction, of each data set that has one."""
     datasets = config["datasets"].items()
     return {name: source["target_top1"] for name, source in datasets if "target_top1" in source}
 
 
 def all_runs(config: Config) -> Runs:
-    """The runs of an experiment."""
+    """Return the runs of an experiment."""
     return Runs(
         datasets=sorted(config["datasets"]),
         methods=sorted(config["methods"]),
@@ -180,10 +185,10 @@ def all_runs(config: Config) -> Runs:
 
 
 def baselines(config: Config) -> dict[str, str]:
-    """The boundary that each boundary is compared with: the one that keeps nothing.
+    """Return the baseline of each boundary: usually the boundary that keeps nothing.
 
-    A boundary with ``reshuffle`` is compared with the one that is equal in everything else; their
-    difference is noise.
+    The baseline of a boundary with ``reshuffle`` is the boundary that is the same in everything
+    else, if there is one. Their difference is noise.
     """
     boundaries = config["boundaries"]
     straight = {name: b for name, b in boundaries.items() if not b.get("reshuffle")}
@@ -196,7 +201,11 @@ def baselines(config: Config) -> dict[str, str]:
 
 
 def plain_boundary(config: Config, keep: str | list[str], usual: str) -> str:
-    """The boundary with no option but ``keep``; of several, ``usual`` or the first by name."""
+    """Return the name of the boundary that has no option but ``keep``.
+
+    Of several, return ``usual`` if it is one of them, and the first by name otherwise. If there is
+    none, return ``usual``.
+    """
     names = sorted(name for name, b in config["boundaries"].items() if b == {"keep": keep})
     return usual if usual in names or not names else names[0]
 
@@ -204,12 +213,12 @@ def plain_boundary(config: Config, keep: str | list[str], usual: str) -> str:
 def session_spec(
     config: Config, session: Session, weights_sha256: str | None = None
 ) -> SessionSpec:
-    """Everything that the results of a session depend on, and nothing else.
+    """Return a session's settings: all that its results depend on except its input files.
 
     Args:
         config: the validated configuration.
-        session: one of the experiment's.
-        weights_sha256: of the file ``weights``, by which the first session is initialised.
+        session: a session of the experiment.
+        weights_sha256: the SHA-256 of the file ``weights``, from which the first session starts.
     """
     index = session.number - 1
     schedule = config["schedules"][session.schedule]

@@ -1,7 +1,7 @@
 """Estimate an experiment before it runs: jobs, GPU hours, disk space, and hours on several GPUs.
 
-Run by ``make estimate``. The hours are those of all jobs divided by the GPUs, or those of the
-longest run if they are more. Queues of other users are not part of them.
+``make estimate`` runs this. The hours are the time of all jobs divided by the number of GPUs, or
+the time of the longest run if that is more. Waiting in a cluster's queue is not included.
 """
 
 import argparse
@@ -20,21 +20,21 @@ from optstate.job import InputError, explain_os_error
 from optstate.training.model import make_model
 from optstate.training.schedule import make_optimizer
 
-SECONDS_TO_START = 20  # of a training job: Snakemake twice, torch, the GPU
-NUM_CLASSES = 10  # of the data sets; the size of a checkpoint hardly depends on it
+SECONDS_TO_START = 20  # per training job, to start Snakemake twice, torch and the GPU
+NUM_CLASSES = 10  # the size of a checkpoint hardly depends on this number
 COLUMNS = "GPUs     hours   GB at most: all      last      none"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an experiment takes.
+    """The cost of an experiment.
 
     Attributes:
-        num_sessions: training jobs.
-        num_runs: models that are trained to the end.
-        epochs: of all jobs.
-        seconds: of all jobs.
-        longest: seconds of the sessions of the longest run, which follow each other.
+        num_sessions: the number of training jobs.
+        num_runs: the number of models that are trained to the end.
+        epochs: the epochs of all jobs together.
+        seconds: the seconds of all jobs together.
+        longest: the seconds of the longest run, whose sessions follow each other.
     """
 
     num_sessions: int
@@ -44,15 +44,18 @@ class Estimate:
     longest: float
 
     def hours(self, num_gpus: int) -> float:
-        """The wall time on ``num_gpus`` GPUs."""
+        """Return the wall time on ``num_gpus`` GPUs, in hours."""
         return max(self.seconds / num_gpus, self.longest) / 3600
 
     def files(self, num_gpus: int) -> list[int]:
-        """The most files of a checkpoint's size at once, for keep_checkpoints all, last and none.
+        """Return the most files of a checkpoint's size that exist at once.
 
-        Besides the checkpoints these are the states that sessions continue from. A running session
-        has up to three. A run's last state remains until all tables are collected. With ``none``, a
-        checkpoint remains until all sessions that fork from it are done.
+        The files are checkpoints and the states that sessions continue from. A running session has
+        up to three such states. A run's last state remains until all tables are collected. With
+        ``none``, a checkpoint remains until all sessions that fork from it are done.
+
+        Returns:
+            The number of files if ``keep_checkpoints`` is ``all``, ``last`` and ``none``.
         """
         return [
             self.num_sessions + self.num_runs + num_gpus,
@@ -62,7 +65,7 @@ class Estimate:
 
 
 def estimate(runs: Runs, config: Config, seconds_per_epoch: float) -> Estimate:
-    """Add up the jobs of an experiment."""
+    """Return the cost of an experiment whose epochs take ``seconds_per_epoch`` each."""
 
     def num_epochs(session: Session) -> int:
         return session_spec(config, session).num_epochs
@@ -81,10 +84,7 @@ def estimate(runs: Runs, config: Config, seconds_per_epoch: float) -> Estimate:
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """The size of a checkpoint in bytes, with the optimizer that has the largest state.
-
-    The state is created by a step.
-    """
+    """Return the size in bytes of a checkpoint, with the optimizer that has the largest state."""
     model = make_model(config["model"], config["image_size"], NUM_CLASSES)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -92,14 +92,14 @@ def checkpoint_bytes(config: Config) -> int:
     for schedule in config["schedules"].values():
         own = schedule.get("optimizer", config["optimizer"])
         optimizer = make_optimizer(model.parameters(), own, {"kind": "constant", "lr": 0.0})
-        optimizer.step()
+        optimizer.step()  # creates the state
         entries = [entry for state in optimizer.state.values() for entry in state.values()]
         state_bytes.append(sum(entry.nbytes for entry in entries if torch.is_tensor(entry)))
     return max(state_bytes) + sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def describe(config: Config, all_num_gpus: Sequence[int], seconds_per_epoch: float) -> str:
-    """The estimate in a few lines."""
+    """Return the estimate as a few lines of text, with a row for each of ``all_num_gpus``."""
     total = estimate(all_runs(config), config, seconds_per_epoch)
     gigabytes = checkpoint_bytes(config) / 1e9
     lines = [
@@ -120,17 +120,19 @@ def describe(config: Config, all_num_gpus: Sequence[int], seconds_per_epoch: flo
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print the estimate for a configuration file, an overlay on config/config.yaml."""
+    """Print the estimate for ``configfile``, an overlay on config/config.yaml."""
     if not (arguments.seconds_per_epoch > 0 and min(arguments.gpus) > 0):
-        raise InputError("--seconds-per-epoch and --gpus must be above 0")
+        raise InputError("--seconds-per-epoch and --gpus must be above 0.")
     config = configuration.load(arguments.configfile)
     print(describe(config, arguments.gpus, arguments.seconds_per_epoch))
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-PARSER.add_argument("configfile", type=Path, help="as for Snakemake's --configfile")
-PARSER.add_argument("--seconds-per-epoch", type=float, required=True, help="as in epochs.csv")
-PARSER.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 100])
+PARSER.add_argument("configfile", type=Path, help="the file for Snakemake's --configfile")
+PARSER.add_argument(
+    "--seconds-per-epoch", type=float, required=True, help="train + valid seconds, see epochs.csv"
+)
+PARSER.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 100], help="numbers of GPUs")
 
 if __name__ == "__main__":
     try:

@@ -1,4 +1,4 @@
-"""Inside a SLURM job: pass the warning of the time limit to the session, then requeue the job."""
+"""Pass SLURM's time-limit warning to the session of this job, then requeue the job."""
 
 import contextlib
 import os
@@ -16,8 +16,9 @@ POLL_SECONDS = 0.5
 def requeue_when_warned() -> None:
     """Handle SLURM's warning on behalf of the processes that this one starts.
 
-    SLURM sends it only to the first process of a job (under proctrack/cgroup, the usual setting).
-    That is the job's Snakemake, which would die of it, and not the session that it runs.
+    SLURM sends the warning only to a job's first process (under proctrack/cgroup, the usual
+    setting). This is the job's Snakemake, not the session. Without a handler, the warning would end
+    Snakemake.
     """
     signal.signal(WARNING, _save_and_requeue)
 
@@ -25,10 +26,10 @@ def requeue_when_warned() -> None:
 def _save_and_requeue(*_: object) -> None:
     """Let the sessions save and stop, then requeue this SLURM job.
 
-    Snakemake's main thread runs this handler, so it cannot report the job as failed meanwhile.
-    A session that has just started gets the signal as soon as it has a handler for it.
+    Snakemake's main thread runs this handler, so Snakemake cannot report the job as failed in the
+    meantime. A session that has just started gets the signal once it has a handler for it.
     """
-    signal.signal(WARNING, signal.SIG_IGN)  # some ways of tracking processes send it repeatedly
+    signal.signal(WARNING, signal.SIG_IGN)  # some proctrack plugins send it repeatedly
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a job that is cancelled now stays cancelled
     has_trained = False
     while sessions := list(filter(_is_session, psutil.Process().children())):
@@ -38,25 +39,25 @@ def _save_and_requeue(*_: object) -> None:
                 session.send_signal(WARNING)
         time.sleep(POLL_SECONDS)
     if has_trained:
-        subprocess.run(["scontrol", "requeue", _job_id()])  # noqa: S607 - SLURM's PATH has it
+        subprocess.run(["scontrol", "requeue", _get_job_id()])  # noqa: S607 - SLURM's PATH has it
 
 
-def _job_id() -> str:
-    """The id of this job. In the last task of an array, SLURM_JOB_ID is that of the whole array."""
+def _get_job_id() -> str:
+    """Return this job's ID. In an array's last task, SLURM_JOB_ID is the ID of the whole array."""
     job, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return f"{job}_{task}" if task else os.environ["SLURM_JOB_ID"]
 
 
 def _is_session(process: psutil.Process) -> bool:
-    """Whether a process trains, or is the shell that is about to become one that does."""
+    """Return whether a process trains, or is a shell that is about to run the training."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return "optstate.training.session" in " ".join(process.cmdline())
     return False
 
 
 def _handles_warning(process: psutil.Process) -> bool:
-    """Whether a process has a handler for the warning. Without one it would die of it."""
-    with contextlib.suppress(OSError):  # it has ended
+    """Return whether a process handles the warning. Otherwise the warning would end it."""
+    with contextlib.suppress(OSError):  # the process has ended
         status = Path(f"/proc/{process.pid}/status").read_text()
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
         return bool(int(caught.split()[1], 16) >> (WARNING - 1) & 1)

@@ -1,9 +1,9 @@
-"""The runs of an experiment: their methods, their sessions, and the folders of these.
+"""The runs of an experiment, their sessions, and the folders of both.
 
 A run trains one method on one data set with one seed, in sessions. A method is
-``SCHEDULE-BOUNDARY``. Up to the first boundary the methods of a schedule are the same run, so they
-share their first session, which lies under the schedule's name. A run without boundaries has one
-session of its own. Nothing else in the project knows this.
+``SCHEDULE-BOUNDARY``. Up to the first boundary, the methods of a schedule are the same run.
+Therefore they share their first session, whose folder has the schedule's name. An uninterrupted run
+has a single session of its own.
 """
 
 import json
@@ -14,11 +14,11 @@ from functools import cached_property
 
 from optstate import UNINTERRUPTED
 
-FOLDER = "{dataset}/{name}/seed{seed}/session{number}"  # of a session, below that of all runs
+FOLDER = "{dataset}/{name}/seed{seed}/session{number}"  # of a session, below the folder of all runs
 
 
 def split_method(method: str) -> tuple[str, str]:
-    """The schedule and the boundary of a method, which is split at its first hyphen."""
+    """Return the schedule and the boundary of a method, split at the first hyphen."""
     schedule, _, boundary = method.partition("-")
     return schedule, boundary
 
@@ -29,7 +29,7 @@ class Session:
 
     Attributes:
         dataset: the data set's name.
-        name: the method, or the schedule alone where its methods share the session.
+        name: the method, or the schedule if its methods share the session.
         seed: the run's seed.
         number: the session's number in its runs, from 1.
     """
@@ -56,7 +56,7 @@ class Session:
 
     @property
     def folder(self) -> str:
-        """The path of the session's folder, below that of all runs."""
+        """The path of the session's folder, below the folder of all runs."""
         return FOLDER.format(**vars(self))
 
 
@@ -71,11 +71,11 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """The path of the run's own folder, below that of all runs."""
+        """The path of the run's own folder, below the folder of all runs."""
         return f"{self.dataset}/{self.method}/seed{self.seed}"
 
     def names(self) -> dict[str, str]:
-        """The columns that name the run in the tables."""
+        """Return the columns that identify the run in the tables, with their values."""
         schedule, boundary = split_method(self.method)
         return {
             "dataset": self.dataset, "schedule": schedule, "boundary": boundary,
@@ -98,11 +98,11 @@ class Runs:
         return cls(**json.loads(text))
 
     def to_json(self) -> str:
-        """Everything that decides which runs and sessions there are."""
+        """Return JSON of everything that determines which runs and sessions exist."""
         return json.dumps(asdict(self))
 
     def __iter__(self) -> Iterator[Run]:
-        """Every run, by data set, method and seed."""
+        """Yield every run, by data set, method and seed."""
         for dataset in sorted(self.datasets):
             for method in sorted(self.methods):
                 for seed in sorted(self.seeds):
@@ -117,7 +117,7 @@ class Runs:
 
     @cached_property
     def runs_of(self) -> dict[Session, list[Run]]:
-        """Every session once, sorted, with the runs that it is part of."""
+        """The runs that each session is part of. Sessions are sorted."""
         found: dict[Session, list[Run]] = defaultdict(list)
         for run in self:
             for session in run.sessions:
@@ -130,7 +130,7 @@ class Runs:
         return list(self.runs_of)
 
     def previous(self, session: Session) -> Session | None:
-        """The session whose checkpoint a session continues from; None for the first of its runs."""
+        """Return the session that ``session`` continues from, or None for the first of a run."""
         before = self.runs_of[session][0].sessions[: session.number - 1]
         return before[-1] if before else None
 

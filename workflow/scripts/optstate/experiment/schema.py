@@ -1,6 +1,6 @@
-"""Configurations and their JSON schema: types, validation, and one-line errors.
+"""Convert and validate a configuration by its JSON schema, with one-line errors.
 
-Nothing here knows what the configuration is for.
+This module depends on no particular key.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from optstate.job import InputError
 Config = dict[str, Any]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-MAX_DIGITS = 30  # of a number
+MAX_DIGITS = 30  # of a number in the configuration
 LARGEST = 10**MAX_DIGITS
 WORDS = {"true": True, "false": False, "null": None, "": None}
 NAMES_OF_TYPES = {
@@ -31,14 +31,14 @@ def conform(given: Config, schema_path: Path) -> Config:
     """Convert ``given`` to the types of a JSON schema and validate it.
 
     Raises:
-        InputError: one line that names the key, its value, and what it must be.
+        InputError: one line that names the key, its value, and what the value must be.
     """
     schema = yaml.safe_load(schema_path.read_text())
     try:
         config = convert_types(given, schema)
     except RecursionError as error:
-        raise InputError("a YAML alias refers to its own parent. Write it out.") from error
-    if find_spec("jsonschema"):  # it may be missing on a machine of benchmarks/gpu.sh
+        raise InputError("a YAML alias refers to its own parent. Write out its value.") from error
+    if find_spec("jsonschema"):  # a machine of benchmarks/gpu.sh may lack it
         from jsonschema import Draft202012Validator
 
         for violation in Draft202012Validator(schema).iter_errors(config):
@@ -50,10 +50,10 @@ def convert_types(config: Config, schema: dict[str, Any]) -> Config:
     """Return ``config`` with the types and the order of keys of ``schema``.
 
     Values from the command line arrive as text, and YAML reads 3e-4, without a point, as text.
-    An entry of a mapping that is set to null is removed, unless the schema allows it to be null.
+    An entry of a mapping that is set to null is removed, unless the schema requires the entry.
 
     Raises:
-        InputError: a name or value is not of a type that JSON has, or a number is too large.
+        InputError: a name or value has a type that JSON lacks, or a number is too large.
     """
     _require_json_types(config, "")
     typed = _convert(config, schema)
@@ -62,7 +62,7 @@ def convert_types(config: Config, schema: dict[str, Any]) -> Config:
 
 
 def _require_json_types(value: Any, key: str) -> None:
-    """Refuse types that YAML has and JSON has not, such as names that are numbers, and dates."""
+    """Refuse types that YAML has and JSON lacks, such as dates, and names that are numbers."""
     if isinstance(value, dict):
         for name, entry in value.items():
             if not isinstance(name, str):
@@ -72,13 +72,13 @@ def _require_json_types(value: Any, key: str) -> None:
         for index, entry in enumerate(value):
             _require_json_types(entry, f"{key}[{index}]")
     elif isinstance(value, int) and abs(value) > LARGEST:
-        raise InputError(f"{key}: a number of {value.bit_length()} bits is too large.")
+        raise InputError(f"{key}: the number is too large. Use at most {MAX_DIGITS} digits.")
     elif value is not None and not isinstance(value, (str, int, float)):
         raise InputError(f"{key}: YAML reads {value} as a {type(value).__name__}. Quote it.")
 
 
 def _convert(value: Any, schema: dict[str, Any]) -> Any:
-    """Convert text to the types that ``schema`` asks for, and drop removed entries."""
+    """Convert text to the types that ``schema`` requires, and drop entries set to null."""
     if isinstance(value, dict):
         properties = schema.get("properties", {})
         others = schema.get("additionalProperties")
@@ -100,7 +100,7 @@ def _convert(value: Any, schema: dict[str, Any]) -> Any:
 
 
 def _is_removable(name: str, schema: dict[str, Any]) -> bool:
-    """Whether null removes the entry ``name`` of a mapping: it may be left out."""
+    """Return whether null removes the entry ``name`` of a mapping, because it is optional."""
     return name not in schema.get("required", ())
 
 
@@ -111,7 +111,7 @@ def _parse_number_or_word(text: str) -> Any:
 
 
 def explain(error: Any) -> str:
-    """Describe a ``jsonschema.ValidationError`` in one line: key, value, and what it must be."""
+    """Describe a ``jsonschema.ValidationError`` in one line: key, value, and required value."""
     key = _join(error.absolute_path)
     inside = f"{key}." if error.absolute_path else ""
     if error.validator == "additionalProperties":
@@ -130,7 +130,7 @@ def explain(error: Any) -> str:
 
 
 def _describe_rule(error: Any) -> str:
-    """What a schema demands of a value, as in ``must be at least 1``."""
+    """Return the violated rule in words, such as ``must be at least 1``."""
     limit = error.validator_value
     match error.validator:
         case "enum":
@@ -152,12 +152,12 @@ def _describe_rule(error: Any) -> str:
 
 
 def _join(path: Iterable[str | int]) -> str:
-    """The name of a key: ``datasets.imagenette.sha256``, ``sessions[1]``."""
+    """Return a key's name: ``datasets.imagenette.sha256``, ``sessions[1]``."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return "".join(parts).lstrip(".") or "configuration"
 
 
 def suggest(value: str, known: Sequence[str]) -> str:
-    """Suggest a fix for an unknown ``value``: the closest of the ``known`` ones, or all of them."""
+    """Suggest a fix for an unknown ``value``: the closest ``known`` value, or all of them."""
     close = difflib.get_close_matches(value, known, n=1)
     return f"Did you mean `{close[0]}`?" if close else f"Choose one of {', '.join(known)}."
