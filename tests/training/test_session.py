@@ -90,7 +90,7 @@ def test_weights_that_change_are_refused(tmp_path, arrays):
     torch.save(make_model("shufflenet_v2_x0_5", 32, 2).state_dict(), weights)
     spec = replace(FIRST, model="shufflenet_v2_x0_5")
     train(tmp_path, replace(spec, weights_sha256=file_sha256(weights)), arrays, weights=weights)
-    with pytest.raises(InputError, match=f"{weights}: this file has just changed. Run again"):
+    with pytest.raises(InputError, match=f"{weights}: this file has changed .* Run again"):
         train(tmp_path, replace(spec, weights_sha256="0" * 64), arrays, weights=weights)
 
 

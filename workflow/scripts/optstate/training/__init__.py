@@ -1,1 +1,1 @@
-"""From arrays to sessions: one job trains one session of one run and ends in a checkpoint."""
+"""Train sessions from arrays: one job trains one session of one run and writes a checkpoint."""

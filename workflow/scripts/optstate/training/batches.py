@@ -1,8 +1,8 @@
-"""Batches of the prepared images, on the device, in an order that the seed decides.
+"""Batches of the prepared images, on the device, in an order determined by the seed.
 
-On a CPU the arrays stay memory-mapped. A GPU holds a whole split as uint8 if its memory has room.
-Otherwise each batch is copied there from pinned memory while the GPU computes the steps before.
-Where the images come from changes no bit of the results.
+On a CPU the arrays stay memory-mapped. A GPU holds the used images of a split as uint8 if they fit
+into half of its free memory. Otherwise each batch is copied from pinned memory while the GPU
+computes earlier steps. Where the images are stored changes no bit of the results.
 """
 
 import logging
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-CROP_FRACTION = 8  # a crop moves the image by up to 1/8 of its side
+CROP_FRACTION = 8  # a crop shifts the image by up to 1/8 of its side
 CHUNK = 1024  # images copied to a device at once
-MAX_MEMORY_SHARE = 0.5  # of a GPU's free memory, for one split; training needs the rest
+MAX_MEMORY_SHARE = 0.5  # of a GPU's free memory, for one split; the rest is for training
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ImageSet:
     Attributes:
         images: uint8 (all, size, size, 3).
         labels: int64 (all,).
-        indices: int64 (used,), the images that are used.
+        indices: int64 (used,), the indices of the images that are used.
     """
 
     images: np.ndarray | torch.Tensor
@@ -37,12 +37,12 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the data set."""
+        """The number of classes of the data set."""
         return int(self.labels.max()) + 1
 
 
 def load_split(folder: Path, split: str, per_class: int | None) -> ImageSet:
-    """Memory-map a split, using the first ``per_class`` images of each class; None: all."""
+    """Memory-map a split, with the first ``per_class`` images of each class in use; None: all."""
     images = np.load(folder / f"{split}_images.npy", mmap_mode="r")
     labels = np.load(folder / f"{split}_labels.npy")
     used = [np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)]
@@ -50,7 +50,7 @@ def load_split(folder: Path, split: str, per_class: int | None) -> ImageSet:
 
 
 def place_split(image_set: ImageSet, device: torch.device) -> ImageSet:
-    """Copy a split to a GPU if its memory has room; otherwise return it unchanged."""
+    """Return the split on ``device`` if this is a GPU with enough memory, else unchanged."""
     if device.type != "cuda":
         return image_set
     num_bytes = len(image_set) * image_set.images[0].nbytes
@@ -61,7 +61,7 @@ def place_split(image_set: ImageSet, device: torch.device) -> ImageSet:
 
 
 def copy_to_device(image_set: ImageSet, device: torch.device) -> ImageSet:
-    """Copy the used images, and no others, to the memory of ``device``."""
+    """Copy only the images that are used to the memory of ``device``."""
     order, size = image_set.indices, image_set.images.shape[1:]
     images = torch.empty((len(order), *size), dtype=torch.uint8, device=device)
     for start in range(0, len(order), CHUNK):
@@ -72,9 +72,10 @@ def copy_to_device(image_set: ImageSet, device: torch.device) -> ImageSet:
 
 
 def count_batches(num_images: int, batch_size: int) -> int:
-    """Return the training steps of an epoch: a partial last batch counts if it has two images.
+    """Return the number of training steps in an epoch.
 
-    Batch norm cannot train on a single image.
+    A partial last batch is a step if it has at least two images, because batch norm cannot train on
+    a single image.
     """
     return num_images // batch_size + (num_images % batch_size > 1)
 
@@ -82,7 +83,7 @@ def count_batches(num_images: int, batch_size: int) -> int:
 def shuffle_indices(image_set: ImageSet, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
     """Return the used indices in the order of an epoch.
 
-    The order depends on seed, epoch and stream alone.
+    The order depends only on seed, epoch and stream.
     """
     return np.random.default_rng([seed, epoch, 2 * stream]).permutation(image_set.indices)
 
@@ -100,7 +101,7 @@ def iterate_batches(
 
 
 def move_to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return ``array`` as a tensor on ``device``, without waiting for the device's work."""
+    """Return ``array`` as a tensor on ``device``, without waiting for the device."""
     tensor = torch.as_tensor(array)
     if tensor.device.type == device.type:
         return tensor
@@ -110,17 +111,20 @@ def move_to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> to
 def augment_images(
     images: torch.Tensor, augment: str, seed: int, step: int, stream: int = 0
 ) -> torch.Tensor:
-    """Mirror each image at random (``flip``), and also move it (``crop_flip``).
+    """Mirror each image at random (``flip``), and also shift it (``crop_flip``).
 
-    The result depends on seed, step and stream alone, so there is no state to save. The random
-    numbers are drawn on the CPU, so they are the same for every device.
+    The result depends only on images, seed, step and stream, so there is no state to save. Random
+    numbers are drawn on the CPU, so that they are the same for every device.
 
     Args:
         images: uint8 (batch, size, size, 3).
         augment: ``none``, ``flip`` or ``crop_flip``.
-        seed: of the run.
-        step: counted through all sessions, from 1.
-        stream: another number gives other random numbers.
+        seed: the seed of the run.
+        step: the step, counted through all sessions from 1.
+        stream: each number gives different random numbers.
+
+    Returns:
+        Images of the same shape and type.
     """
     if augment == "none":
         return images
@@ -148,12 +152,12 @@ def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
 def make_input(images: torch.Tensor, buffer: torch.Tensor | None = None) -> torch.Tensor:
     """Convert uint8 (batch, size, size, 3) to float32 (batch, 3, size, size), channels last.
 
-    Values lie in [0, 1]. They are not normalized by mean and variance, as in the article.
+    Values lie in [0, 1]. As in the article, they are not normalized by mean and variance.
 
     Args:
-        images: of a batch.
-        buffer: the input of a batch that is no longer needed. It is overwritten and returned if
-            it has the right shape, which is twice as fast as new memory.
+        images: the images of a batch.
+        buffer: an earlier result that is no longer needed. If it has the right shape, it is
+            overwritten and returned, which is twice as fast as new memory.
     """
     planes = images.permute(0, 3, 1, 2)
     if buffer is None or buffer.shape != planes.shape:

@@ -1,12 +1,12 @@
 """The boundary between two sessions: what the optimizer keeps.
 
-The weights are always kept. An optimizer has ``param_groups``, its settings, and ``state``, some
+The weights are always kept. An optimizer has settings (``param_groups``) and a ``state`` with some
 entries for each parameter (for Adam ``step``, ``exp_avg``, ``exp_avg_sq``). The settings after a
 boundary are always those of the new session. The state depends on the boundary:
 
 - ``new`` keeps nothing (``keep: []``);
 - ``preserve`` keeps everything (``keep: all``);
-- others keep some entries (``keep: [exp_avg_sq]``). The rest starts as in a new optimizer.
+- others keep some entries (``keep: [exp_avg_sq]``). The other entries start as in a new optimizer.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def carry_over(
     """Copy the entries ``keep`` of a previous optimizer's state to a new optimizer.
 
     Args:
-        optimizer: new, over the same parameters, with the settings of its session.
+        optimizer: a new optimizer of the same parameters, with its session's settings.
         previous: ``state_dict()`` of the optimizer before the boundary.
         keep: names of entries of the per-parameter state, or ``"all"``.
     """
@@ -36,22 +36,23 @@ def carry_over(
         initial = make_initial_state(optimizer)
         state = {index: initial[index] | entries for index, entries in state.items()}
     settings = optimizer.state_dict()["param_groups"]
-    # Loading a state dict would also load its settings, such as the old learning rate and betas.
+    # load_state_dict also loads settings, so keep the old learning rate and betas out of it.
     optimizer.load_state_dict({"state": state, "param_groups": settings})
 
 
 def make_initial_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
-    """Make the state that a new ``optimizer`` has before its first step.
+    """Return the state that a new ``optimizer`` has before its first step.
 
-    An optimizer makes its state at the first gradient. If part of the state exists, it makes none
-    of the rest. Therefore it is made here, from gradients of zero.
+    An optimizer creates its state at the first step, but only if no entry exists yet. Therefore the
+    initial state is created here, with gradients of zero.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     for group in optimizer.param_groups:
-        init = optimizer._init_group  # type: ignore[attr-defined]  # all of torch.optim has it
-        num_lists = init.__code__.co_argcount - 2  # after self and group: lists to fill
+        # Only LBFGS and SparseAdam lack this method. `experiment.check` refuses both.
+        init = optimizer._init_group  # type: ignore[attr-defined]
+        num_lists = init.__code__.co_argcount - 2  # besides self and group, it takes lists to fill
         init(group, *([] for _ in range(num_lists)))
     for parameter in parameters:
         parameter.grad = None

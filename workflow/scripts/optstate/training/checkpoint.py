@@ -1,4 +1,4 @@
-"""Checkpoints: the state at the end of a session, or inside one that was interrupted."""
+"""Checkpoints: the training state at the end of a session, or within an interrupted session."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from optstate.training.schedule import WarmUp
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is. Finished epochs and steps are counted through all sessions."""
+    """The progress of a run. Finished epochs and steps are counted through all sessions."""
 
     session: int = 0
     epoch: int = 0
@@ -96,11 +96,11 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def serialize(checkpoint: dict[str, Any]) -> memoryview:
-    """Return the bytes of ``checkpoint``: equal for equal content.
+    """Return the bytes of ``checkpoint``, which are equal for equal content.
 
-    Pickle writes a repeated object as a reference. A loaded state shares other strings and
-    containers than a trained state with the same values, so its bytes would differ. Therefore the
-    checkpoint is rebuilt first: equal strings are shared, and no containers are.
+    Pickle writes a repeated object as a reference. A loaded state and a trained state with the same
+    values repeat different objects, so their bytes would differ. Therefore the checkpoint is
+    rebuilt first, with equal strings as one object and every container as an object of its own.
     """
     buffer = io.BytesIO()  # torch.save into a file reports a full disk as a RuntimeError
     torch.save(_rebuild(checkpoint, torch.Tensor.cpu), buffer)
@@ -123,13 +123,13 @@ def _rebuild(value: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write ``checkpoint`` atomically: ``path`` is complete, or unchanged."""
+    """Write ``checkpoint`` atomically: ``path`` is either complete or unchanged."""
     with write_atomically(path) as temporary:
         temporary.write_bytes(serialize(checkpoint))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU.
+    """Load a checkpoint into host memory.
 
     Raises:
         InputError: the file is damaged, or not a checkpoint.
@@ -138,7 +138,7 @@ def load(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # pickle and torch raise many kinds on damaged files
+    except Exception as error:  # pickle and torch raise many types for damaged files
         raise InputError(
             f"{path}: not a readable checkpoint. Delete it, then run again."
         ) from error

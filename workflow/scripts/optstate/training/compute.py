@@ -14,7 +14,7 @@ from optstate.training.spec import SessionSpec
 
 @dataclass(frozen=True)
 class Compute:
-    """The device and the way of computing, with every ``auto`` of the configuration resolved.
+    """The device and how it computes, with every ``auto`` of the configuration resolved.
 
     Attributes:
         device: where the model is trained, a CPU or a CUDA GPU.
@@ -40,7 +40,7 @@ class Compute:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def compile_model(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Compile the model for batches of one size, or return it unchanged if not configured.
+        """Return the model compiled for batches of one size, or unchanged if not configured.
 
         On a GPU, the compiled kernels run as one CUDA graph.
         """
@@ -50,7 +50,7 @@ class Compute:
         return torch.compile(model, dynamic=False, mode=mode)
 
     def describe(self) -> dict[str, str | bool]:
-        """Return the facts about device and computation that a checkpoint records."""
+        """Return what a checkpoint records about the device and the computation."""
         name = torch.cuda.get_device_name(self.device) if self.is_on_gpu else platform.machine()
         return {
             "device": name,
@@ -62,10 +62,10 @@ class Compute:
 
 
 def set_up(spec: SessionSpec) -> Compute:
-    """Choose the device and configure torch globally: threads and determinism.
+    """Choose the device, and configure torch's threads and determinism globally.
 
     Raises:
-        InputError: a GPU is required and torch finds none.
+        InputError: the configuration requires a GPU, but torch finds none.
     """
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -77,13 +77,13 @@ def set_up(spec: SessionSpec) -> Compute:
     torch.use_deterministic_algorithms(is_deterministic)
     if is_deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS raises an error without it
-        # A debugging aid that costs time: torch would fill every new tensor.
+        # Otherwise torch fills every new tensor, a debugging aid that costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not is_deterministic
     default = "bfloat16" if on_gpu else "float32"
     return Compute(
         device=torch.device("cuda" if on_gpu else "cpu"),
         precision=default if spec.precision == "auto" else spec.precision,
-        is_compiled=spec.compile is True,  # `auto` means no: sessions are too short to gain by it
+        is_compiled=spec.compile is True,  # not for `auto`: most sessions are too short to benefit
         is_deterministic=is_deterministic,
     )

@@ -1,4 +1,4 @@
-"""The training loop: an epoch of training, an epoch of validation, a record of both."""
+"""The training loop: train an epoch, validate, record both, repeat."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,19 +33,19 @@ from optstate.training.recording import Row
 from optstate.training.schedule import get_momentum
 from optstate.training.spec import SessionSpec
 
-EVAL_BATCHES = {"cpu": 1, "cuda": 4}  # batches validated at once: no activations are kept
+EVAL_BATCHES = {"cpu": 1, "cuda": 4}  # training batches validated at once: no activations are kept
 
 
 @dataclass(frozen=True)
 class Session:
-    """An open session: everything that the training loop uses.
+    """An open session, with everything that the training loop uses.
 
     Attributes:
         forward: the model, compiled if configured, for full batches.
         first_epoch: the session's first epoch, counted through all sessions from 1.
         first_step: the session's first step, counted through all sessions from 1.
-        stop_if_asked: called after every step and before every validation batch. It raises
-            ``Interrupted`` to stop the session there.
+        stop_if_asked: called after every step and before every validation batch. Raises
+            ``Interrupted`` if the session must stop there.
     """
 
     spec: SessionSpec
@@ -67,7 +67,7 @@ class Session:
         return self.state.position.epoch + 1
 
     def save_if_due(self) -> None:
-        """Save the state in progress if ``checkpoint_every`` asks for it here."""
+        """Save the state in progress if ``checkpoint_every`` is reached."""
         if self.progress.is_due(self.state.position):
             self.save()
 
@@ -85,7 +85,7 @@ def train_session(session: Session) -> None:
     """Train the session's remaining epochs.
 
     Raises:
-        Interrupted: the session is at the end of a step and can be saved.
+        Interrupted: a signal was received. The session is between two steps and can be saved.
     """
     while session.epoch < session.first_epoch + session.spec.num_epochs:
         train_row = train_epoch(session)
@@ -119,7 +119,13 @@ def train_epoch(session: Session) -> Row:
 
 
 def train_step(session: Session, inputs: torch.Tensor, labels: torch.Tensor) -> StepRecord:
-    """Take one step on ``inputs`` (images, 3, size, size) and ``labels`` (images,)."""
+    """Take one training step.
+
+    Args:
+        session: the open session.
+        inputs: float32 (images, 3, size, size).
+        labels: int64 (images,).
+    """
     state, optimizer = session.state, session.state.optimizer
     step = state.position.step + 1
     row = {
@@ -128,7 +134,7 @@ def train_step(session: Session, inputs: torch.Tensor, labels: torch.Tensor) -> 
         "lr": optimizer.param_groups[0]["lr"],
         "momentum": get_momentum(optimizer),
     }
-    is_full = len(labels) == session.spec.batch_size  # another size would be compiled again
+    is_full = len(labels) == session.spec.batch_size  # another size would compile again
     with session.compute.autocast():
         logits = session.forward(inputs) if is_full else state.model(inputs)
     loss = cross_entropy(logits.float(), labels)
@@ -150,7 +156,7 @@ def validate(session: Session) -> Row:
     totals = torch.zeros(1 + len(TOP_K), dtype=torch.float64, device=compute.device)
     order = session.valid.indices
     batch_size = session.spec.batch_size * EVAL_BATCHES[compute.device.type]
-    # The random state is restored, so that a repeated validation changes no later step.
+    # Restore the random state, so that a repeated validation changes no later step.
     with torch.random.fork_rng([torch.cuda.current_device()] if compute.is_on_gpu else []):
         for images, labels in iterate_batches(session.valid, order, batch_size, compute.device):
             session.stop_if_asked()
@@ -163,7 +169,7 @@ def validate(session: Session) -> Row:
 
 
 def finish_epoch(session: Session, train_row: Row, valid_row: Row) -> None:
-    """Record the current epoch and move on to the next. Saves the state if due."""
+    """Record the current epoch, move on to the next, and save the state if due."""
     session.records.finish_epoch(train_row, valid_row)
     session.state.position = replace(session.state.position, epoch=session.epoch)
     session.save_if_due()

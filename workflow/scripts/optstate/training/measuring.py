@@ -1,4 +1,4 @@
-"""Measurements of training: norms, accuracy, seconds, and a record of every step."""
+"""Measure training: norms, accuracy, seconds, and a record of every step."""
 
 import time
 from dataclasses import dataclass
@@ -12,21 +12,23 @@ from optstate.training.recording import Recorder, Row
 
 TOP_K = (1, 2, 3)
 NORMS = ("grad_norm", "update_norm")
-NORM_STEPS = 50  # the norms of a session's first 50 steps are recorded,
-NORM_EVERY = 10  # then those of every tenth: they read and write all parameters once more
-FETCH_SECONDS = 30  # how long step records stay on the device before TensorBoard shows them
+# Norms are recorded at a session's first 50 steps and then at every tenth, because computing them
+# reads and writes all parameters once more.
+NORM_STEPS = 50
+NORM_EVERY = 10
+FETCH_SECONDS = 30  # how long step records stay on the device, unseen by TensorBoard
 
 
 def has_norms(step: int) -> bool:
-    """Return whether the norms of a session's ``step``, from 1, are recorded."""
+    """Return whether norms are recorded at ``step``, counted in the session from 1."""
     return step <= NORM_STEPS or step % NORM_EVERY == 0
 
 
 class OptimizerStep:
-    """An optimizer's step, with the norms of the gradient and of the parameters' change.
+    """Take an optimizer's steps, and measure the norms of gradient and parameter change.
 
-    The parameters before the step are copied into memory that is kept: allocating new memory can
-    take longer than the copy.
+    The memory for the parameters before a step is reused, because allocating it can take longer
+    than copying into it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -35,15 +37,15 @@ class OptimizerStep:
 
     @torch.no_grad()
     def __call__(self, with_norms: bool) -> list[torch.Tensor]:
-        """Take a step. Returns the L2 norms of gradient and change, or an empty list."""
+        """Take a step. Returns the L2 norms of gradient and change, if requested."""
         if not with_norms:
             self.optimizer.step()
             return []
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.before = self.before or [torch.empty_like(p) for p in parameters]
         torch._foreach_copy_(self.before, parameters)
-        # The gradients before the step, since an optimizer may change them in place. Without
-        # foreach kernels, whose sums may be rounded differently.
+        # Measure gradients before the step, because an optimizer may change them in place. Avoid
+        # foreach kernels, because they may round sums differently.
         gradients = [p.grad for p in parameters if p.grad is not None]
         grad_norm = get_total_norm(gradients, foreach=False)
         self.optimizer.step()
@@ -53,14 +55,16 @@ class OptimizerStep:
 
 
 def count_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-    """Count the labels among the k highest logits, for k = 1, 2, 3 capped at the classes.
+    """Count the labels among the k highest logits, for each k of ``TOP_K``.
+
+    With k classes or fewer, every label counts.
 
     Args:
         logits: (images, classes).
         labels: (images,).
 
     Returns:
-        Three float tensors without dimensions.
+        For each k, a float tensor without dimensions.
     """
     highest = logits.topk(min(max(TOP_K), logits.shape[1])).indices
     hits = (highest == labels[:, None]).float()
@@ -68,13 +72,13 @@ def count_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tens
 
 
 def make_epoch_row(epoch: int, split: str, totals: np.ndarray, seconds: float) -> Row:
-    """Return an epoch's row: means over its images.
+    """Return an epoch's row, with means over its images.
 
     Args:
-        epoch: counted through all sessions, from 1.
+        epoch: the epoch, counted through all sessions from 1.
         split: ``train`` or ``valid``.
         totals: sums over the images: their number, loss, and hits for each of ``TOP_K``.
-        seconds: that the epoch took.
+        seconds: the duration of the epoch.
     """
     images, loss, *correct = totals.tolist()
     top_k = {f"top{k}": number / images for k, number in zip(TOP_K, correct, strict=True)}
@@ -85,7 +89,7 @@ def make_epoch_row(epoch: int, split: str, totals: np.ndarray, seconds: float) -
 
 
 class Stopwatch:
-    """Seconds that a device worked. A GPU is measured by its own clock, since it lags behind."""
+    """A stopwatch for a device. A GPU has its own clock, because it lags behind the host."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_on_gpu = device.type == "cuda"
@@ -113,7 +117,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step: values known to the host, and measures that are still on the device."""
+    """One step, with values known to the host and measures that are still on the device."""
 
     row: Row
     num_images: int
@@ -121,7 +125,7 @@ class StepRecord:
 
 
 class StepRecords:
-    """The steps of a session. Their measures stay on the device until fetched together.
+    """The records of a session's steps. Measures stay on the device and are fetched together.
 
     ``totals`` (images, loss, and hits for each of ``TOP_K``) and ``seconds`` are sums over the
     fetched steps of the current epoch.
@@ -141,7 +145,7 @@ class StepRecords:
         self.stopwatch.start()
 
     def add(self, record: StepRecord) -> None:
-        """Add a step. Fetch all if the last fetch was ``FETCH_SECONDS`` ago."""
+        """Add a step. Fetch all steps if the last fetch is more than ``FETCH_SECONDS`` ago."""
         self.waiting.append(record)
         if time.perf_counter() - self.fetched_at > FETCH_SECONDS:
             self.fetch()
@@ -160,7 +164,7 @@ class StepRecords:
         self.start_clock()
 
     def _count(self, record: StepRecord, values: list[float]) -> Row:
-        """Add a step's values to the totals. Returns its row."""
+        """Add a step's values to the totals. Returns the step's row."""
         loss, *correct = values[: 1 + len(TOP_K)]
         norms: list[Any] = values[1 + len(TOP_K) :] or [None] * len(NORMS)
         self.totals += [record.num_images, loss * record.num_images, *correct]
@@ -168,7 +172,7 @@ class StepRecords:
         return record.row | results | dict(zip(NORMS, norms, strict=True))
 
     def make_train_row(self, epoch: int) -> Row:
-        """Fetch the last steps of an epoch. Returns its row for the training split."""
+        """Fetch the last steps of an epoch. Returns the epoch's row for the training split."""
         self.fetch()
         return make_epoch_row(epoch, "train", self.totals, self.seconds)
 

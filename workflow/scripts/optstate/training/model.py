@@ -1,4 +1,4 @@
-"""torchvision classification models by name, with a head for the data set's classes."""
+"""Make torchvision classification models by name, with a head for the data set's classes."""
 
 import inspect
 import logging
@@ -35,22 +35,22 @@ def make_model(name: str, image_size: int, num_classes: int) -> nn.Module:
 
 
 def list_models() -> list[str]:
-    """List the names that the configuration's ``model`` may have."""
+    """Return the names that are allowed for the configuration's ``model``."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
 def require_runs(name: str, image_size: int, num_classes: int) -> None:
     """Check that a model accepts images of ``image_size`` pixels.
 
-    It runs on torch's meta device, which computes shapes only.
+    The model runs on torch's meta device, which computes only shapes.
 
     Raises:
-        InputError: it does not, or its output is not (images, classes).
+        InputError: the model does not, or its output is not (images, classes).
     """
     try:
         model = make_model(name, image_size, num_classes).to("meta")
         output = model(torch.zeros(2, 3, image_size, image_size, device="meta"))
-    except Exception as error:  # each model fails in its own way
+    except Exception as error:  # each model raises its own errors
         reason = str(error).split("\n")[0]
         raise InputError(
             f"model: {name} does not work with an image_size of {image_size} ({reason}). Choose "
@@ -63,9 +63,15 @@ def require_runs(name: str, image_size: int, num_classes: int) -> None:
 def load_weights(
     model: nn.Module, name: str, image_size: int, num_classes: int, path: Path
 ) -> list[str]:
-    """Load a state dict into ``model``, except for the head if its size differs.
+    """Load a state dict into ``model``, except for a head of a different size.
+
+    Entries of auxiliary heads that the model lacks are ignored.
 
     Args:
+        model: a model made by :func:`make_model` from the next three arguments.
+        name: the model's name.
+        image_size: the images' height and width in pixels.
+        num_classes: the number of classes.
         path: a file with a state dict, possibly under the key ``model`` or ``state_dict``.
 
     Returns:
@@ -97,7 +103,7 @@ def load_weights(
 
 
 def _find_head(name: str, image_size: int, num_classes: int) -> set[str]:
-    """Return the parameters whose shape depends on the number of classes."""
+    """Return the names of the parameters whose shape depends on the number of classes."""
     shapes, others = (
         {key: value.shape for key, value in make_model(name, image_size, n).state_dict().items()}
         for n in (num_classes, num_classes + 1)
@@ -116,7 +122,7 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             return content
     except OSError:
         raise
-    except Exception as error:  # pickle and torch raise many kinds on other files
+    except Exception as error:  # pickle and torch raise many types for other files
         logging.info("%s: %s", path, error)
     raise InputError(
         f"{path}: not a state dict that loads safely. Save it with "

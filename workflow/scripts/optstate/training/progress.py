@@ -18,7 +18,8 @@ import torch
 from optstate.job import write_atomically
 from optstate.training.checkpoint import Position, copy_to_host, serialize
 
-EXIT_CODE = os.EX_TEMPFAIL  # of a job that was stopped by a signal and saved: run it again
+# Of a job that saved its state and stopped because of a signal. Run the job again to continue.
+EXIT_CODE = os.EX_TEMPFAIL
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -28,7 +29,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], None]]:
-    """Only record the ``SIGNALS`` within the block, instead of ending the process.
+    """Record received ``SIGNALS`` within the block, instead of ending the process.
 
     Yields:
         A function that raises ``Interrupted`` if a signal was received.
@@ -50,16 +51,16 @@ def stop_on_signals() -> Iterator[Callable[[], None]]:
 class Progress:
     """The last two states of a session in progress, each in a file named by its position.
 
-    The name contains the SHA-256 of the file, so that a damaged file is recognized and a single
-    rename creates both.
+    The name contains the SHA-256 of the file, to recognize a damaged file. A single rename creates
+    the file together with its checksum.
 
     Args:
-        folder: for this session with exactly these inputs.
-        every: number of ``epochs``, ``steps`` or ``minutes`` between two saves, whichever comes
-            first.
-        start: position at the start of the session.
+        folder: a folder for this session with exactly these inputs.
+        every: the number of ``epochs``, ``steps`` or ``minutes`` between two saves. Of several,
+            the first to be reached counts.
+        start: the position at the start of the session.
         in_background: whether training continues while a state is written. This needs memory for a
-            second copy, and a kill also loses the steps trained during the write.
+            second copy. If the job is killed, the steps trained during the write are lost too.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Progress:
         self._note_save(start)
 
     def load(self) -> dict[str, Any] | None:
-        """Load the latest undamaged state; None if there is none."""
+        """Return the latest undamaged state, or None if there is none."""
         for path in sorted(self.folder.glob("epoch*.pt"), reverse=True):
             try:
                 content = path.read_bytes()
@@ -84,7 +85,7 @@ class Progress:
                 self.kept = [path]
                 self._note_save(Position(**state["training"]["position"]))
                 return state
-            logging.warning("%s: damaged: continuing from the previous state, if any", path)
+            logging.warning("%s: damaged: continuing from the previous state, or the start", path)
         return None
 
     def is_due(self, position: Position) -> bool:
@@ -97,7 +98,7 @@ class Progress:
         return any(passed[unit] >= number for unit, number in self.every.items())
 
     def save(self, state: dict[str, Any]) -> None:
-        """Save ``state``. Keeps the previous one too, and removes all others in the folder."""
+        """Save ``state``. Keeps the previous state and removes all other files in the folder."""
         self.finish()
         position = Position(**state["training"]["position"])
         if self.writer:
@@ -110,7 +111,7 @@ class Progress:
         """Wait until the saved state is on disk.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the state could not be written.
         """
         writing, self.writing = self.writing, None
         if writing:
@@ -132,9 +133,10 @@ class Progress:
 
 
 def keep_final(folder: Path) -> None:
-    """Remove all states of a finished session except its last one.
+    """Remove all states of a finished session except the last one.
 
-    States with other inputs lie next to ``folder``, in folders named by 16 hexadecimal digits.
+    States of the session with other inputs are removed too. They are next to ``folder``, in folders
+    named by 16 hexadecimal digits.
     """
     for other in folder.parent.glob("[0-9a-f]" * 16):
         if other != folder:

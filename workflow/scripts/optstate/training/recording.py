@@ -51,7 +51,7 @@ class Table:
 
 
 class Recorder:
-    """A session's rows in memory. Each is also added to TensorBoard."""
+    """A session's rows in memory, which are also added to TensorBoard."""
 
     def __init__(self, spec: SessionSpec, curves: "Curves", num_epochs: int) -> None:
         self.run = {column: getattr(spec, column) for column in RUN_COLUMNS}
@@ -67,7 +67,7 @@ class Recorder:
         self.curves.add_steps(new)
 
     def record_epoch(self, train: Row, valid: Row) -> None:
-        """Add the rows of an epoch whose steps are already recorded."""
+        """Add the rows of an epoch. Its steps must already be recorded."""
         new = [self.run | train, self.run | valid]
         self.epochs.add(new)
         self.curves.add_epochs(new)
@@ -101,17 +101,17 @@ def read_rows(path: Path) -> list[Row]:
 class Curves:
     """One session's TensorBoard events, in the folder of every run that the session is part of.
 
-    A folder holds an event file per session. Together they make one curve. They repeat the CSV
-    files, so a session rewrites its event file whenever it starts or continues, and removes those
-    of later sessions, which depend on it.
+    A folder has an event file per session, which together show the run as one curve. A session
+    rewrites its event file from its rows whenever it starts or continues. It also removes the event
+    files of later sessions, because these depend on it.
     """
 
     def __init__(self, folders: Iterable[Path], session: int) -> None:
         self.writers = []
         self.last_step: dict[int, int] = {}  # by epoch
         for folder in folders:
-            for path in _event_files(folder):
-                if _session_of(path) >= session:
+            for path in _list_event_files(folder):
+                if _parse_session(path) >= session:
                     path.unlink()
             self.writers.append(EventFileWriter(str(folder), filename_suffix=f".session{session}"))
 
@@ -143,7 +143,7 @@ class Curves:
 
     def _add(self, values: dict[str, Any], step: int) -> None:
         points = [Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()]
-        # All values in one event: one event each, as SummaryWriter makes, takes four times as long.
+        # SummaryWriter would write an event per value, which takes four times as long.
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=points))
         for writer in self.writers:
             writer.add_event(event)
@@ -154,16 +154,16 @@ class Curves:
 
 
 def add_shared_session(folder: Path, previous: Path) -> None:
-    """Write the curve of the shared first session, which may be older than the run."""
+    """Write the curve of the shared first session, which may be older than the run's folder."""
     curves = Curves([folder], session=1)
     curves.add_steps(read_rows(previous / "steps.csv"))
     curves.add_epochs(read_rows(previous / "epochs.csv"))
     curves.close()
 
 
-def _event_files(folder: Path) -> list[Path]:
+def _list_event_files(folder: Path) -> list[Path]:
     return list(folder.glob("events.out.tfevents.*.session*"))
 
 
-def _session_of(path: Path) -> int:
+def _parse_session(path: Path) -> int:
     return int(path.name.rpartition("session")[2])

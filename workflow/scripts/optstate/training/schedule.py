@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name, from torch.optim."""
+"""Make torch.optim's optimizers and learning-rate schedulers from the configuration."""
 
 import logging
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
-# These have one fused kernel for the whole step, on CPUs and GPUs. It halves Adam's time.
+# These optimizers have a fused kernel for the whole step, on CPUs and GPUs. It halves Adam's time.
 FUSED = ("Adam", "AdamW", "SGD")
 KERNELS = {"fused", "foreach", "differentiable"}  # keyword arguments that choose kernels
-MIN_ONECYCLE_STEPS = 4  # with fewer, the rising 30 % are less than one step
+MIN_ONECYCLE_STEPS = 4  # with fewer, the rising phase (30 %) is shorter than one step
 
 
 def make_optimizer(
@@ -43,8 +43,8 @@ def make_scheduler(
     Args:
         optimizer: a new optimizer, with the first LR.
         learning_rate: ``kind``, and the session's values for it.
-        num_steps: of the whole session.
-        warmup_steps: steps in which the LR rises to the schedule's; 0: none.
+        num_steps: the number of steps of the whole session.
+        warmup_steps: the number of steps in which the LR rises to the schedule's; 0: no warm-up.
     """
     scheduler = _make_plain(optimizer, learning_rate, num_steps)
     return WarmUp(scheduler, warmup_steps) if warmup_steps else scheduler
@@ -61,14 +61,17 @@ def _make_plain(
         num_rising = learning_rate["warmup_steps"]
         return LinearLR(optimizer, start_factor=1 / num_rising, total_iters=num_rising - 1)
     if num_steps < MIN_ONECYCLE_STEPS:
-        logging.warning("OneCycleLR over %d steps never uses its initial LR", num_steps)
+        logging.warning(
+            "OneCycleLR over %d steps never uses its initial LR: choose a smaller batch_size",
+            num_steps,
+        )
     return OneCycleLR(
         optimizer,
         max_lr=learning_rate["max_lr"],
         total_steps=num_steps,
         # OneCycleLR overwrites the optimizer's `lr` and `initial_lr` with max_lr / div_factor.
         div_factor=learning_rate["max_lr"] / learning_rate["initial_lr"],
-        # It would also give momentum to an SGD that is configured without momentum.
+        # OneCycleLR would also give momentum to an SGD that is configured without momentum.
         cycle_momentum=get_momentum(optimizer) is not None,
     )
 

@@ -42,7 +42,7 @@ from optstate.training.spec import SessionSpec
 
 @dataclass(frozen=True)
 class Paths:
-    """The files and folders of a session. None of them changes its results.
+    """The files and folders of a session. Their paths do not change its results.
 
     Attributes:
         arrays: the folder of the data set's arrays.
@@ -73,11 +73,16 @@ def main(arguments: argparse.Namespace) -> None:
 def train(spec: SessionSpec, paths: Paths, checkpoint_every: dict[str, float]) -> None:
     """Train a session, or the rest of an interrupted one, and write its outputs.
 
-    If a signal asks for it, the state is saved and the process exits with ``progress.EXIT_CODE``.
+    When a signal arrives, the state is saved and the process exits with ``progress.EXIT_CODE``.
+
+    Args:
+        spec: the session's settings.
+        paths: the session's files and folders.
+        checkpoint_every: the key of the configuration: ``epochs``, ``steps``, ``minutes``.
     """
     with job.hold_lock(paths.progress / "lock"), stop_on_signals() as stop_if_asked:
         if paths.previous_progress:
-            # Snakemake has recorded the previous session as done, or it would not start this one.
+            # Snakemake starts this session only after it has recorded the previous one as done.
             shutil.rmtree(paths.previous_progress, ignore_errors=True)
         compute = set_up(spec)
         with open_session(spec, paths, compute, checkpoint_every, stop_if_asked) as session:
@@ -103,11 +108,11 @@ def open_session(
     """Open a session where it begins, or where an earlier job was interrupted.
 
     Args:
-        spec: of the session.
-        paths: of its files.
-        compute: made by :func:`set_up`.
+        spec: the session's settings.
+        paths: the session's files and folders.
+        compute: the result of :func:`set_up`.
         checkpoint_every: the key of the configuration: ``epochs``, ``steps``, ``minutes``.
-        stop_if_asked: called after every step, see :class:`Session`.
+        stop_if_asked: see :class:`Session`.
     """
     train = load_split(paths.arrays, "train", spec.train_per_class)
     valid = load_split(paths.arrays, "valid", spec.valid_per_class)
@@ -115,7 +120,7 @@ def open_session(
     state = make_state(spec, train, paths.previous, paths.weights, compute.device)
     start = state.position
     folder = paths.progress / fingerprint(paths, describe(spec, compute))
-    # A CPU would write in the background at the expense of training.
+    # On a CPU, writing in the background would slow down training.
     progress = Progress(folder, checkpoint_every, start, in_background=compute.is_on_gpu)
     saved = progress.load()
     records = StepRecords(open_recorder(spec, paths, start), compute.device)
@@ -143,10 +148,10 @@ def open_session(
 
 
 def log_plan(spec: SessionSpec, train: ImageSet, valid: ImageSet, device: torch.device) -> None:
-    """Log the size of the session.
+    """Log the size of the session, and check that it has a training step.
 
     Raises:
-        InputError: there are too few images for a single batch.
+        InputError: there are too few images for a batch.
     """
     num_steps = count_batches(len(train), spec.batch_size)
     if num_steps == 0:
@@ -169,14 +174,14 @@ def make_state(
     weights: Path | None,
     device: torch.device,
 ) -> TrainingState:
-    """Make the state that a session begins with. At a boundary, the methods differ from here on.
+    """Return the state that a session begins with. At a boundary, the methods differ from here on.
 
     Args:
-        spec: of the session.
+        spec: the session's settings.
         train: the training split.
-        previous: the output folder of the previous session.
-        weights: a state dict that the first session starts from.
-        device: for the model.
+        previous: the output folder of the previous session. None: this is the first session.
+        weights: a state dict that the first session starts from. None: random weights.
+        device: the device of the model.
     """
     random.seed(spec.seed)
     np.random.seed(spec.seed)
@@ -206,17 +211,19 @@ def start_from_weights(
     """Load the file ``weights`` into the model.
 
     Raises:
-        InputError: the file is not the one that the configuration was checked with.
+        InputError: the file has changed since Snakemake started.
     """
     with weights.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != spec.weights_sha256:
-            raise job.InputError(f"{weights}: this file has just changed. Run again.")
+            raise job.InputError(
+                f"{weights}: this file has changed since Snakemake started. Run again."
+            )
     new = load_weights(model, spec.model, spec.image_size, num_classes, weights)
     logging.info("weights from %s; newly initialized: %s", weights, ", ".join(new) or "none")
 
 
 def open_recorder(spec: SessionSpec, paths: Paths, start: Position) -> Recorder:
-    """Open the record of a session that starts at ``start``, with its TensorBoard curves."""
+    """Return the recorder of a session that starts at ``start``, with its TensorBoard curves."""
     if spec.session == 2 and paths.previous:
         for folder in paths.curves:
             add_shared_session(folder, paths.previous)
@@ -244,7 +251,7 @@ def explain_errors(spec: SessionSpec) -> Iterator[None]:
 
 
 def save_and_exit(session: Session, reason: str) -> None:
-    """Save an interrupted session and exit with the code that asks to run it again."""
+    """Save an interrupted session, and exit with ``EXIT_CODE``."""
     session.save()
     session.progress.finish()
     position = session.state.position
@@ -264,7 +271,7 @@ def write_outputs(session: Session, folder: Path) -> None:
 
 
 def describe(spec: SessionSpec, compute: Compute) -> dict[str, Any]:
-    """Describe what makes a checkpoint: configuration, versions, device."""
+    """Return what made a checkpoint: configuration, versions, device."""
     versions = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -276,9 +283,10 @@ def describe(spec: SessionSpec, compute: Compute) -> dict[str, Any]:
 
 
 def fingerprint(paths: Paths, made_by: dict[str, Any]) -> str:
-    """Hash everything that the bits of a session depend on, to name its states in progress.
+    """Hash everything that the results of a session depend on, to name its states in progress.
 
-    The name of the device is left out, so that a job may continue on another device of its type.
+    The name of the device is left out, so that a job may continue on another device of the same
+    type.
     """
     files = [paths.arrays / "dataset.json", Path(job.__file__)]
     files += sorted(Path(__file__).parent.glob("*.py"))

@@ -1,4 +1,4 @@
-"""What a training session is: everything that its results depend on, besides its input files."""
+"""The settings of a training session: all that its results depend on except its input files."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -7,14 +7,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SessionSpec:
-    """Everything that decides the bits of a session, except for its input files.
+    """Everything that determines the results of a session, except for its input files.
 
-    This is the only list of what a session depends on. Fields with the name of a key of the
-    configuration, of its ``boundaries`` or of its ``schedules`` take that key's value; the other
-    fields say which session it is.
+    This is the only list of what a session depends on. A field that has the name of a key of the
+    configuration, of its ``boundaries`` or of its ``schedules`` takes that key's value. The other
+    fields identify the session.
 
-    ``boundary`` is empty and ``method`` is the schedule's name in the first session, which all
-    boundaries of a schedule share. A run that is not interrupted has one session of its own.
+    In the first session, which all boundaries of a schedule share, ``boundary`` is empty and
+    ``method`` is the schedule's name. An uninterrupted run has one session of its own.
     """
 
     dataset: str
@@ -28,7 +28,7 @@ class SessionSpec:
     train_per_class: int | None  # images; None: all
     valid_per_class: int | None
     model: str
-    weights_sha256: str | None  # of the state dict that the first session starts from
+    weights_sha256: str | None  # of the state dict that session 1 starts from; None: no such file
     batch_size: int  # images
     augment: str
     optimizer: dict[str, Any]  # `name`, and the keyword arguments of that torch.optim class
@@ -49,5 +49,5 @@ class SessionSpec:
         return cls(**json.loads(text))
 
     def to_json(self) -> str:
-        """The job's settings as JSON, the same text for equal settings."""
+        """Return the job's settings as JSON, the same text for equal settings."""
         return json.dumps(asdict(self), sort_keys=True)
