@@ -1,5 +1,5 @@
-# From sessions to tables, figures and the report. These rules run on the submitting host, even with
-# a cluster: they take seconds.
+# Turn sessions into tables, figures and the report. These rules run on the submitting host, even with
+# a cluster, because they take seconds.
 
 from optstate.analysis.figures import BOUNDARY, CURVES
 
@@ -131,7 +131,7 @@ rule compare:
         "--log {log}"
 
 
-# Every figure is drawn by the module with its rule's name.
+# Each figure's rule runs the module of the same name.
 
 
 rule curves:

@@ -5,8 +5,8 @@ localrules:
     fetch,  # compute nodes often have no internet access
 
 
-# The archive is verified against the checksum in its path. A change of the source code cannot change
-# it, so the source files are not inputs.
+# The archive is verified against its checksum, so a change of the source code cannot change it.
+# Therefore the source files are not inputs.
 rule fetch:
     output:
         archive="results/datasets/{dataset}/{key}/archive",

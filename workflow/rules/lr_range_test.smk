@@ -1,4 +1,5 @@
-# The loss while the LR rises, before each session: it helps to choose LRs, and changes none.
+# Measure the loss while the LR rises, before each session. The curves help to choose LRs.
+# No job uses them.
 
 
 localrules:

@@ -1,5 +1,5 @@
-# From arrays to sessions. The first session of a schedule is shared by all of its boundaries,
-# which fork from its checkpoint. A session's `name` is its method, or the schedule if it is shared.
+# Train sessions from arrays. The boundaries of a schedule share its first session, and fork from
+# its checkpoint. A session's `name` is its method, or its schedule if the session is shared.
 
 SESSION = f"{experiment.runs_folder}/{FOLDER}"
 
@@ -54,7 +54,7 @@ use rule first_session as later_session with:
     wildcard_constraints:
         name="[a-z0-9_]+-[a-z0-9_-]+",
         number=r"[2-9]|[1-9]\d+",
-    # Runs are finished before others are started, so that their checkpoints can be removed.
+    # Finish runs before starting others, so that their checkpoints can be removed early.
     priority: 1
 
 
