@@ -131,6 +131,13 @@ def test_an_error_is_one_line(changes, line, monkeypatch):
     assert "\n" not in found
 
 
+def test_a_boundary_without_a_new_order_needs_no_key_for_it():
+    explicit = {"keep": [], "reshuffle": False}
+    config = validate(changed(boundaries={"none": explicit, "preserve": {"keep": "all"}},
+                              methods=["constant-none"], primary__boundary="preserve"))  # fmt: skip
+    assert baselines(config)["preserve"] == "none"
+
+
 def test_a_missing_key_is_named():
     config = changed()
     del config["seeds"]

@@ -78,6 +78,9 @@ def validate(given: Config) -> Config:
         InputError: one line that names the key, its value, and the fix.
     """
     config = conform(given, SCHEMA)
+    for boundary in config["boundaries"].values():
+        if not boundary.get("reshuffle"):  # the same as leaving it out
+            boundary.pop("reshuffle", None)
     require_consistent(config)
     return config
 

@@ -39,7 +39,7 @@ def claim(results: Path) -> IO[str]:
     if lock is None:
         raise InputError(
             f"another Snakemake is running on {results}. Wait until it ends, or stop it "
-            f"(`fuser {path}` prints its number)."
+            f"(`fuser {path}` prints its process ID)."
         )
     atexit.register(path.absolute().unlink, missing_ok=True)
     return lock
