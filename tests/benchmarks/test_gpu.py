@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh and its commands, on the CPU with tiny sizes."""
+"""benchmarks/gpu.sh and its commands, on the CPU with small images and models."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from benchmarks import commands, run_article, run_parts
 from conftest import ROOT, file_sha256, wait_until, write_images, write_tar
 from optstate.job import InputError
 
-EPOCHS = 40  # of the session that is interrupted: more than it trains until the signal
+EPOCHS = 40  # of the interrupted session: more than it can train until the signal
 
-# Ends upon SIGTERM with a file, as a training job saves its state.
+# Writes a file after SIGTERM and ends, as a training job saves its state.
 STOPPABLE = """
 import argparse, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path("saved").write_text("")))
@@ -58,8 +58,8 @@ def overlay(tmp_path: Path, archives: Path) -> Path:
     return path
 
 
-def gpu_sh(tmp_path: Path, archives: Path, overlay: Path) -> subprocess.Popen:
-    """benchmarks/gpu.sh in a session of its own."""
+def start_gpu_sh(tmp_path: Path, archives: Path, overlay: Path) -> subprocess.Popen:
+    """Start benchmarks/gpu.sh in its own process group."""
     settings = {"model": "squeezenet1_1", "batch_size": 4, "epochs": {"loop": 1}}
     (tmp_path / "benchmark.yaml").write_text(
         yaml.safe_dump(settings | {"cpu": {"image_sizes": [32]}})
@@ -78,20 +78,20 @@ def gpu_sh(tmp_path: Path, archives: Path, overlay: Path) -> subprocess.Popen:
 
 def test_a_second_call_continues(tmp_path, archives, overlay):
     states = tmp_path / "work/article/in_progress/noise/constant/seed0/session1"
-    with gpu_sh(tmp_path, archives, overlay) as first:
+    with start_gpu_sh(tmp_path, archives, overlay) as first:
         wait_until(lambda: first.poll() is not None or any(states.rglob("*.pt")))
         os.killpg(first.pid, signal.SIGTERM)  # as `timeout` and clusters do
         printed = first.stdout.read()
-    wait_until(lambda: "interrupted: SIGTERM" in session_log(tmp_path / "work/article/logs"))
+    wait_until(lambda: "interrupted: SIGTERM" in read_session_log(tmp_path / "work/article/logs"))
     assert "session 1 of 2: noise/constant/seed0/session1" in printed
     assert not (tmp_path / "results/article/tables").exists()
 
-    with gpu_sh(tmp_path, archives, overlay) as second:
+    with start_gpu_sh(tmp_path, archives, overlay) as second:
         printed = second.stdout.read()
     assert second.returncode == 0, printed
     assert "2 of 2 sessions are done." in printed
     results = tmp_path / "results"
-    log = session_log(results / "article/logs")
+    log = read_session_log(results / "article/logs")
     assert "continu" in log.partition("interrupted")[2]
     assert log.count("epoch 1/") == 1
     epochs = (results / "article/tables/epochs.csv").read_text().splitlines()
@@ -106,7 +106,7 @@ def test_a_second_call_continues(tmp_path, archives, overlay):
     assert sum(path.stat().st_size for path in results.rglob("*")) < 1e6
 
 
-def session_log(logs: Path) -> str:
+def read_session_log(logs: Path) -> str:
     path = logs / "noise/constant/seed0/session1.log"
     return path.read_text() if path.exists() else ""
 
@@ -134,7 +134,7 @@ def test_a_command_that_fails_names_its_log(tmp_path):
         commands.run_module("http.nonsense", {"--log": "some.log"}, time.monotonic() + 60)
 
 
-def article(tmp_path: Path, archives: Path, overlay: Path, seconds: float = 60) -> None:
+def run_experiment(tmp_path: Path, archives: Path, overlay: Path, seconds: float = 60) -> None:
     options = {
         "--configfile": overlay, "--archives": archives, "--seconds": seconds, "--device": "cpu",
         "--work": tmp_path / "work", "--output": tmp_path / "results",
@@ -146,22 +146,21 @@ def article(tmp_path: Path, archives: Path, overlay: Path, seconds: float = 60) 
 def test_another_archive_is_refused(tmp_path, archives, overlay):
     (archives / "noise.tgz").write_bytes(b"another one")
     with pytest.raises(InputError, match=r"noise\.tgz: its SHA-256 is .*datasets\.noise\.sha256"):
-        article(tmp_path, archives, overlay)
+        run_experiment(tmp_path, archives, overlay)
     (archives / "noise.tgz").unlink()
     with pytest.raises(InputError, match=r"noise\.tgz: does not exist"):
-        article(tmp_path, archives, overlay)
+        run_experiment(tmp_path, archives, overlay)
 
 
 def test_another_configuration_is_refused(tmp_path, archives, overlay, capsys):
-    article(tmp_path, archives, overlay, seconds=0)
+    run_experiment(tmp_path, archives, overlay, seconds=0)
     assert "The time limit has passed" in capsys.readouterr().out
     overlay.write_text(overlay.read_text().replace("batch_size: 9", "batch_size: 6"))
     with pytest.raises(InputError, match="holds another configuration's sessions"):
-        article(tmp_path, archives, overlay, seconds=0)
+        run_experiment(tmp_path, archives, overlay, seconds=0)
 
 
-def test_parts_run_in_order_with_what_they_need(tmp_path, monkeypatch):
-    """Each with its inputs, and none again."""
+def test_parts_run_once_in_order_with_their_inputs(tmp_path, monkeypatch):
     ran = []
 
     def run_module(module, options, deadline):

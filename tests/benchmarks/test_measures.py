@@ -1,4 +1,4 @@
-"""The measurements, on planted times and tiny models."""
+"""The measurements, with planted times and tiny models."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def read(path) -> dict[str, Measure]:
+def read_by_name(path) -> dict[str, Measure]:
     return {row.measure: row for row in read_measures(path)}
 
 
@@ -45,7 +45,7 @@ class TestRows:
     def test_a_goal_is_met_or_not(self, value, goal, met):
         assert Measure("m", "cpu", value, value, value, goal).is_met is met
 
-    def test_they_return_from_the_file(self, tmp_path):
+    def test_rows_are_the_same_after_writing_and_reading(self, tmp_path):
         rows = [Measure("a", "cpu", 0.98, 0.97, 0.99, ">= 0.9"), Measure("b", "cuda", 3, 2, 4)]
         write_measures(tmp_path / "rows.csv", rows)
         assert read_measures(tmp_path / "rows.csv") == rows
@@ -53,11 +53,11 @@ class TestRows:
         assert head == "measure,device,value,low,high,goal"
 
     def test_the_interval_covers_the_ratio(self):
-        """It should, for 95 % of planted stretches."""
+        """It should cover the ratio for 95 % of planted measurements."""
         rng = np.random.default_rng(0)
         covered = 0
         for _ in range(60):
-            speed = rng.uniform(0.9, 1.1, 30)  # of the machine, which both of a pair meet
+            speed = rng.uniform(0.9, 1.1, 30)  # of the machine during each pair
             value, low, high = ratio_of_sums(
                 2 * speed + rng.normal(0, 0.1, 30), speed + rng.normal(0, 0.1, 30)
             )
@@ -65,7 +65,7 @@ class TestRows:
             covered += low <= 2 <= high
         assert covered >= 50
 
-    def test_of_one_sample_there_is_no_interval(self):
+    def test_the_interval_of_one_sample_is_a_point(self):
         assert median([3.0]) == (3, 3, 3)
         assert interval([[1, 2, 3, 10]], np.median)[0] == 2.5
 
@@ -76,7 +76,7 @@ class TestRows:
         alone = tmp_path / "orchestration.csv"
         write_measures(alone, [Measure("unmeasured", "cpu", *[math.nan] * 3, ">= 1")])
         summary.main(SimpleNamespace(measures=[*paths, alone], main_size=224, output=tmp_path))
-        rows = read(tmp_path / "summary.csv")
+        rows = read_by_name(tmp_path / "summary.csv")
         assert list(rows) == ["loop_efficiency", "loop_efficiency_128px", "unmeasured"]
         table = capsys.readouterr().out.splitlines()
         assert [line.split()[-1] for line in table[-3:]] == ["met", "MISSED", "measured"]
@@ -86,41 +86,41 @@ class TestRows:
 class TestStretches:
     @pytest.fixture
     def clock(self, monkeypatch):
-        """That the bare step moves by 2, and the session by what a test says."""
+        """A fake clock. The bare step advances it by 2 s."""
         clock = SimpleNamespace(now=0.0)
         monkeypatch.setattr(loop, "now", lambda _: clock.now)
-        clock.bare_step = lambda: self.move(clock, 2)
+        clock.bare_step = lambda: self.advance(clock, 2)
         return clock
 
     @staticmethod
-    def move(clock, seconds):
+    def advance(clock, seconds):
         clock.now += seconds
 
-    def test_each_counts_its_own_seconds(self, clock):
+    def test_session_and_bare_step_are_timed_separately(self, clock):
         stretches = loop.Stretches(clock.bare_step, CPU)
-        validate = stretches.leave_out(lambda: [self.move(clock, 100), stretches.after_step()])
+        validate = stretches.leave_out(lambda: [self.advance(clock, 100), stretches.after_step()])
         for number in range(25):
-            self.move(clock, 3)
+            self.advance(clock, 3)
             stretches.after_step()
             if number in (4, 19):
                 validate()
-        self.move(clock, 5)  # the state is saved
+        self.advance(clock, 5)  # the state is saved
         stretches.end_session()
         assert stretches.steps == [10, 10, 5]
         assert stretches.session == [30, 30, 20]
         assert stretches.bare == [20, 20, 10]
 
-    def test_what_comes_after_the_last_full_stretch_is_part_of_it(self, clock):
+    def test_time_after_the_last_full_turn_belongs_to_it(self, clock):
         stretches = loop.Stretches(clock.bare_step, CPU)
         for _ in range(10):
-            self.move(clock, 3)
+            self.advance(clock, 3)
             stretches.after_step()
-        self.move(clock, 5)
+        self.advance(clock, 5)
         stretches.end_session()
         assert stretches.session == [35]
 
 
-def test_a_session_is_measured_whole(tmp_path, monkeypatch):
+def test_a_whole_session_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "STEPS_PER_EPOCH", 13)
     monkeypatch.setattr(loop, "NUM_VALID", 10)
     monkeypatch.setattr(loop, "DATA_EPOCHS", 2)
@@ -131,7 +131,7 @@ def test_a_session_is_measured_whole(tmp_path, monkeypatch):
     output.parent.mkdir()
     loop.main(SimpleNamespace(settings=SETTINGS, output=output))
     assert (seen[0].epoch, seen[0].step) == (2, 26)
-    rows = read(output)
+    rows = read_by_name(output)
     assert rows["loop_efficiency"].goal == ">= 0.98"
     assert 0.1 < rows["loop_efficiency"].value < 2
     ratio = rows["session_images_per_second"].value / rows["bare_step_images_per_second"].value
@@ -140,18 +140,18 @@ def test_a_session_is_measured_whole(tmp_path, monkeypatch):
     assert list(output.parent.iterdir()) == [output]
 
 
-def test_the_step_is_measured_each_way(tmp_path, monkeypatch):
+def test_every_way_to_compute_a_step_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "NUM_ROUNDS", 2)
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     step.main(SimpleNamespace(settings=SETTINGS, output=tmp_path / "step.csv"))
-    assert list(read(tmp_path / "step.csv")) == [
+    assert list(read_by_name(tmp_path / "step.csv")) == [
         "channels_last_gain", "fused_optimizer_gain", "bfloat16_gain", "threads_gain",
         "compile_gain", "compile_seconds", "compile_break_even_steps",
     ]  # fmt: skip
 
 
-def test_what_compiling_costs_and_when_it_has_paid(monkeypatch):
-    """A first step of 60 s, then one in 1 s instead of 1.5 s: paid after 120 steps."""
+def test_compiling_pays_off_after_its_cost_divided_by_its_gain(monkeypatch):
+    """The first step takes 60 s, and later ones 1 s instead of 1.5 s: it pays off in 120 steps."""
     clock = SimpleNamespace(now=0.0, compiled=False)
     jitter = itertools.cycle([-0.1] * 4 + [0] * 4 + [0.1] * 4)
 
@@ -167,9 +167,9 @@ def test_what_compiling_costs_and_when_it_has_paid(monkeypatch):
     spec = session_spec(SETTINGS)
     rows = step.measure_compilation(spec, set_up(spec), eager_step)
     assert [row.value for row in rows] == [pytest.approx(v, rel=0.05) for v in (1.5, 60, 120)]
-    gain, _, paid = rows
+    gain, _, steps = rows
     assert gain.low < gain.value < gain.high
-    assert paid.low < paid.value < paid.high
+    assert steps.low < steps.value < steps.high
 
 
 def test_a_bare_step_trains_as_configured():
@@ -187,7 +187,7 @@ def test_a_bare_step_trains_as_configured():
     assert not torch.equal(model.fc.weight, before)
 
 
-def test_the_data_path_is_measured_against_others(tmp_path, monkeypatch):
+def test_the_data_path_is_compared_with_others(tmp_path, monkeypatch):
     monkeypatch.setattr(data_path, "NUM_ROUNDS", 2)
     monkeypatch.setattr(data_path, "NUM_REPEATS", 2)
     for class_, number in (("a", 8), ("b", 9)):  # as many as in the arrays
@@ -199,7 +199,7 @@ def test_the_data_path_is_measured_against_others(tmp_path, monkeypatch):
         settings=SETTINGS, images=tmp_path / "images", arrays=arrays, output=tmp_path / "out.csv"
     )
     data_path.main(arguments)
-    rows = read(tmp_path / "out.csv")
+    rows = read_by_name(tmp_path / "out.csv")
     assert rows["data_path_vs_imagefolder"].goal == ">= 35"
     for other in ("copy", "imagefolder", "article"):
         ratio = rows["data_path_images_per_second"].value / rows[f"{other}_images_per_second"].value
@@ -209,11 +209,11 @@ def test_the_data_path_is_measured_against_others(tmp_path, monkeypatch):
         data_path.main(arguments)
 
 
-def test_jobs_side_by_side(tmp_path, monkeypatch):
+def test_the_gain_of_concurrent_jobs_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(sharing, "NUM_ROUNDS", 1)
     monkeypatch.setattr(sharing, "SECONDS", 0.2)
     sharing.main(SimpleNamespace(settings=SETTINGS, output=tmp_path / "sharing.csv"))
-    rows = read(tmp_path / "sharing.csv")
+    rows = read_by_name(tmp_path / "sharing.csv")
     for number in (2, 3):
         rates = [rows[f"jobs_{n}_images_per_second"].value for n in (number, 1)]
         assert rows[f"jobs_{number}_gain"].value == pytest.approx(rates[0] / rates[1], rel=0.01)

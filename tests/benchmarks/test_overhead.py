@@ -1,4 +1,4 @@
-"""The measures of whole commands, from planted times, and the commands themselves."""
+"""The measures of whole commands, with planted times, and the settings of these commands."""
 
 from benchmarks import overhead
 from benchmarks.measure import read_measures
@@ -7,19 +7,19 @@ from optstate.experiment import configuration
 
 
 def write_tsv(path, seconds):
-    """A file as `benchmark:` writes it, with a line for each repetition."""
+    """Write a file in the format of `benchmark:`, with a line for each repetition."""
     lines = [f"{s}\t0:00:0{int(s)}\t12.5\t90" for s in seconds]
     path.write_text("\n".join(["s\th:m:s\tmax_rss\tmean_load", *lines]) + "\n")
     return path
 
 
-def test_runs_of_different_lengths_separate_a_job_from_the_start():
-    """A run starts in 3 s, in 4 s the second time. Each job takes 2 s."""
+def test_the_overhead_is_split_into_jobs_and_start():
+    """The first run starts in 3 s, the second in 4 s. Each job takes 2 s."""
     few, many = [3 + 2 * 2, 4 + 2 * 2], [3 + 6 * 2, 4 + 6 * 2]
     assert overhead.split_overhead(few, many, 2, 6) == ([2, 2], [3, 4])
 
 
-def test_the_measures_of_planted_times(tmp_path):
+def test_planted_times_give_all_measures(tmp_path):
     files = {
         "--few-jobs": [5, 6, 5],
         "--many-jobs": [21, 22, 29],
@@ -42,7 +42,7 @@ def test_the_measures_of_planted_times(tmp_path):
 
 
 def test_timed_jobs_take_one_step():
-    """So that hardly anything but the overhead is measured."""
+    """The measured time is then almost only overhead."""
     config = configuration.load(ROOT / "config/demo.yaml", ROOT / "benchmarks/jobs.yaml")
     classes = 10  # of digits
     assert list(config["datasets"]) == ["digits"]

@@ -1,4 +1,4 @@
-"""The turns, the pairs and the measures of the comparison, with contestants that do not train."""
+"""The turns, pairs and measures of the comparison, with contestants that do not train."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ from benchmarks.peers import Contestant, Epoch, NotMeasured, Pair
 from conftest import write_images
 from optstate.job import InputError
 
-# Appends its name to a file that all share. What it answers may depend on the `turn`.
+# A contestant that appends its name to a shared file. Its answer may depend on the `turn`.
 FAKE = """
 import json, pathlib, sys
 for turn, _ in enumerate(sys.stdin):
@@ -41,7 +41,7 @@ def contestant(tmp_path: Path) -> Iterator:
         yield start
 
 
-def test_takes_turns_and_pairs_neighbours(contestant, tmp_path):
+def test_contestants_take_turns_and_neighbouring_epochs_are_paired(contestant, tmp_path):
     pairs = peers.race(contestant("ours"), [contestant("a"), contestant("b")], num_epochs=2)
     order = (tmp_path / "order").read_text().split()
     assert order == "ours a ours b  a ours b ours  ours a ours b".split()
@@ -75,17 +75,17 @@ def test_a_peer_that_fails_is_left_out(contestant, caplog, before, changes, reas
     assert "\n" not in message
 
 
-def test_fails_where_this_project_does(contestant):
+def test_an_error_of_this_project_ends_the_comparison(contestant):
     with pytest.raises(NotMeasured, match="ours: not measured: it ended: boom"):
         peers.race(contestant("ours", "turn and sys.exit('boom')"), [contestant("a")], 1)
 
 
-def pairs_of(seconds: Sequence[tuple[float, float]]) -> list[Pair]:
+def make_pairs(seconds: Sequence[tuple[float, float]]) -> list[Pair]:
     return [Pair(Epoch(peer, 8, 2, 0.5), Epoch(ours, 8, 2, 0.5)) for peer, ours in seconds]
 
 
-def test_measures():
-    pairs = {"a": pairs_of([(4, 1), (8, 3), (6, 2)]), "b": pairs_of([(1, 2), (1, 2), (1, 2)])}
+def test_ratios_and_medians_are_computed_from_pairs():
+    pairs = {"a": make_pairs([(4, 1), (8, 3), (6, 2)]), "b": make_pairs([(1, 2), (1, 2), (1, 2)])}
     rows = {row.measure: row for row in peers.pair_measures([*pairs], pairs, "cpu")}
     ratio = rows["epoch_vs_a"]
     assert ratio.value == 3
@@ -98,7 +98,7 @@ def test_measures():
     assert rows["epoch_seconds_ours"].goal == ""
 
 
-def test_measures_nothing_where_no_peer_ran():
+def test_a_peer_without_pairs_is_not_measured():
     (row,) = peers.pair_measures(["a"], {}, "cpu")
     assert math.isnan(row.value)
     assert row.measure == "epoch_vs_a"
@@ -111,7 +111,7 @@ def test_every_batch_must_be_full(tmp_path):
         peers.require_full_batches(images, 5)
 
 
-def test_what_cannot_be_installed_is_left_out(tmp_path, monkeypatch, caplog):
+def test_a_peer_that_cannot_be_installed_is_left_out(tmp_path, monkeypatch, caplog):
     def run(command, **_):
         raise subprocess.CalledProcessError(1, command, stderr="error: no network\n  Caused by: x")
 

@@ -12,7 +12,7 @@ from optstate.job import InputError
 
 
 class TestSettings:
-    def test_the_default_ones_are_valid(self):
+    def test_default_settings_are_valid(self):
         settings = load_settings()
         assert settings["archive"] is None
         assert settings_of(settings, "cpu", 64) == {
@@ -39,13 +39,13 @@ class TestSettings:
             ("cpu: {image_sizes: []}", "cpu.image_sizes: [] must not be empty."),
         ],
     )
-    def test_invalid_ones_are_one_line(self, tmp_path, text, message):
+    def test_an_invalid_setting_is_one_line(self, tmp_path, text, message):
         (tmp_path / "overlay.yaml").write_text(text)
         with pytest.raises(InputError) as error:
             load_settings(tmp_path / "overlay.yaml")
         assert str(error.value) == message
 
-    def test_they_stop_the_benchmark_and_no_experiment(self, tmp_path):
+    def test_an_invalid_setting_stops_only_the_benchmark(self, tmp_path):
         project = Project(tmp_path / "project")
         copy = project.folder / "benchmarks"
         shutil.copytree(ROOT / "benchmarks", copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -66,7 +66,7 @@ class TestSettings:
 
 
 def test_the_workflow_measures_everything(tmp_path):
-    """A dry run, of all jobs, each with all cores to itself."""
+    """A dry run of all jobs has the command of every part."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", "benchmarks/Snakefile"]
     options = ["--cores", "2", "--dry-run", "--forceall", "--printshellcmds", "--nolock"]
     run = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)

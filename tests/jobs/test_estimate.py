@@ -1,4 +1,4 @@
-"""The estimate of what an experiment takes."""
+"""The estimate of an experiment's jobs, hours and disk space."""
 
 import pytest
 
@@ -25,8 +25,8 @@ def test_an_uninterrupted_run_is_one_job_of_its_own():
     assert (total.num_sessions, total.epochs) == (4 * 4, 4 * (3 + 2 + 1 + 6))
 
 
-def test_hours():
-    """All jobs one after the other on one GPU; the longest run on enough of them."""
+def test_hours_are_those_of_all_jobs_or_of_the_longest_run():
+    """One GPU runs all jobs in sequence. With many GPUs, the longest run decides."""
     total = estimate(RUNS, CONFIG, 10)
     everything = 32 * SECONDS_TO_START + 10 * 60
     assert total.hours(1) == pytest.approx(everything / 3600)
@@ -34,8 +34,8 @@ def test_hours():
     assert total.hours(100) == pytest.approx((3 * SECONDS_TO_START + 10 * 6) / 3600)
 
 
-def test_files_on_the_disk():
-    """As a simulation of the jobs, in order, has found them for 720 sessions of 320 runs."""
+def test_the_number_of_files_is_that_of_a_simulation():
+    """The numbers are from a simulation of 720 sessions of 320 runs in the order of their jobs."""
     config = configuration.load(ROOT / "docs/cluster.yaml")
     total = estimate(configuration.all_runs(config), config, 15)
     simulated = {1: (1041, 642, 324), 8: (1048, 656, 352), 100: (1140, 840, 660)}
@@ -44,10 +44,13 @@ def test_files_on_the_disk():
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "Adam"}, {"name": "SGD", "momentum": 0.9}])
-def test_the_size_of_a_checkpoint(optimizer):
+def test_checkpoints_hold_parameters_buffers_and_optimizer_state(optimizer):
     schedules = {"constant": {"lr": [1e-3]}, "plain": {"lr": [1e-3], "optimizer": {"name": "SGD"}}}
     config = {"model": "resnet50", "image_size": 64, "optimizer": optimizer, "schedules": schedules}
-    parameters, others = 23_528_522, 53_173  # with ten classes; the others are batch norm's
+    parameters, others = (
+        23_528_522,
+        53_173,
+    )  # with ten classes; the others are buffers of batch norm
     copies, steps = {"Adam": (3, 161), "SGD": (2, 0)}[optimizer["name"]]
     expected = 4 * (copies * parameters + others + steps)
     assert checkpoint_bytes(config) == pytest.approx(expected, rel=1e-5)
@@ -67,7 +70,7 @@ def test_an_error_is_one_line(tmp_path, content, options, words):
     assert_one_line(run_module("optstate.experiment.estimate", path, *options), words)
 
 
-def test_the_documentation_shows_its_output():
+def test_the_documentation_shows_the_current_output():
     shown = (ROOT / "docs/cluster.md").read_text()
     printed = run_module(
         "optstate.experiment.estimate", ROOT / "docs/cluster.yaml", "--seconds-per-epoch", 15

@@ -31,25 +31,25 @@ def fetch(output: Path, *arguments: object, **options) -> subprocess.CompletedPr
     return run_module("optstate.data.fetch", *arguments, *options_of_job, **options)
 
 
-def test_wrong_checksum(archive, output):
+def test_a_wrong_checksum_is_one_line(archive, output):
     result = fetch(output, "--archive", archive, "--sha256", "0" * 64)
     assert_one_line(result, "images.tgz", SHA256, "0" * 64, "Correct the archive")
     assert not output.exists()
 
 
-def test_checksum_file_verifies_the_archive(output):
+def test_the_checksum_file_verifies_the_archive(output):
     digest = packaged.SHA256["digits"]
     assert fetch(output, "--packaged", "digits", "--sha256", digest).returncode == 0
     check = subprocess.run(["sha256sum", "-c", "archive.sha256"], cwd=output.parent)
     assert check.returncode == 0
 
 
-def test_missing_file_in_mirror(tmp_path, output):
+def test_a_missing_file_in_the_mirror_is_one_line(tmp_path, output):
     result = fetch(output, "--archive", "http://x/a.tgz", "--mirror", tmp_path, "--sha256", SHA256)
     assert_one_line(result, f"{tmp_path / 'a.tgz'}: no such file", "mirror")
 
 
-def test_file_size_limit(archive, output):
+def test_a_file_size_limit_is_one_line(archive, output):
     def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 

@@ -1,4 +1,4 @@
-"""What every job shares: outputs that are whole or not there, locks, and the end of its parent."""
+"""Features that all jobs share: atomic outputs, locks, and their end with their parent."""
 
 import argparse
 import os
@@ -17,8 +17,8 @@ from optstate.experiment import lock
 from optstate.job import InputError, hold_lock, write_atomically
 
 
-def python(code: str, **options) -> subprocess.Popen:
-    """Run ``code`` in a process of its own, with the package at hand."""
+def start_python(code: str, **options) -> subprocess.Popen:
+    """Run ``code`` in another process, which can import the package."""
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")},
@@ -28,7 +28,7 @@ def python(code: str, **options) -> subprocess.Popen:
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the lock file ``lock``."""
+    """A process that holds the lock file ``lock``."""
     code = f"""
 import pathlib, time
 from optstate.job import hold_lock
@@ -36,14 +36,14 @@ with hold_lock(pathlib.Path({str(tmp_path / "lock")!r})):
     print("held", flush=True)
     time.sleep(600)
 """
-    with python(code) as process:
+    with start_python(code) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
 
 
 class TestHoldLock:
-    def test_a_second_is_refused(self, tmp_path, holder, monkeypatch, caplog):
+    def test_a_second_holder_is_refused(self, tmp_path, holder, monkeypatch, caplog):
         monkeypatch.setattr(job, "LOCK_SECONDS", 0.2)
         with (
             pytest.raises(InputError, match="has held this lock .*fuser"),
@@ -52,19 +52,19 @@ class TestHoldLock:
             pass
         assert "waiting for it to end" in caplog.text
 
-    def test_a_second_waits_for_one_that_ends(self, tmp_path, holder):
+    def test_a_second_holder_waits_for_the_end_of_the_first(self, tmp_path, holder):
         threading.Timer(0.5, holder.kill).start()
         with hold_lock(tmp_path / "lock"):
             assert holder.wait() == -signal.SIGKILL
 
-    def test_it_is_free_again_afterwards(self, tmp_path):
+    def test_a_released_lock_leaves_no_file(self, tmp_path):
         for _ in range(2):
             with hold_lock(tmp_path / "lock"):
                 pass
         assert list(tmp_path.iterdir()) == []
 
-    def test_never_two_at_once(self, tmp_path):
-        """Also when the lock file is removed while others wait for it."""
+    def test_only_one_process_holds_the_lock(self, tmp_path):
+        """This also holds when the lock file is removed while others wait for it."""
         code = f"""
 import pathlib, time
 from optstate.job import hold_lock
@@ -75,26 +75,26 @@ for _ in range(20):
         time.sleep(0.002)
         inside.unlink()
 """
-        processes = [python(code) for _ in range(4)]
+        processes = [start_python(code) for _ in range(4)]
         assert [(p.communicate()[1].count("Error"), p.returncode) for p in processes] == [
             (0, 0)
         ] * 4
 
 
 class TestLock:
-    def test_one_snakemake_in_an_experiment(self, tmp_path):
+    def test_an_experiment_accepts_one_snakemake_at_a_time(self, tmp_path):
         results = tmp_path / "results"
         code = f"""
 import pathlib
 from optstate.experiment import lock
 lock.claim(pathlib.Path({str(results)!r}))
 """
-        with lock.claim(results), python(code) as second:
+        with lock.claim(results), start_python(code) as second:
             assert "another Snakemake is running on" in second.communicate()[1]
-        with python(code) as third:
+        with start_python(code) as third:
             assert third.wait() == 0
 
-    def test_a_left_lock_is_one_that_nobody_holds(self, tmp_path, monkeypatch):
+    def test_a_lock_that_no_process_holds_is_left_over(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         results = Path("results")
         assert not lock.is_lock_left(results)
@@ -113,20 +113,20 @@ def has_ended(process: int) -> bool:
         return True
 
 
-def test_ctrl_c_is_one_line(tmp_path):
-    def interrupted(_: argparse.Namespace) -> None:
-        # As in a terminal: a shell lets what it starts in the background ignore SIGINT.
+def test_ctrl_c_ends_in_one_line(tmp_path):
+    def interrupt(_: argparse.Namespace) -> None:
+        # Set the handler of a process in a terminal: background processes of a shell ignore SIGINT.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(SystemExit) as exit_:
-        job.run(argparse.ArgumentParser(), interrupted, ["--log", str(tmp_path / "log")])
+        job.run(argparse.ArgumentParser(), interrupt, ["--log", str(tmp_path / "log")])
     assert exit_.value.code == 130
     assert "interrupted: SIGINT: run again to continue" in (tmp_path / "log").read_text()
 
 
 class TestParent:
-    def job(self, parent: str) -> str:
+    def make_job(self, parent: str) -> str:
         return f"""
 import os, signal, time
 from optstate.job import end_with_parent
@@ -138,10 +138,10 @@ time.sleep(600)
     def test_a_job_ends_with_its_parent(self):
         code = f"""
 import subprocess, sys, time
-subprocess.Popen([sys.executable, "-c", {self.job("os.getppid()")!r}])
+subprocess.Popen([sys.executable, "-c", {self.make_job("os.getppid()")!r}])
 time.sleep(600)
 """
-        with python(code) as parent:
+        with start_python(code) as parent:
             child = int(parent.stdout.readline())
             assert Path(f"/proc/{child}").exists()
             parent.kill()
@@ -151,13 +151,13 @@ time.sleep(600)
                 time.sleep(0.05)
             assert has_ended(child)
 
-    def test_nor_does_it_begin_without_it(self):
-        with python(self.job("1")) as child:
+    def test_a_job_without_its_parent_ends_at_once(self):
+        with start_python(self.make_job("1")) as child:
             assert child.wait() == -signal.SIGTERM
 
 
 class TestWriteAtomically:
-    def test_a_reader_sees_the_old_or_the_new(self, tmp_path):
+    def test_a_reader_sees_the_old_or_the_new_content(self, tmp_path):
         path, size = tmp_path / "file", 1_000_000
         path.write_bytes(b"0" * size)
         seen, done = [], threading.Event()
@@ -180,20 +180,20 @@ class TestWriteAtomically:
         assert len(seen) > 10
         assert set(seen) == {(size, 1)}
 
-    def test_it_is_on_disk_before_it_has_its_name(self, tmp_path, monkeypatch):
-        done = []
+    def test_a_file_is_synced_before_it_is_renamed(self, tmp_path, monkeypatch):
+        calls = []
         fsync, replace = os.fsync, os.replace
 
-        def noted_fsync(descriptor: int) -> None:
-            done.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        def record_fsync(descriptor: int) -> None:
+            calls.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
             fsync(descriptor)
 
-        def noted_replace(source: Path, target: Path) -> None:
-            done.append(f"rename to {target.name}")
+        def record_replace(source: Path, target: Path) -> None:
+            calls.append(f"rename to {target.name}")
             replace(source, target)
 
-        monkeypatch.setattr(os, "fsync", noted_fsync)
-        monkeypatch.setattr(os, "replace", noted_replace)
+        monkeypatch.setattr(os, "fsync", record_fsync)
+        monkeypatch.setattr(os, "replace", record_replace)
         with write_atomically(tmp_path / "file") as temporary:
             temporary.write_text("content")
-        assert done == ["fsync .file.tmp", "rename to file", f"fsync {tmp_path.name}"]
+        assert calls == ["fsync .file.tmp", "rename to file", f"fsync {tmp_path.name}"]

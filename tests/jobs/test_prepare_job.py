@@ -1,4 +1,4 @@
-"""The command that decodes images: its processes, and errors that only a process can show."""
+"""The command that decodes images: its worker processes, and errors that need a process."""
 
 import hashlib
 import os
@@ -50,7 +50,7 @@ def test_archives_folders_and_workers_give_the_same_bytes(images, tmp_path):
 
 
 def test_workers_are_children_of_this_process(images, tmp_path):
-    """They must be, whatever the default start method: it differs between Python versions."""
+    """This must hold for every default start method, which depends on the Python version."""
     code = """
 import multiprocessing, pathlib, sys
 from optstate.data import prepare
@@ -66,7 +66,7 @@ if __name__ == "__main__":
     assert (tmp_path / "out/dataset.json").exists()
 
 
-def test_more_images_than_a_chunk(tmp_path):
+def test_chunks_keep_the_order_of_images(tmp_path):
     images = write_images(tmp_path / "images", per_class=prepare.CHUNK + 3, size=SIZE)
     for workers in (1, 3):
         output = tmp_path / str(workers)
@@ -75,8 +75,8 @@ def test_more_images_than_a_chunk(tmp_path):
         assert np.array_equal(np.load(output / "train_images.npy"), expected)
 
 
-def test_equal_pictures_have_the_same_likeness_in_all_workers(images, tmp_path):
-    """Python seeds its hashes anew in each process, unless that is forked."""
+def test_equal_pictures_have_equal_hashes_in_all_workers(images, tmp_path):
+    """Python seeds its hashes differently in each process that is not forked."""
     _, (split, _) = prepare.list_images(images)
     traits = []
     for number in range(2):
@@ -86,7 +86,7 @@ def test_equal_pictures_have_the_same_likeness_in_all_workers(images, tmp_path):
     assert np.array_equal(*traits)
 
 
-def test_image_that_does_not_decode(images, tmp_path):
+def test_an_image_that_does_not_decode_is_one_line(images, tmp_path):
     (images / "val/bee/2.png").write_bytes(b"no image")
     result = run_on_folder(images, tmp_path / "out", workers=2)
     assert_one_line(result, "val/bee/2.png: does not decode as an image", "Replace or remove it")
@@ -97,7 +97,7 @@ def kill_this_process(task: tuple) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_killed_worker(images, tmp_path, monkeypatch):
+def test_a_killed_worker_is_an_error(images, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_decode_chunk", kill_this_process)
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="a decoding process was killed.* Use fewer cores"):
@@ -105,15 +105,17 @@ def test_killed_worker(images, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_file_size_limit(images, tmp_path):
-    def limit() -> None:
+def test_a_file_size_limit_is_one_line(images, tmp_path):
+    def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
 
-    assert_one_line(run_on_folder(images, tmp_path / "out", preexec_fn=limit), "ulimit -f")
+    assert_one_line(
+        run_on_folder(images, tmp_path / "out", preexec_fn=limit_file_size), "ulimit -f"
+    )
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_manifest_is_what_sha256sum_prints(images):
+def test_the_manifest_is_the_output_of_sha256sum(images):
     for name in ("two\nlines.png", "back\\slash.png", "re\rturn.png", "e ñ'\".png"):
         shutil.copy(images / "train/ant/0.png", images / "train/ant" / name)
     names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))

@@ -1,4 +1,4 @@
-"""The warning of a SLURM job's end reaches the session; then the job is queued up again."""
+"""The signal before a SLURM job's time limit reaches the session, and the job is requeued."""
 
 import os
 import signal
@@ -9,20 +9,20 @@ import pytest
 
 from conftest import ROOT
 
-# A session, by its name in the process table: it is warned, saves, and ends.
+# A process with the name of a session. After the signal it "saves" and ends.
 SESSION = """
 import signal, sys, time
-time.sleep(1)  # not listening yet
-said = []
-signal.signal(signal.SIGUSR1, lambda *_: said.append("warned"))
-print("listens", flush=True)
-while not said:
+time.sleep(1)  # the signal may arrive before the handler is installed
+received = []
+signal.signal(signal.SIGUSR1, lambda *_: received.append("signal"))
+print("ready", flush=True)
+while not received:
     time.sleep(0.01)
-time.sleep(0.7)  # warned again meanwhile
+time.sleep(0.7)  # a second signal may arrive
 print("saved", flush=True)
 sys.exit(75)
 """
-# A Snakemake within the job: it starts the session, and something else.
+# The Snakemake in the job. It starts the session and another process, which gets no signal.
 SNAKEMAKE = f"""
 import subprocess, sys
 from optstate.experiment.requeue import requeue_when_warned
@@ -46,8 +46,8 @@ with subprocess.Popen(session) as session, subprocess.Popen(["sleep", "600"]) as
         ),
     ],
 )
-@pytest.mark.parametrize("when", ["as it starts", "as it trains", "twice"])
-def test_it_saves_and_the_job_is_queued_up_again(tmp_path, environment, job, when):
+@pytest.mark.parametrize("when", ["at the start", "in training", "twice"])
+def test_a_warned_session_saves_and_its_job_is_requeued(tmp_path, environment, job, when):
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/orders\n")
     scontrol.chmod(0o755)
@@ -58,8 +58,8 @@ def test_it_saves_and_the_job_is_queued_up_again(tmp_path, environment, job, whe
     command = [sys.executable, "-c", SNAKEMAKE]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "started\n"
-        if when != "as it starts":
-            assert process.stdout.readline() == "listens\n"
+        if when != "at the start":
+            assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGUSR1)
         if when == "twice":
             process.send_signal(signal.SIGUSR1)

@@ -1,4 +1,4 @@
-"""Train sessions on planted arrays, in this process, and read what they wrote."""
+"""Train sessions on generated arrays in this process, and read their outputs."""
 
 import csv
 import json
@@ -36,16 +36,16 @@ SECOND = configuration.session_spec(CONFIG, Session("noise", "onecycle-preserve"
 
 
 def write_arrays(folder: Path, valid_labels: list[int] | None = None) -> Path:
-    """Write two classes of noise, bright on the left or on the right."""
+    """Write noise in two classes: bright on the left, and bright on the right."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for split, labels in (("train", [0] * 8 + [1] * 9), ("valid", [0] * 5 + [1] * 5)):
         images = rng.integers(0, 100, (len(labels), 32, 32, 3))
         for image, label in zip(images, labels, strict=True):
             image[:, 16 * label : 16 * (label + 1)] += 150
-        planted = labels if split == "train" else valid_labels or labels
+        written = labels if split == "train" else valid_labels or labels
         np.save(folder / f"{split}_images.npy", images.astype(np.uint8))
-        np.save(folder / f"{split}_labels.npy", np.array(planted))
+        np.save(folder / f"{split}_labels.npy", np.array(written))
     (folder / "dataset.json").write_text("{}")
     return folder
 
@@ -76,17 +76,17 @@ def train(
 
 
 def progress_folder(root: Path, number: int) -> Path:
-    """The folder of a session's states in progress."""
+    """Return the folder of a session's states in progress."""
     return root / "in_progress" / f"session{number}"
 
 
-def rows(path: Path) -> list[dict]:
+def read_rows(path: Path) -> list[dict]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def without_seconds(path: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
+def read_rows_without_seconds(path: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(path)]
 
 
 def assert_equal_bits(first, second, where: str = "checkpoint") -> None:
@@ -105,16 +105,16 @@ def assert_equal_bits(first, second, where: str = "checkpoint") -> None:
         assert first == second, where
 
 
-def checkpoint(folder: Path) -> dict:
+def load_checkpoint(folder: Path) -> dict:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-def points(folder: Path, tag: str) -> list[tuple[int, float]]:
+def read_points(folder: Path, tag: str) -> list[tuple[int, float]]:
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     accumulator.Reload()
     return [(event.step, event.value) for event in accumulator.Scalars(tag)]
 
 
-def files_in(folder: Path) -> list[str]:
-    """The names of all files in and below a folder, sorted."""
+def list_files(folder: Path) -> list[str]:
+    """Return the names of all files in and below a folder, sorted."""
     return sorted(path.name for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""The same configuration gives the same bits, and another one gives others."""
+"""The same configuration gives the same bits, and another configuration gives other ones."""
 
 from dataclasses import replace
 
@@ -8,12 +8,12 @@ import torch
 
 from conftest import file_sha256, run_module
 from optstate.training import loop
-from sessions import FIRST, assert_equal_bits, checkpoint, rows, train, write_arrays
+from sessions import FIRST, assert_equal_bits, load_checkpoint, read_rows, train, write_arrays
 
 SPEC = replace(FIRST, model="shufflenet_v2_x0_5")
 
-# Without batch norm and Adam, rounding errors stay small, so that other processors give these
-# losses too (here torch 2.15.0). They may change only where training is meant to change.
+# Without batch norm and Adam, rounding errors stay small, so that all processors give these losses.
+# They were computed with torch 2.15.0. Change them only if a change to training is intended.
 GOLDEN = replace(
     SPEC, model="squeezenet1_1", batch_size=8, optimizer={"name": "SGD", "momentum": 0.9},
     learning_rate={"kind": "onecycle", "initial_lr": 5e-4, "max_lr": 5e-3},
@@ -26,8 +26,8 @@ def arrays(tmp_path_factory):
     return write_arrays(tmp_path_factory.mktemp("data") / "arrays")
 
 
-def train_apart(folder, spec, arrays, **environment) -> str:
-    """Train in another process; returns the checkpoint's SHA-256."""
+def train_in_new_process(folder, spec, arrays, **environment) -> str:
+    """Train in another process. Returns the checkpoint's SHA-256."""
     result = run_module(
         "optstate.training.session", "--spec", spec.to_json(), "--arrays", arrays,
         "--output", folder, "--progress", folder / "in_progress", "--log", folder / "log",
@@ -37,24 +37,26 @@ def train_apart(folder, spec, arrays, **environment) -> str:
     return file_sha256(folder / "checkpoint.pt")
 
 
-def test_golden_losses(tmp_path, arrays):
-    losses = [float(row["loss"]) for row in rows(train(tmp_path, GOLDEN, arrays) / "steps.csv")]
+def test_losses_equal_the_committed_ones(tmp_path, arrays):
+    losses = [
+        float(row["loss"]) for row in read_rows(train(tmp_path, GOLDEN, arrays) / "steps.csv")
+    ]
     assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-5)
 
 
 def test_every_run_on_a_machine_gives_the_same_bytes(tmp_path, arrays):
     here = train(tmp_path / "here", SPEC, arrays)
-    apart = [train_apart(tmp_path / name, SPEC, arrays) for name in "ab"]
+    apart = [train_in_new_process(tmp_path / name, SPEC, arrays) for name in "ab"]
     assert apart == [file_sha256(here / "checkpoint.pt")] * 2
     for name in "ab":
         assert (tmp_path / name / "steps.csv").read_bytes() == (here / "steps.csv").read_bytes()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_are_those_of_the_configuration(tmp_path, arrays, threads):
-    """Snakemake sets these variables to the cores that it gives to a job."""
+def test_the_configuration_sets_the_number_of_threads(tmp_path, arrays, threads):
+    """Snakemake sets these variables to the number of cores of a job. They must not matter."""
     digests = {
-        train_apart(
+        train_in_new_process(
             tmp_path / outside, replace(SPEC, cpu_threads=threads), arrays,
             OMP_NUM_THREADS=outside, MKL_NUM_THREADS=outside,
         )
@@ -75,30 +77,30 @@ def test_threads_are_those_of_the_configuration(tmp_path, arrays, threads):
         {"learning_rate": {"kind": "onecycle", "initial_lr": 1e-4, "max_lr": 1.0001e-3}},
     ],
 )
-def test_something_else_differs(tmp_path, arrays, change):
-    first = checkpoint(train(tmp_path / "a", SPEC, arrays))["model"]
-    other = checkpoint(train(tmp_path / "b", replace(SPEC, **change), arrays))["model"]
+def test_another_configuration_gives_other_weights(tmp_path, arrays, change):
+    first = load_checkpoint(train(tmp_path / "a", SPEC, arrays))["model"]
+    other = load_checkpoint(train(tmp_path / "b", replace(SPEC, **change), arrays))["model"]
     assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
 
 
-def test_sessions_that_keep_everything_are_one_uninterrupted_run(tmp_path, arrays):
+def test_sessions_that_keep_everything_equal_an_uninterrupted_run(tmp_path, arrays):
     same = replace(SPEC, schedule="constant", learning_rate={"kind": "constant", "lr": 1e-3})
     first = train(tmp_path, replace(same, method="constant", num_epochs=1), arrays)
     named = {"boundary": "preserve", "method": "constant-preserve", "session": 2, "keep": "all"}
     second = train(tmp_path, replace(same, **named, num_epochs=2), arrays, previous=first)
     own = {"boundary": "uninterrupted", "method": "constant-uninterrupted", "num_epochs": 3}
     whole = train(tmp_path / "whole", replace(same, **own), arrays)
-    interrupted, uninterrupted = checkpoint(second), checkpoint(whole)
+    interrupted, uninterrupted = load_checkpoint(second), load_checkpoint(whole)
     for part in ("model", "optimizer", "random"):
         assert_equal_bits(interrupted[part], uninterrupted[part])
     measures = ("step", "loss", "top1", "lr")
-    steps = [*rows(first / "steps.csv"), *rows(second / "steps.csv")]
+    steps = [*read_rows(first / "steps.csv"), *read_rows(second / "steps.csv")]
     assert [[row[m] for m in measures] for row in steps] == [
-        [row[m] for m in measures] for row in rows(whole / "steps.csv")
+        [row[m] for m in measures] for row in read_rows(whole / "steps.csv")
     ]
 
 
-def test_another_order_of_the_same_batches_differs(tmp_path, arrays, monkeypatch):
+def test_another_order_of_batches_gives_other_weights(tmp_path, arrays, monkeypatch):
     first = train(tmp_path / "a", SPEC, arrays)
     shuffle = loop.shuffle_indices
     monkeypatch.setattr(loop, "shuffle_indices", lambda *a: np.roll(shuffle(*a), SPEC.batch_size))
@@ -106,10 +108,10 @@ def test_another_order_of_the_same_batches_differs(tmp_path, arrays, monkeypatch
     assert file_sha256(first / "checkpoint.pt") != file_sha256(other / "checkpoint.pt")
 
 
-@pytest.mark.parametrize(("asked", "expected"), [("auto", True), (True, True), (False, False)])
-def test_determinism_is_recorded(tmp_path, arrays, restore_determinism, asked, expected):
-    output = train(tmp_path, replace(SPEC, deterministic=asked, num_epochs=1), arrays)
-    assert checkpoint(output)["meta"]["deterministic"] is expected
+@pytest.mark.parametrize(("setting", "expected"), [("auto", True), (True, True), (False, False)])
+def test_determinism_is_recorded(tmp_path, arrays, restore_determinism, setting, expected):
+    output = train(tmp_path, replace(SPEC, deterministic=setting, num_epochs=1), arrays)
+    assert load_checkpoint(output)["meta"]["deterministic"] is expected
     assert torch.are_deterministic_algorithms_enabled() is expected
 
 

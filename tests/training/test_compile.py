@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sessions import FIRST, SECOND, checkpoint, rows, train, write_arrays
+from sessions import FIRST, SECOND, load_checkpoint, read_rows, train, write_arrays
 
 SPEC = replace(FIRST, num_epochs=1)
 
@@ -38,33 +38,35 @@ def compiled(monkeypatch):
     return fake
 
 
-def test_full_batches_of_training_are(tmp_path, arrays, compiled):
+def test_only_full_training_batches_are_compiled(tmp_path, arrays, compiled):
     """17 images make two full batches of 6."""
     output = train(tmp_path, replace(SPEC, compile=True, batch_size=6), arrays)
     assert compiled.batches == [(6, True)] * 2
     assert compiled.options == {"dynamic": False, "mode": "default"}
-    assert len(rows(output / "steps.csv")) == 3
-    assert checkpoint(output)["meta"]["compiled"] is True
+    assert len(read_rows(output / "steps.csv")) == 3
+    assert load_checkpoint(output)["meta"]["compiled"] is True
 
 
 @pytest.mark.parametrize("choice", ["auto", False])
-def test_otherwise_nothing_is(tmp_path, arrays, compiled, choice):
+def test_nothing_is_compiled_by_default(tmp_path, arrays, compiled, choice):
     output = train(tmp_path, replace(SPEC, compile=choice), arrays)
     assert compiled.batches == []
-    assert checkpoint(output)["meta"]["compiled"] is False
+    assert load_checkpoint(output)["meta"]["compiled"] is False
 
 
-def test_a_later_session_takes_what_a_compiled_one_left(tmp_path, arrays, compiled):
+def test_a_later_session_continues_from_a_compiled_one(tmp_path, arrays, compiled):
     first = train(tmp_path, replace(SPEC, compile=True), arrays)
     train(tmp_path, replace(SECOND, num_epochs=1), arrays, previous=first)
 
 
-def test_for_real(tmp_path, arrays, request):
-    """The results differ by rounding only, and every run gives the same bits."""
+def test_compiled_runs_are_equal_and_differ_from_eager_ones_by_rounding(tmp_path, arrays, request):
+    """Test this with torch.compile itself."""
     if not request.config.getoption("--exhaustive"):
-        pytest.skip("takes minutes: --exhaustive")
+        pytest.skip("takes minutes: run it with --exhaustive")
     eager, once, again = (
-        rows(train(tmp_path / name, replace(SPEC, compile=name != "eager"), arrays) / "steps.csv")
+        read_rows(
+            train(tmp_path / name, replace(SPEC, compile=name != "eager"), arrays) / "steps.csv"
+        )
         for name in ("eager", "once", "again")
     )
     assert once == again

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from optstate.training import batches, loop
-from sessions import FIRST, SECOND, checkpoint, rows, train, without_seconds, write_arrays
+from sessions import (
+    FIRST,
+    SECOND,
+    load_checkpoint,
+    read_rows,
+    read_rows_without_seconds,
+    train,
+    write_arrays,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -22,19 +30,21 @@ def arrays(tmp_path):
 def assert_same(output, expected):
     for name in ("checkpoint.pt", "steps.csv"):
         assert (output / name).read_bytes() == (expected / name).read_bytes(), name
-    assert without_seconds(output / "epochs.csv") == without_seconds(expected / "epochs.csv")
+    assert read_rows_without_seconds(output / "epochs.csv") == read_rows_without_seconds(
+        expected / "epochs.csv"
+    )
 
 
-def test_the_same_bits_in_every_run(tmp_path, arrays):
+def test_every_run_gives_the_same_bits(tmp_path, arrays):
     outputs = []
     for name in ("once", "again"):
         first = train(tmp_path / name, SPEC, arrays)
         outputs.append(train(tmp_path / name, replace(SECOND, **ON_GPU), arrays, previous=first))
     assert_same(*outputs)
-    assert checkpoint(outputs[0])["meta"]["precision"] == "bfloat16"
+    assert load_checkpoint(outputs[0])["meta"]["precision"] == "bfloat16"
 
 
-def test_streamed_images_give_the_same_bits_as_held_ones(tmp_path, arrays, monkeypatch):
+def test_images_in_host_memory_give_the_same_bits_as_on_the_gpu(tmp_path, arrays, monkeypatch):
     held = train(tmp_path / "held", SPEC, arrays)
     monkeypatch.setattr(batches, "MAX_MEMORY_SHARE", 0)
     assert_same(train(tmp_path / "streamed", SPEC, arrays), held)
@@ -58,9 +68,11 @@ def test_no_step_waits_for_the_gpu(tmp_path, arrays, monkeypatch):
     train(tmp_path, SPEC, arrays)
 
 
-def test_compiled_with_cuda_graphs(tmp_path, arrays):
+def test_compiling_with_cuda_graphs_changes_losses_by_rounding(tmp_path, arrays):
     eager, compiled = (
-        rows(train(tmp_path / str(choice), replace(SPEC, compile=choice), arrays) / "steps.csv")
+        read_rows(
+            train(tmp_path / str(choice), replace(SPEC, compile=choice), arrays) / "steps.csv"
+        )
         for choice in (False, True)
     )
     assert float(compiled[0]["loss"]) == pytest.approx(float(eager[0]["loss"]), rel=0.02)

@@ -1,4 +1,4 @@
-"""An interrupted session continues without loss, and its results do not change by a bit."""
+"""An interrupted session continues from its saved state and gives the same bits."""
 
 import logging
 import os
@@ -17,12 +17,12 @@ from optstate.training.progress import EXIT_CODE, Progress
 from sessions import (
     FIRST,
     SECOND,
-    files_in,
-    points,
+    list_files,
     progress_folder,
-    rows,
+    read_points,
+    read_rows,
+    read_rows_without_seconds,
     train,
-    without_seconds,
     write_arrays,
 )
 
@@ -37,32 +37,34 @@ def arrays(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, arrays):
+def uninterrupted(tmp_path_factory, arrays):
     """The folder of a session that was not interrupted."""
-    return train(tmp_path_factory.mktemp("straight"), SPEC, arrays)
+    return train(tmp_path_factory.mktemp("uninterrupted"), SPEC, arrays)
 
 
 def assert_same(output: Path, expected: Path) -> None:
-    """All bytes are equal, except for seconds and for times in TensorBoard's files."""
+    """Check that all bytes are equal, except for seconds and for times in TensorBoard's files."""
     for name in ("checkpoint.pt", "steps.csv"):
         assert (output / name).read_bytes() == (expected / name).read_bytes(), name
-    assert without_seconds(output / "epochs.csv") == without_seconds(expected / "epochs.csv")
+    assert read_rows_without_seconds(output / "epochs.csv") == read_rows_without_seconds(
+        expected / "epochs.csv"
+    )
     for tag in ("train/loss", "train/top1", "lr", "momentum", "valid/loss", "valid/top3"):
         curves = output.parent / "curves", expected.parent / "curves"
-        assert points(curves[0], tag) == points(curves[1], tag), tag
+        assert read_points(curves[0], tag) == read_points(curves[1], tag), tag
 
 
 def interrupt_at(monkeypatch, step: int, how=signal.SIGTERM) -> None:
     """Send this process a signal during one training step."""
     train_step = loop.train_step
 
-    def with_signal(session_, *batch):
+    def send_signal(session_, *batch):
         if session_.state.position.step + 1 == step:
             monkeypatch.setattr(loop, "train_step", train_step)
             os.kill(os.getpid(), how)
         return train_step(session_, *batch)
 
-    monkeypatch.setattr(loop, "train_step", with_signal)
+    monkeypatch.setattr(loop, "train_step", send_signal)
 
 
 class TestSignals:
@@ -70,8 +72,8 @@ class TestSignals:
         ("step", "how"),
         [(1, signal.SIGTERM), (3, signal.SIGINT), (4, signal.SIGUSR1), (10, signal.SIGTERM)],
     )
-    def test_the_step_is_finished_and_saved(
-        self, tmp_path, arrays, straight, monkeypatch, caplog, step, how
+    def test_the_current_step_is_finished_and_saved(
+        self, tmp_path, arrays, uninterrupted, monkeypatch, caplog, step, how
     ):
         interrupt_at(monkeypatch, step, how)
         with pytest.raises(SystemExit) as exit_:
@@ -86,18 +88,20 @@ class TestSignals:
             "train_step",
             lambda s, *batch: steps.append(s.state.position.step) or train_step(s, *batch),
         )
-        assert_same(train(tmp_path, SPEC, arrays), straight)
+        assert_same(train(tmp_path, SPEC, arrays), uninterrupted)
         assert steps == list(range(step, 12))
 
-    def test_in_every_step_and_every_validation(self, tmp_path, arrays, straight, monkeypatch):
-        def interrupt(function):
-            def interrupted(*arguments):
+    def test_an_interruption_in_every_step_changes_no_result(
+        self, tmp_path, arrays, uninterrupted, monkeypatch
+    ):
+        def add_interruption(function):
+            def interrupt(*arguments):
                 os.kill(os.getpid(), signal.SIGTERM)
                 return function(*arguments)
 
-            return interrupted
+            return interrupt
 
-        monkeypatch.setattr(loop, "train_step", interrupt(loop.train_step))
+        monkeypatch.setattr(loop, "train_step", add_interruption(loop.train_step))
         interruptions = 0
         while True:
             try:
@@ -106,24 +110,26 @@ class TestSignals:
             except SystemExit:
                 interruptions += 1
         assert interruptions == 12
-        assert_same(output, straight)
+        assert_same(output, uninterrupted)
 
-    def test_an_interrupted_validation_is_repeated(self, tmp_path, arrays, straight, monkeypatch):
+    def test_an_interrupted_validation_is_repeated(
+        self, tmp_path, arrays, uninterrupted, monkeypatch
+    ):
         with monkeypatch.context() as patched:
             validate = loop.validate
 
-            def interrupted(*arguments):
+            def interrupt(*arguments):
                 torch.rand(1)  # as a model might draw
                 os.kill(os.getpid(), signal.SIGTERM)
                 return validate(*arguments)
 
-            patched.setattr(loop, "validate", interrupted)
+            patched.setattr(loop, "validate", interrupt)
             with pytest.raises(SystemExit):
                 train(tmp_path, replace(SPEC, seed=4), arrays)
-        (state,) = files_in(tmp_path / "in_progress")
+        (state,) = list_files(tmp_path / "in_progress")
         assert state.startswith("epoch000000-step000000004.")
 
-    def test_a_model_that_draws_in_validation_changes_no_random_state(self, tmp_path, arrays):
+    def test_validation_restores_the_random_state(self, tmp_path, arrays):
         class Drawing(torch.nn.Module):
             def forward(self, images):
                 return torch.rand(len(images), 2)
@@ -135,10 +141,10 @@ class TestSignals:
             loop.validate(session_)
             assert torch.equal(torch.get_rng_state(), before)
 
-    def test_a_later_session(self, tmp_path, arrays, monkeypatch):
+    def test_a_later_session_continues(self, tmp_path, arrays, monkeypatch):
         spec = replace(SECOND, model=SPEC.model)
         outputs = []
-        for name in ("straight", "interrupted"):
+        for name in ("uninterrupted", "interrupted"):
             first = train(tmp_path / name, SPEC, arrays)
             if name == "interrupted":
                 with monkeypatch.context() as patched:
@@ -148,17 +154,17 @@ class TestSignals:
             outputs.append(train(tmp_path / name, spec, arrays, previous=first))
         assert_same(outputs[1], outputs[0])
 
-    def test_a_model_whose_modules_have_versions(self, tmp_path, arrays, monkeypatch):
-        """MNASNet does not load a state dict without them."""
+    def test_versions_of_modules_are_saved(self, tmp_path, arrays, monkeypatch):
+        """MNASNet does not load a state dict without these versions."""
         spec = replace(SPEC, model="mnasnet0_5")
         interrupt_at(monkeypatch, step=6)
         with pytest.raises(SystemExit):
             train(tmp_path, spec, arrays)
-        assert_same(train(tmp_path, spec, arrays), train(tmp_path / "straight", spec, arrays))
+        assert_same(train(tmp_path, spec, arrays), train(tmp_path / "uninterrupted", spec, arrays))
 
     @pytest.mark.parametrize("fetch_seconds", [-1, 1000])
-    def test_only_the_seconds_of_steps_count(self, tmp_path, arrays, monkeypatch, fetch_seconds):
-        """Measured by a clock that steps advance by 1 and saving by 100."""
+    def test_seconds_count_steps_only(self, tmp_path, arrays, monkeypatch, fetch_seconds):
+        """A step advances the fake clock by 1 s, and saving a state by 100 s."""
         clock = SimpleNamespace(now=0)
         monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: clock.now))
         monkeypatch.setattr(measuring, "FETCH_SECONDS", fetch_seconds)
@@ -181,7 +187,7 @@ class TestSignals:
             with pytest.raises(SystemExit):
                 train(tmp_path, SPEC, arrays, every={"steps": 3})
         output = train(tmp_path, SPEC, arrays, every={"steps": 3})
-        epochs = [row for row in rows(output / "epochs.csv") if row["split"] == "train"]
+        epochs = [row for row in read_rows(output / "epochs.csv") if row["split"] == "train"]
         assert [float(row["seconds"]) for row in epochs] == [4, 4, 4]
 
 
@@ -200,7 +206,9 @@ class TestProgress:
             ),
         ],
     )
-    def test_when_it_is_saved(self, tmp_path, arrays, straight, monkeypatch, every, saved):
+    def test_states_are_saved_as_configured(
+        self, tmp_path, arrays, uninterrupted, monkeypatch, every, saved
+    ):
         seen = []
         save = Progress.save
 
@@ -212,7 +220,7 @@ class TestProgress:
         monkeypatch.setattr(Progress, "save", record_save)
         output = train(tmp_path, SPEC, arrays, every=every)
         assert seen == saved
-        assert_same(output, straight)
+        assert_same(output, uninterrupted)
 
     def test_the_state_of_another_configuration_is_not_loaded(self, tmp_path, arrays, monkeypatch):
         interrupt_at(monkeypatch, step=6)
@@ -220,8 +228,8 @@ class TestProgress:
             train(tmp_path, SPEC, arrays)
         other = replace(SPEC, batch_size=8)
         output = train(tmp_path, other, arrays)
-        assert_same(output, train(tmp_path / "straight", other, arrays))
-        # Only the final state of the finished session, since such a file can be large.
+        assert_same(output, train(tmp_path / "uninterrupted", other, arrays))
+        # Only the final state is kept, since these files can be large.
         assert len(list((tmp_path / "in_progress").rglob("*.pt"))) == 1
 
     @pytest.mark.parametrize(
@@ -241,8 +249,8 @@ class TestProgress:
         train(tmp_path, SPEC, arrays)
         assert ("continuing after step 6" in caplog.text) is is_loaded
 
-    def test_it_stays_until_the_next_session_begins(self, tmp_path, arrays, monkeypatch):
-        """Snakemake deletes the outputs of a job that it has not recorded as done."""
+    def test_the_final_state_stays_until_the_next_session(self, tmp_path, arrays, monkeypatch):
+        """It restores the outputs if Snakemake, killed before it recorded the job, deletes them."""
         first = train(tmp_path, SPEC, arrays)
         content = {path.name: path.read_bytes() for path in first.iterdir()}
         for path in first.iterdir():
@@ -253,7 +261,7 @@ class TestProgress:
         assert {path.name: path.read_bytes() for path in first.iterdir()} == content
         train(tmp_path, replace(SECOND, model=SPEC.model), arrays, previous=first)
         assert not progress_folder(tmp_path, 1).exists()
-        assert files_in(progress_folder(tmp_path, 2))
+        assert list_files(progress_folder(tmp_path, 2))
 
 
 class TestInTheBackground:
@@ -266,15 +274,15 @@ class TestInTheBackground:
 
         monkeypatch.setattr(session, "Progress", open_progress)
 
-    def test_the_results_are_the_same(self, tmp_path, arrays, straight):
-        assert_same(train(tmp_path, SPEC, arrays, every={"steps": 3}), straight)
+    def test_results_are_the_same(self, tmp_path, arrays, uninterrupted):
+        assert_same(train(tmp_path, SPEC, arrays, every={"steps": 3}), uninterrupted)
 
-    def test_it_continues_after_a_signal(self, tmp_path, arrays, straight, monkeypatch):
+    def test_a_session_continues_after_a_signal(self, tmp_path, arrays, uninterrupted, monkeypatch):
         interrupt_at(monkeypatch, step=6)
         with pytest.raises(SystemExit):
             train(tmp_path, SPEC, arrays)
-        assert any(name.startswith("epoch000001-step000000006") for name in files_in(tmp_path))
-        assert_same(train(tmp_path, SPEC, arrays), straight)
+        assert any(name.startswith("epoch000001-step000000006") for name in list_files(tmp_path))
+        assert_same(train(tmp_path, SPEC, arrays), uninterrupted)
 
 
 def test_two_jobs_do_not_write_to_one_folder(tmp_path, arrays, monkeypatch):
@@ -282,38 +290,38 @@ def test_two_jobs_do_not_write_to_one_folder(tmp_path, arrays, monkeypatch):
     lock = progress_folder(tmp_path, 1) / "lock"
     with job.hold_lock(lock), pytest.raises(job.InputError, match=f"{lock}: another process"):
         train(tmp_path, SPEC, arrays)
-    assert files_in(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
 STRIKES = ["SIGKILL process", "ENOSPC", "EIO"]
 
 
-def test_struck_at_every_operation(tmp_path, arrays, request):
-    """At each write, fsync, rename and step, the process is killed, or the disk is full or fails.
+def test_a_strike_at_any_operation_changes_no_result(tmp_path, arrays, request):
+    """Kill the process, or let the disk be full or fail, at each write, fsync, rename and step.
 
-    With --exhaustive all three happen at each operation, otherwise one of them in turn.
+    With --exhaustive, each operation gets all three kinds of strike. Otherwise they take turns.
     """
-    straight = train(tmp_path / "straight", SHORT, arrays)
-    operations = train_struck(tmp_path / "counted", arrays, STRIKES[0], at=0)
+    uninterrupted = train(tmp_path / "uninterrupted", SHORT, arrays)
+    operations = train_and_strike(tmp_path / "counted", arrays, STRIKES[0], at=0)
     assert operations >= 25
     exhaustive = request.config.getoption("--exhaustive")
     for at in range(1, operations + 1):
         for what in STRIKES if exhaustive else [STRIKES[at % len(STRIKES)]]:
             folder = tmp_path / f"{what}{at}"
-            code = train_struck(folder, arrays, what, at)
+            code = train_and_strike(folder, arrays, what, at)
             where = f"{what} at {(folder / 'fired').read_text()}"
             assert code == (-signal.SIGKILL if what.startswith("SIG") else 1), where
             for name in ("checkpoint.pt", "steps.csv"):  # a file with its final name is complete
                 path = folder / "session1" / name
                 if path.exists():
-                    assert path.read_bytes() == (straight / name).read_bytes(), where
-            assert_same(train(folder, SHORT, arrays), straight)
+                    assert path.read_bytes() == (uninterrupted / name).read_bytes(), where
+            assert_same(train(folder, SHORT, arrays), uninterrupted)
 
 
-def train_struck(folder: Path, arrays: Path, what: str, at: int) -> int:
-    """Train in a process that is struck at one operation.
+def train_and_strike(folder: Path, arrays: Path, what: str, at: int) -> int:
+    """Train in another process, and strike at one operation.
 
-    Returns its exit code; with ``at`` 0, where nothing happens, its number of operations.
+    Returns the exit code. With ``at`` 0 there is no strike, and it is the number of operations.
     """
     child = os.fork()
     if child == 0:

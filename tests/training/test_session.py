@@ -1,4 +1,4 @@
-"""What sessions write, and that validation images are never trained on."""
+"""The outputs of sessions, and errors. Validation images are never trained on."""
 
 import resource
 from dataclasses import asdict, replace
@@ -16,12 +16,12 @@ from sessions import (
     FIRST,
     SECOND,
     assert_equal_bits,
-    checkpoint,
-    files_in,
-    points,
-    rows,
+    list_files,
+    load_checkpoint,
+    read_points,
+    read_rows,
+    read_rows_without_seconds,
     train,
-    without_seconds,
     write_arrays,
 )
 
@@ -31,17 +31,17 @@ def arrays(tmp_path):
     return write_arrays(tmp_path / "arrays")
 
 
-def test_what_a_session_writes(tmp_path, arrays):
+def test_outputs_of_two_sessions(tmp_path, arrays):
     first = train(tmp_path, FIRST, arrays)
     second = train(tmp_path, SECOND, arrays, previous=first)
-    saved = checkpoint(second)
+    saved = load_checkpoint(second)
     assert saved["position"] == {"session": 2, "epoch": 5, "step": 20}
     assert saved["meta"]["configuration"] == asdict(SECOND)
     assert saved["meta"]["device_type"] == "cpu"
     assert saved["meta"]["deterministic"] is True
     assert saved["optimizer"]["state"][0]["step"] == 20
 
-    steps, epochs = rows(second / "steps.csv"), rows(second / "epochs.csv")
+    steps, epochs = read_rows(second / "steps.csv"), read_rows(second / "epochs.csv")
     assert [int(row["step"]) for row in steps] == list(range(13, 21))
     assert [int(row["epoch"]) for row in steps] == [4] * 4 + [5] * 4
     assert [(int(r["epoch"]), r["split"]) for r in epochs] == [
@@ -58,34 +58,34 @@ def test_what_a_session_writes(tmp_path, arrays):
         assert mean == pytest.approx(np.mean(losses))
 
 
-def test_curves_are_continuous(tmp_path, arrays):
+def test_curves_have_every_step_of_a_run(tmp_path, arrays):
     first = train(tmp_path, FIRST, arrays)
     train(tmp_path, SECOND, arrays, previous=first)
     for tag in ("train/loss", "train/top1", "lr", "momentum"):
-        assert [step for step, _ in points(tmp_path / "curves", tag)] == list(range(1, 21))
+        assert [step for step, _ in read_points(tmp_path / "curves", tag)] == list(range(1, 21))
     for tag in ("valid/loss", "valid/top1", "valid/top2", "valid/top3"):
-        assert [step for step, _ in points(tmp_path / "curves", tag)] == [4, 8, 12, 16, 20]
+        assert [step for step, _ in read_points(tmp_path / "curves", tag)] == [4, 8, 12, 16, 20]
 
 
-def test_a_boundary_added_later_has_the_shared_session(tmp_path, arrays):
+def test_the_curves_of_a_new_boundary_include_the_shared_session(tmp_path, arrays):
     first = train(tmp_path / "shared", FIRST, arrays)
     train(tmp_path / "added", SECOND, arrays, previous=first)
-    losses = points(tmp_path / "added" / "curves", "train/loss")
+    losses = read_points(tmp_path / "added" / "curves", "train/loss")
     assert [step for step, _ in losses] == list(range(1, 21))
-    assert losses[:12] == points(tmp_path / "shared" / "curves", "train/loss")
+    assert losses[:12] == read_points(tmp_path / "shared" / "curves", "train/loss")
 
 
-def test_the_shared_session_of_a_curve_is_the_one_that_was_forked_from(tmp_path, arrays):
-    """An earlier run, or one killed while writing, may have left other curves there."""
+def test_curves_of_another_shared_session_are_replaced(tmp_path, arrays):
+    """An earlier run, or one that was killed while writing, may have left its curves."""
     train(tmp_path / "added", replace(FIRST, seed=5), arrays)
     first = train(tmp_path / "shared", FIRST, arrays)
     train(tmp_path / "added", SECOND, arrays, previous=first)
     for tag in ("train/loss", "valid/loss"):
-        shared = points(tmp_path / "shared" / "curves", tag)
-        assert points(tmp_path / "added" / "curves", tag)[: len(shared)] == shared
+        shared = read_points(tmp_path / "shared" / "curves", tag)
+        assert read_points(tmp_path / "added" / "curves", tag)[: len(shared)] == shared
 
 
-def test_weights_that_change_are_refused(tmp_path, arrays):
+def test_a_change_of_the_weights_file_is_an_error(tmp_path, arrays):
     weights = tmp_path / "weights.pt"
     torch.save(make_model("shufflenet_v2_x0_5", 32, 2).state_dict(), weights)
     spec = replace(FIRST, model="shufflenet_v2_x0_5")
@@ -94,33 +94,33 @@ def test_weights_that_change_are_refused(tmp_path, arrays):
         train(tmp_path, replace(spec, weights_sha256="0" * 64), arrays, weights=weights)
 
 
-def test_the_same_again_and_not_the_same_with_another_seed(tmp_path, arrays):
-    one, again = (checkpoint(train(tmp_path / name, FIRST, arrays)) for name in "ab")
+def test_a_seed_decides_all_bits(tmp_path, arrays):
+    one, again = (load_checkpoint(train(tmp_path / name, FIRST, arrays)) for name in "ab")
     assert_equal_bits(one, again)
-    other = checkpoint(train(tmp_path / "c", replace(FIRST, seed=4), arrays))
+    other = load_checkpoint(train(tmp_path / "c", replace(FIRST, seed=4), arrays))
     assert not torch.equal(one["model"]["fc.weight"], other["model"]["fc.weight"])
 
 
 def test_validation_reads_the_validation_images_and_training_does_not(tmp_path):
-    """In one of two data sets, the labels of the validation images are exchanged."""
+    """In one of two data sets, the labels of the validation images are swapped."""
     epochs = []
-    for name, valid_labels in (("honest", None), ("planted", [1] * 5 + [0] * 5)):
+    for name, valid_labels in (("right", None), ("swapped", [1] * 5 + [0] * 5)):
         arrays = write_arrays(tmp_path / f"{name}-arrays", valid_labels)
         output = train(tmp_path / name, replace(FIRST, batch_size=8), arrays)
-        epochs.append(without_seconds(output / "epochs.csv"))
-    for honest, planted in zip(*epochs, strict=True):
-        if honest["split"] == "train":
-            assert honest == planted
+        epochs.append(read_rows_without_seconds(output / "epochs.csv"))
+    for right, swapped in zip(*epochs, strict=True):
+        if right["split"] == "train":
+            assert right == swapped
         else:  # of two labels, one is right
-            assert float(honest["top1"]) + float(planted["top1"]) == 1
-            assert honest["loss"] != planted["loss"]
+            assert float(right["top1"]) + float(swapped["top1"]) == 1
+            assert right["loss"] != swapped["loss"]
 
 
-def test_a_loss_that_is_not_finite_ends_nothing(tmp_path, arrays):
+def test_training_continues_with_a_loss_that_is_not_finite(tmp_path, arrays):
     learning_rate = {"kind": "constant", "lr": 1e30}
     output = train(tmp_path, replace(FIRST, learning_rate=learning_rate), arrays)
-    assert rows(output / "steps.csv")[-1]["loss"] == "nan"
-    assert len(rows(output / "epochs.csv")) == 6
+    assert read_rows(output / "steps.csv")[-1]["loss"] == "nan"
+    assert len(read_rows(output / "epochs.csv")) == 6
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_ends_nothing(tmp_path, arrays):
         ),
     ],
 )
-def test_errors_of_a_device_are_explained(error, words):
+def test_errors_of_torch_are_explained(error, words):
     with (
         pytest.raises(InputError, match=words),
         session.explain_errors(FIRST),
@@ -145,43 +145,43 @@ def test_errors_of_a_device_are_explained(error, words):
 
 
 def test_a_full_disk_is_one_line_and_no_output(tmp_path, arrays):
-    """Caused here by a limit on file sizes, below the 100 MB of a state in progress."""
+    """A limit on file sizes has the same effect: it is below the 100 MB of a state in progress."""
 
-    def limit() -> None:
+    def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
     result = run_module(
         "optstate.training.session", "--spec", FIRST.to_json(), "--arrays", arrays,
         "--output", tmp_path / "out", "--progress", tmp_path / "in_progress",
-        "--log", tmp_path / "log", preexec_fn=limit,
+        "--log", tmp_path / "log", preexec_fn=limit_file_size,
     )  # fmt: skip
     assert_one_line(result, str(tmp_path / "in_progress"), "ulimit -f")
     assert not (tmp_path / "out").exists()
-    assert files_in(tmp_path / "in_progress") == []
+    assert list_files(tmp_path / "in_progress") == []
 
 
-def test_bfloat16(tmp_path, arrays):
+def test_bfloat16_training_keeps_float32_weights(tmp_path, arrays):
     output = train(tmp_path, replace(FIRST, precision="bfloat16"), arrays)
-    saved = checkpoint(output)
+    saved = load_checkpoint(output)
     assert saved["meta"]["precision"] == "bfloat16"
     assert saved["model"]["fc.weight"].dtype == torch.float32
 
 
 def test_norms_are_recorded_early_and_every_tenth_step(tmp_path, arrays):
     output = train(tmp_path, replace(FIRST, num_epochs=14, augment="none"), arrays)
-    steps = rows(output / "steps.csv")
+    steps = read_rows(output / "steps.csv")
     recorded = [int(row["step"]) for row in steps if row["update_norm"]]
     assert recorded == [*range(1, 51)]
     assert all(bool(row["grad_norm"]) == bool(row["update_norm"]) for row in steps)
     assert len(steps) == 56
 
 
-def test_when_records_are_fetched_changes_nothing(tmp_path, arrays, monkeypatch):
+def test_the_time_of_fetching_records_changes_no_result(tmp_path, arrays, monkeypatch):
     once_an_epoch = train(tmp_path / "slow", FIRST, arrays)
     monkeypatch.setattr(measuring, "FETCH_SECONDS", -1)
     every_step = train(tmp_path / "fast", FIRST, arrays)
     assert (once_an_epoch / "steps.csv").read_text() == (every_step / "steps.csv").read_text()
-    assert without_seconds(once_an_epoch / "epochs.csv") == without_seconds(
+    assert read_rows_without_seconds(once_an_epoch / "epochs.csv") == read_rows_without_seconds(
         every_step / "epochs.csv"
     )
 
@@ -190,11 +190,11 @@ def test_random_states_continue_at_the_fork(tmp_path, arrays):
     """A model with dropout must not repeat the masks of the first session."""
     spec = replace(FIRST, model="mobilenet_v3_small", num_epochs=1)
     first = train(tmp_path, spec, arrays)
-    drawn_from = checkpoint(first)["random"]["torch"]
+    saved = load_checkpoint(first)["random"]["torch"]
     later = replace(spec, session=2, keep="all")
     images = load_split(arrays, "train", None)
     session.make_state(later, images, first, None, torch.device("cpu"))
-    assert torch.equal(torch.get_rng_state(), drawn_from)
+    assert torch.equal(torch.get_rng_state(), saved)
     torch.manual_seed(spec.seed)
     make_model(spec.model, 32, 2)
-    assert not torch.equal(torch.get_rng_state(), drawn_from)
+    assert not torch.equal(torch.get_rng_state(), saved)

@@ -66,9 +66,8 @@ def _require_json_types(value: Any, key: str) -> None:
     if isinstance(value, dict):
         for name, entry in value.items():
             if not isinstance(name, str):
-                raise InputError(
-                    f"{key or 'configuration'}: YAML does not read the name {name} as text. Quote it."
-                )
+                where = key or "configuration"
+                raise InputError(f"{where}: YAML does not read the name {name} as text. Quote it.")
             _require_json_types(entry, f"{key}.{name}".lstrip("."))
     elif isinstance(value, list):
         for index, entry in enumerate(value):
