@@ -100,7 +100,7 @@ class KilledProject(Project):
             if kill and not at_operation:
                 moment = self.rng.uniform(0, MAX_WAIT)
                 self.strike_at(process, moment, strike, fired)
-            process.wait()
+            self.wait_for_end(process, fired)
             output.seek(0)
             printed = output.read()
         if process.returncode == 0:
@@ -121,6 +121,19 @@ class KilledProject(Project):
         if not any(results.glob("datasets/*/*/*/dataset.json")) and self.rng.random() < 0.3:
             return "data"
         return "analysis" if len([*results.glob("tiny/runs/**/epochs.csv")]) == 3 else "training"
+
+    def wait_for_end(self, process: subprocess.Popen, fired: Path) -> None:
+        """Wait until Snakemake ends, and kill it if a signal has made it hang.
+
+        Its handler of SIGTERM takes a lock that the interrupted thread may hold.
+        """
+        try:
+            process.wait(LONGEST_RUN)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert fired.exists(), "Snakemake hung without a signal"
+            self.kinds["Snakemake hung"] += 1
 
     def strike_at(self, process: subprocess.Popen, moment: float, strike: str, fired: Path) -> None:
         """Send the signal after ``moment`` seconds, if its receiver exists then."""
