@@ -37,6 +37,7 @@ STRIKES = [
     *["SIGINT process", "SIGINT group", "SIGUSR1 process"],
 ]
 OPERATIONS = {"data": 12, "training": 25, "analysis": 5}  # every job of the stage has more
+LONGEST_RUN = 180.0  # seconds; an undisturbed run takes less than a minute
 MAX_WAIT = 10.0  # seconds until a kill at a random moment
 EXPERIMENT = """
 experiment: tiny
