@@ -51,7 +51,7 @@ def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
         names = [session.dataset, session.schedule, session.boundary, session.name, session.seed]
         start = ",".join(map(str, [*names, session.number, session.number]))
         first = (session.number - 1) * STEPS_PER_EPOCH
-        # After the first 40 steps of a session the loss differs, and must not count.
+        # The loss of later steps differs, to test that only the first 40 steps of a session count.
         losses = [1 if has_diverged else loss] * 20 + [loss] * 20 + [7] * 10
         steps = [
             f"{start},{first + i + 1},{step_loss},0.5,0.001,0.9,,"
@@ -68,7 +68,7 @@ def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
     return root
 
 
-def run(module, *arguments: object) -> None:
+def run_command(module, *arguments: object) -> None:
     module.main(module.PARSER.parse_args(list(map(str, arguments))))
 
 
@@ -77,15 +77,15 @@ def make_tables(
 ) -> Path:
     """Run the commands that make the tables from the sessions below ``root``."""
     dataset, new, preserve = (names.get(name, name) for name in ("noise", "new", "preserve"))
-    run(
+    run_command(
         collect, "--runs-folder", root, "--output", output,
         "--progress", root.parent / "in_progress",
         "--runs", Runs([dataset], methods, seeds, num_sessions).to_json(),
         "--targets", json.dumps({dataset: 0.515}),
     )  # fmt: skip
-    run(boundaries, "--tables", output, "--preserved", preserve)
+    run_command(boundaries, "--tables", output, "--preserved", preserve)
     baselines = json.dumps({new: new, preserve: new})
-    run(
+    run_command(
         compare, "--tables", output, "--baselines", baselines, "--margin", 0.01,
         "--primary", "final_valid_top1", preserve,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def tables(runs) -> Path:
 
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory) -> Path:
-    """A folder of runs, one diverged, with the tables of one schedule."""
+    """A folder of runs, one of them diverged, with the tables of one schedule."""
     folder = tmp_path_factory.mktemp("diverged")
     make_tables(write_runs(folder / "runs", diverged=("constant-new", 1)), folder, CONSTANT)
     return folder
@@ -131,27 +131,27 @@ def diverged(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(diverged) -> Path:
-    """The figures of these runs."""
+    """The figures of the runs in ``diverged``."""
     draw(diverged, diverged / "figures")
     return diverged / "figures"
 
 
-def read(path: Path) -> list[dict]:
+def read_rows(path: Path) -> list[dict]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 class TestCollect:
-    def test_every_run_has_all_of_its_sessions_under_its_own_name(self, tables):
-        steps = read(tables / "steps.csv")
+    def test_every_run_has_all_of_its_steps_under_its_own_name(self, tables):
+        steps = read_rows(tables / "steps.csv")
         assert len(steps) == len(METHODS) * len(SEEDS) * 2 * STEPS_PER_EPOCH
         for row in steps:
             assert row["method"] == f"{row['schedule']}-{row['boundary']}"
         assert list(steps[0]) == STEP.split(",")
-        assert list(read(tables / "epochs.csv")[0]) == EPOCH.split(",")
+        assert list(read_rows(tables / "epochs.csv")[0]) == EPOCH.split(",")
 
-    def test_summary(self, tables):
-        rows = {(row["method"], row["seed"]): row for row in read(tables / "summary.csv")}
+    def test_the_summary_has_a_row_for_each_run(self, tables):
+        rows = {(row["method"], row["seed"]): row for row in read_rows(tables / "summary.csv")}
         assert len(rows) == len(METHODS) * len(SEEDS)
         assert rows["constant-preserve", "1"] == {
             "dataset": "noise", "schedule": "constant", "boundary": "preserve",
@@ -163,7 +163,7 @@ class TestCollect:
         assert rows["constant-preserve", "0"]["epochs_to_target"] == "inf"
         assert rows["constant-new", "1"]["best_epoch"] == "1"
 
-    def test_the_states_in_progress_of_its_sessions_are_removed(self, tmp_path):
+    def test_states_in_progress_of_collected_sessions_are_removed(self, tmp_path):
         runs = write_runs(tmp_path / "runs")
         used = ["constant/seed0/session1/a", "onecycle-new/seed2/session2/a"]
         others = ["constant-third/seed0/session2/a", "constant/seed9/session1/a"]
@@ -183,8 +183,8 @@ class TestBoundaries:
     def steps(self, loss, update_norm=1.0) -> pd.DataFrame:
         return pd.DataFrame({"loss": loss, "update_norm": update_norm})
 
-    def test_excess_over_the_run_that_keeps_all_state(self, tables):
-        rows = {(r["method"], r["seed"]): r for r in read(tables / "boundaries.csv")}
+    def test_the_excess_is_relative_to_the_run_that_keeps_all_state(self, tables):
+        rows = {(r["method"], r["seed"]): r for r in read_rows(tables / "boundaries.csv")}
         assert len(rows) == len(METHODS) * len(SEEDS)
         row = rows["constant-new", "1"]
         assert row["session"] == "2"
@@ -192,25 +192,25 @@ class TestBoundaries:
         assert float(row["excess_loss_peak"]) == pytest.approx(0.2)
         assert float(rows["constant-preserve", "1"]["excess_loss_area"]) == 0
 
-    def test_excess_is_of_the_first_200_steps(self):
+    def test_the_excess_covers_the_first_200_steps(self):
         before = self.steps([1.0] * 60)
         after = self.steps([2.0] * 100 + [3.0] * 200, [6.0] + [1.0] * 299)
         kept = self.steps([1.0] * 300, [1.5] + [1.0] * 299)
         early, area, peak, _, ratio = boundaries.measure_boundary(before, after, kept)
         assert (early, area, peak, ratio) == (2.0, 300.0, 2.0, 4.0)
 
-    def test_without_a_run_that_keeps_all_state(self):
+    def test_there_is_no_excess_without_a_run_that_keeps_all_state(self):
         steps = self.steps([1.0] * 60)
         early, area, peak, steps_taken, ratio = boundaries.measure_boundary(steps, steps, None)
         assert (early, steps_taken) == (1.0, 10.0)
         assert np.isnan([area, peak, ratio]).all()
 
-    def test_the_level_is_the_median_of_the_last_50_steps_before(self):
+    def test_the_level_to_recover_is_the_median_of_the_last_50_steps(self):
         before = self.steps([9.0] * 100 + [1.0] * 24 + [2.0] * 2 + [3.0] * 24)
         after = self.steps([2.1] * 30 + [2.0] * 30)
         assert boundaries.measure_boundary(before, after, None)[3] == 30 + 6
 
-    def test_the_previous_session_is_of_the_same_run(self):
+    def test_the_level_is_that_of_the_same_run(self):
         losses = {("new", 1): 3.0, ("new", 2): 2.0, ("new", 3): 2.5}
         losses |= {("preserve", 1): 3.0, ("preserve", 2): 2.6, ("preserve", 3): 2.5}
         steps = pd.concat(
@@ -238,13 +238,15 @@ class TestBoundaries:
             ([np.nan] * 50, np.inf),
         ],
     )
-    def test_recovery(self, loss, expected):
+    def test_steps_until_recovery(self, loss, expected):
         assert boundaries.count_recovery_steps(np.array(loss), 1.0) == expected
 
 
 class TestCompare:
     def test_planted_differences_are_found(self, tables):
-        rows = {(row["schedule"], row["measure"]): row for row in read(tables / "comparisons.csv")}
+        rows = {
+            (row["schedule"], row["measure"]): row for row in read_rows(tables / "comparisons.csv")
+        }
         assert len(rows) == 2 * 9
         row = rows["constant", "train_loss_first_40_steps_session2"]
         assert float(row["mean_difference"]) == pytest.approx(-0.2)
@@ -260,7 +262,9 @@ class TestCompare:
 
     def test_one_seed_gives_a_difference_without_an_interval(self, runs, tmp_path):
         one = make_tables(runs, tmp_path / "one", seeds=[1])
-        rows = {(row["schedule"], row["measure"]): row for row in read(one / "comparisons.csv")}
+        rows = {
+            (row["schedule"], row["measure"]): row for row in read_rows(one / "comparisons.csv")
+        }
         for name, expected in (("final_valid_top1", 0.02), ("final_valid_loss", -0.2)):
             row = rows["constant", name]
             assert (row["n"], row["low"], row["high"]) == ("1", "", "")
@@ -289,7 +293,7 @@ class TestCompare:
         )
         assert compare.compare_pairs(table, 0.01, ["", ""])["verdict"].tolist() == [verdict]
 
-    def test_a_comparison_without_a_test_does_not_count(self):
+    def test_comparisons_without_a_test_are_not_corrected_for(self):
         pairs = pd.DataFrame(
             {"dataset": dataset, "schedule": "s", "boundary": "preserve", "baseline": "new",
              "measure": "epochs_to_target", "seed": seed, "difference": difference}
@@ -326,26 +330,27 @@ class TestCompare:
         ]
 
     def test_the_primary_outcome_is_marked(self, tables):
-        primary = [row for row in read(tables / "comparisons.csv") if row["primary"] == "true"]
+        primary = [row for row in read_rows(tables / "comparisons.csv") if row["primary"] == "true"]
         assert {(row["schedule"], row["measure"], row["boundary"]) for row in primary} == {
             (schedule, "final_valid_top1", "preserve") for schedule in ("constant", "onecycle")
         }
 
     def test_one_session_has_no_boundary_to_measure(self, runs, tmp_path):
         one = make_tables(runs, tmp_path / "one", num_sessions=1)
-        assert read(one / "boundaries.csv") == []
-        measures = {row["measure"] for row in read(one / "comparisons.csv")}
+        assert read_rows(one / "boundaries.csv") == []
+        measures = {row["measure"] for row in read_rows(one / "comparisons.csv")}
         assert measures == set(tables_of_analysis.OF_RUNS)
-        assert {row["mean_difference"] for row in read(one / "comparisons.csv")} == {"0.0", ""}
+        assert {row["mean_difference"] for row in read_rows(one / "comparisons.csv")} == {"0.0", ""}
 
-    def test_without_the_baseline_nothing_is_compared(self, runs, tmp_path):
+    def test_nothing_is_compared_without_the_baseline(self, runs, tmp_path):
         alone = make_tables(runs, tmp_path / "alone", methods=["constant-preserve"])
-        assert read(alone / "comparisons.csv") == []
+        assert read_rows(alone / "comparisons.csv") == []
         assert "verdict" in (alone / "comparisons.csv").read_text()
 
 
-def test_names_that_look_like_numbers_or_missing_values(runs, tables, tmp_path, monkeypatch):
-    """They stay text in the tables and figures."""
+def test_names_that_look_like_numbers_or_missing_values_stay_text(
+    runs, tables, tmp_path, monkeypatch
+):
     monkeypatch.setattr(curves, "CURVES", {"valid_loss": CURVES["valid_loss"]})
     names = {"noise": "2024", "new": "1", "preserve": "null", "constant": "nan", "onecycle": "0"}
     for path in runs.rglob("*.csv"):
@@ -358,7 +363,7 @@ def test_names_that_look_like_numbers_or_missing_values(runs, tables, tmp_path, 
         (tmp_path / renamed).write_text(content)
     names = {name: names[name] for name in ("noise", "new", "preserve")}
     make_tables(tmp_path, tmp_path, ["nan-1", "nan-null", "0-1", "0-null"], **names)
-    usual, odd = read(tables / "comparisons.csv"), read(tmp_path / "comparisons.csv")
+    usual, odd = read_rows(tables / "comparisons.csv"), read_rows(tmp_path / "comparisons.csv")
     assert {row["schedule"] for row in odd} == {"nan", "0"}
     assert sorted(r["mean_difference"] for r in odd) == sorted(r["mean_difference"] for r in usual)
     make_tables(tmp_path, tmp_path, ["nan-1", "nan-null"], **names)
@@ -366,7 +371,7 @@ def test_names_that_look_like_numbers_or_missing_values(runs, tables, tmp_path, 
     assert (tmp_path / "figures" / "overview_1.png").exists()
 
 
-def test_figures_of_runs_without_a_finite_loss(diverged, tmp_path):
+def test_figures_are_drawn_without_a_finite_loss(diverged, tmp_path):
     for path in diverged.glob("*.csv"):
         table = pd.read_csv(path)
         if path.stem in ("steps", "epochs"):
@@ -384,13 +389,13 @@ class TestDiverged:
     def tables(cls, diverged) -> Path:
         return make_tables(diverged / "runs", diverged / "all")
 
-    def test_it_is_flagged(self, tables):
-        flagged = [r for r in read(tables / "summary.csv") if r["diverged"] == "true"]
+    def test_a_diverged_run_is_flagged(self, tables):
+        flagged = [r for r in read_rows(tables / "summary.csv") if r["diverged"] == "true"]
         assert [(r["method"], r["seed"]) for r in flagged] == [("constant-new", "1")]
         assert flagged[0]["final_valid_loss"] == "nan"
 
     def test_the_other_pairs_are_compared(self, tables):
-        for row in read(tables / "comparisons.csv"):
+        for row in read_rows(tables / "comparisons.csv"):
             if row["measure"] in ("final_valid_top1", "final_valid_loss"):
                 lost = row["schedule"] == "constant" and "loss" in row["measure"]
                 assert row["n"] == ("2" if lost else "3")
@@ -399,7 +404,7 @@ class TestDiverged:
     def test_figures_are_drawn(self, drawn):
         assert (drawn / "train_loss.png").stat().st_size > 10_000
 
-    def test_its_end_is_marked_and_explained(self, tables):
+    def test_the_end_of_a_diverged_curve_is_marked_and_explained(self, tables):
         read_tables = [tables_of_analysis.read(tables / f"{n}.csv") for n in ("steps", "epochs")]
         figure = curves.draw_curves(curves.stack_curves(*read_tables), ["train_loss"], "noise")
         legend = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -415,11 +420,11 @@ def draw(tables: Path, output: Path, dataset: str = "noise") -> None:
     """Draw all figures."""
     where = ["--tables", tables, "--output", output]
     for module in (curves, boundary):
-        run(module, *where, "--dataset", dataset)
+        run_command(module, *where, "--dataset", dataset)
     primary = ("--measure", "final_valid_top1", "--margin", 0.01)
-    run(differences, *where, "--dataset", dataset, *primary)
+    run_command(differences, *where, "--dataset", dataset, *primary)
     for module in (learning_rate, epochs_to_target):
-        run(module, *where)
+        run_command(module, *where)
 
 
 class TestFigures:
@@ -451,7 +456,7 @@ class TestFigures:
         accuracy = found.query(f"{run} and measure == 'valid_accuracy'")
         assert accuracy[["x", "value"]].to_numpy() == pytest.approx(np.array([[1, 0.5], [2, 0.51]]))
 
-    def test_a_row_has_all_of_its_pairs_and_no_others(self, tables):
+    def test_a_row_of_differences_has_all_of_its_pairs_and_no_others(self, tables):
         comparisons, pairs = (
             table[table["measure"] == "final_valid_top1"]
             for table in (
@@ -503,7 +508,7 @@ class TestFigures:
         for what in ("color", "linestyle"):
             assert len({str(look[what]) for look in looks}) == len(names)
 
-    def test_the_steps_around_a_boundary(self, tables):
+    def test_figures_of_a_boundary_show_50_steps_before_and_after(self, tables):
         steps = tables_of_analysis.read(tables / "steps.csv")
         around = boundary.select_steps(steps).query("boundary == 'new' and schedule == 'constant'")
         one = around[around["seed"] == 0]
@@ -525,7 +530,7 @@ def test_the_title_of_the_differences_names_the_better_side(boundary, left_is_be
 
 
 def compare_primary(pairs: list[float], measure: str = "final_valid_top1") -> str:
-    """Return the answer that these differences of preserve and new give."""
+    """Return the answer for these differences, preserve minus new."""
     table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
         dataset="d", schedule="s", boundary="preserve", baseline="new", measure=measure
     )
@@ -551,7 +556,7 @@ def test_the_answer_gives_the_size_of_the_difference_once(pairs, answer):
     assert compare_primary(pairs) == answer
 
 
-def test_the_answer_for_a_loss():
+def test_the_answer_for_a_loss_has_no_points():
     answer = compare_primary([-0.123], "final_valid_loss")
     assert answer == "one seed cannot decide. preserve - new: -0.12."
 
@@ -573,14 +578,16 @@ class TestCaptions:
             ("SGD", {"constant": KIND | {"optimizer": {"name": "Adam"}}}, True),
         ],
     )
-    def test_the_first_steps_of_adam(self, optimizer, schedules, applies):
+    def test_the_first_step_of_adam_is_explained_where_it_applies(
+        self, optimizer, schedules, applies
+    ):
         optimizers = {"optimizer": {"name": optimizer}, "schedules": schedules}
         text = self.render("boundary_update_norm", **optimizers)
         assert ("The first step of a new Adam" in text) is applies
         assert "Straight lines connect" in text
 
     @pytest.mark.parametrize("applies", [False, True])
-    def test_what_only_some_experiments_have(self, applies):
+    def test_captions_explain_only_what_the_experiment_has(self, applies):
         boundaries = {"new": {"keep": []}, "again": {"keep": [], "reshuffle": applies}}
         measure = "final_valid_top1" if applies else "final_valid_loss"
         primary = {"measure": measure, "boundary": "again"}

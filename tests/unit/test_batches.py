@@ -26,7 +26,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_first_of_each_class_are_used(folder):
+def test_a_split_uses_the_first_images_of_each_class(folder):
     assert load_split(folder, "train", 2).indices.tolist() == [0, 1, 4, 5, 8, 9]
     assert load_split(folder, "train", None).indices.tolist() == list(range(12))
     assert load_split(folder, "train", 100).indices.tolist() == list(range(12))
@@ -42,7 +42,7 @@ def test_the_order_depends_on_seed_and_epoch(folder):
     assert not np.array_equal(order, shuffle_indices(train, seed=0, epoch=1, stream=1))
 
 
-def test_batches_hold_the_images_of_their_labels(folder):
+def test_images_and_labels_of_a_batch_belong_together(folder):
     train = load_split(folder, "train", None)
     order = np.array([11, 0, 5, 6, 1])
     pairs = list(iterate_batches(train, order, 2, torch.device("cpu")))
@@ -65,7 +65,9 @@ def test_a_split_in_the_memory_of_a_device_gives_the_same_batches(folder):
 
 
 @pytest.mark.parametrize(("free", "is_held"), [(145, True), (143, False)])
-def test_a_split_is_held_if_it_takes_half_of_the_free_memory(folder, monkeypatch, free, is_held):
+def test_a_split_that_takes_half_of_the_free_memory_is_held_on_the_gpu(
+    folder, monkeypatch, free, is_held
+):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 1000))
     monkeypatch.setattr(batches_module, "copy_to_device", lambda *_: "held")
     mapped = load_split(folder, "train", 2)  # 6 images of 12 bytes
@@ -74,7 +76,7 @@ def test_a_split_is_held_if_it_takes_half_of_the_free_memory(folder, monkeypatch
 
 
 @pytest.mark.parametrize(("images", "steps"), [(100, 10), (101, 10), (102, 11), (1, 0), (9, 1)])
-def test_a_last_batch_of_one_image_is_no_step(images, steps):
+def test_a_last_batch_of_one_image_is_skipped(images, steps):
     assert count_batches(images, 10) == steps
 
 
@@ -100,7 +102,7 @@ def test_the_memory_of_an_earlier_batch_is_reused():
 class TestAugmentation:
     images = torch.randint(0, 255, (64, 16, 16, 3), dtype=torch.uint8)
 
-    def test_none(self):
+    def test_none_changes_nothing(self):
         assert augment_images(self.images, "none", 0, 1) is self.images
 
     def test_flip_mirrors_about_half(self):
@@ -123,7 +125,7 @@ class TestAugmentation:
             assert any(torch.equal(image[inner, inner], c) for c in candidates)
         assert len({tuple(image[0, 0].tolist()) for image in result}) > 32
 
-    def test_it_depends_on_seed_and_step_alone(self):
+    def test_augmentation_depends_only_on_seed_step_and_stream(self):
         first, second = (augment_images(self.images, "crop_flip", 7, 1) for _ in range(2))
         assert torch.equal(first, second)
         assert not torch.equal(first, augment_images(self.images, "crop_flip", 8, 1))

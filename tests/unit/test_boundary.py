@@ -18,7 +18,7 @@ CONSTANT = {"kind": "constant", "lr": 3e-4}
 ONECYCLE = {"kind": "onecycle", "initial_lr": 2e-5, "max_lr": 1e-3}
 
 
-def parameters(seed: int = 0) -> list[nn.Parameter]:
+def make_parameters(seed: int = 0) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [(4, 3), (4,)]
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
@@ -26,7 +26,7 @@ def parameters(seed: int = 0) -> list[nn.Parameter]:
 
 def take_steps(optimizer: dict, learning_rate: dict) -> torch.optim.Optimizer:
     """Return an optimizer after a session of a few steps."""
-    made = make_optimizer(parameters(), optimizer, learning_rate)
+    made = make_optimizer(make_parameters(), optimizer, learning_rate)
     scheduler = make_scheduler(made, learning_rate, STEPS)
     for _ in range(STEPS):
         made.zero_grad()
@@ -41,7 +41,7 @@ def cross_boundary(optimizer: dict, learning_rate: dict, keep) -> tuple:
     before = take_steps(
         optimizer, learning_rate | {"lr": 1e-3} if "lr" in learning_rate else ONECYCLE
     )
-    after = make_optimizer(parameters(), optimizer, learning_rate)
+    after = make_optimizer(make_parameters(), optimizer, learning_rate)
     carry_over(after, before.state_dict(), keep)
     make_scheduler(after, learning_rate, STEPS)
     return before, after
@@ -62,15 +62,15 @@ class TestNewAndPreserve:
             if "step" in entries:
                 assert new[index]["step"] == STEPS
 
-    def test_new_keeps_none(self, name, learning_rate):
+    def test_new_keeps_no_entry(self, name, learning_rate):
         _, after = cross_boundary(OPTIMIZERS[name][0], learning_rate, [])
         assert after.state_dict()["state"] == {}
 
     @pytest.mark.parametrize("keep", ["all", []], ids=["preserve", "new"])
-    def test_settings_are_those_of_the_session(self, name, learning_rate, keep):
+    def test_the_session_decides_all_settings(self, name, learning_rate, keep):
         optimizer, _ = OPTIMIZERS[name]
         _, after = cross_boundary(optimizer, learning_rate, keep)
-        fresh = make_optimizer(parameters(), optimizer, learning_rate)
+        fresh = make_optimizer(make_parameters(), optimizer, learning_rate)
         make_scheduler(fresh, learning_rate, STEPS)
         (group,), (expected,) = after.param_groups, fresh.param_groups
         assert {k: v for k, v in group.items() if k != "params"} == {
@@ -94,7 +94,7 @@ def test_a_part_is_kept_and_the_rest_is_new(kept):
             assert torch.equal(value, old if entry == kept else torch.zeros_like(value))
 
 
-def test_keeping_every_entry_by_name_is_keeping_all():
+def test_keeping_every_entry_by_name_equals_keeping_all():
     _, by_name = cross_boundary(OPTIMIZERS["Adam"][0], CONSTANT, sorted(ADAM_STATE))
     _, all_ = cross_boundary(OPTIMIZERS["Adam"][0], CONSTANT, "all")
     for index, entries in all_.state_dict()["state"].items():
@@ -106,10 +106,10 @@ def test_keeping_every_entry_by_name_is_keeping_all():
     ("name", "entry", "value"),
     [("NAdam", "mu_product", 1.0), ("Adagrad", "sum", 0.5), ("Rprop", "step_size", 3e-4)],
 )
-def test_entries_that_do_not_begin_at_zero(name, entry, value):
-    """The initial state is the optimizer's own, not a guess."""
+def test_the_initial_state_is_the_optimizers_own(name, entry, value):
+    """Some entries do not begin at zero."""
     extra = {"initial_accumulator_value": 0.5} if name == "Adagrad" else {}
-    optimizer = make_optimizer(parameters(), {"name": name, **extra}, CONSTANT)
+    optimizer = make_optimizer(make_parameters(), {"name": name, **extra}, CONSTANT)
     state = make_initial_state(optimizer)
     assert torch.all(torch.as_tensor(state[0][entry]) == value)
     assert all(p.grad is None for p in optimizer.param_groups[0]["params"])
@@ -122,7 +122,7 @@ def test_every_optimizer_can_keep_a_part(name):
     """An optimizer can continue with each single entry."""
     before = take_steps({"name": name}, CONSTANT)
     for kept in before.state_dict()["state"][0]:
-        after = make_optimizer(parameters(), {"name": name}, CONSTANT)
+        after = make_optimizer(make_parameters(), {"name": name}, CONSTANT)
         carry_over(after, before.state_dict(), [kept])
         sum((p**2).sum() for p in after.param_groups[0]["params"]).backward()
         after.step()
@@ -130,7 +130,7 @@ def test_every_optimizer_can_keep_a_part(name):
 
 
 def test_adagrad_starts_from_zero_when_nothing_is_kept():
-    """Adagrad makes its state in its constructor, so there is a state to lose."""
+    """Adagrad is special because its constructor creates the state."""
     before, after = cross_boundary({"name": "Adagrad"}, CONSTANT, [])
     assert before.state_dict()["state"][0]["sum"].any()
     assert not after.state_dict()["state"][0]["sum"].any()

@@ -22,19 +22,19 @@ def restore(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def spec(**keys):
+def make_spec(**keys):
     config = configuration.load({"device": "cpu", **keys})
     return configuration.session_spec(config, Session("imagenette", "constant", 0, 1))
 
 
 @pytest.mark.parametrize(
-    ("device", "asked", "expected"),
+    ("device", "setting", "expected"),
     [("cpu", "auto", True), ("cpu", False, False), ("cuda", "auto", False), ("cuda", True, True)],
 )
-def test_determinism(monkeypatch, device, asked, expected):
+def test_determinism_is_set_as_configured(monkeypatch, device, setting, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torch.use_deterministic_algorithms(not expected)
-    compute = set_up(spec(device=device, deterministic=asked))
+    compute = set_up(make_spec(device=device, deterministic=setting))
     assert compute.device.type == device
     assert compute.is_deterministic is expected
     assert torch.are_deterministic_algorithms_enabled() is expected
@@ -43,36 +43,36 @@ def test_determinism(monkeypatch, device, asked, expected):
 
 
 @pytest.mark.parametrize(("is_available", "expected"), [(True, "cuda"), (False, "cpu")])
-def test_an_automatic_device_is_a_gpu_if_there_is_one(monkeypatch, is_available, expected):
+def test_auto_chooses_a_gpu_if_there_is_one(monkeypatch, is_available, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
-    assert set_up(spec(device="auto")).device.type == expected
+    assert set_up(make_spec(device="auto")).device.type == expected
 
 
 def test_a_required_gpu_must_exist(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="device: cuda .* no CUDA GPU. Choose auto or cpu"):
-        set_up(spec(device="cuda"))
+        set_up(make_spec(device="cuda"))
 
 
-def test_threads_are_those_of_the_configuration():
-    set_up(spec(cpu_threads=3))
+def test_the_configuration_sets_the_number_of_threads():
+    set_up(make_spec(cpu_threads=3))
     assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(
-    ("device", "asked", "expected"),
+    ("device", "setting", "expected"),
     [
         ("cpu", "auto", "float32"), ("cpu", "bfloat16", "bfloat16"),
         ("cuda", "auto", "bfloat16"), ("cuda", "float32", "float32"),
     ],
 )  # fmt: skip
-def test_precision(monkeypatch, device, asked, expected):
+def test_precision_is_set_as_configured(monkeypatch, device, setting, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert set_up(spec(device=device, precision=asked)).precision == expected
+    assert set_up(make_spec(device=device, precision=setting)).precision == expected
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_autocast(precision):
+def test_autocast_uses_the_precision(precision):
     compute = Compute(torch.device("cpu"), precision, is_compiled=False, is_deterministic=True)
     with compute.autocast():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
@@ -81,9 +81,9 @@ def test_autocast(precision):
 
 @pytest.mark.parametrize(
     ("device", "mode"),
-    [("cpu", "default"), ("cuda", "reduce-overhead")],  # on a GPU with CUDA graphs
+    [("cpu", "default"), ("cuda", "reduce-overhead")],  # reduce-overhead means CUDA graphs
 )
-def test_the_mode_of_compiling(monkeypatch, device, mode):
+def test_a_gpu_compiles_with_cuda_graphs(monkeypatch, device, mode):
     called = []
     monkeypatch.setattr(torch, "compile", lambda model, **options: called.append(options) or model)
     model = torch.nn.Identity()
@@ -93,9 +93,9 @@ def test_the_mode_of_compiling(monkeypatch, device, mode):
 
 
 @pytest.mark.parametrize(("choice", "is_compiled"), [("auto", False), (False, False), (True, True)])
-def test_only_a_configured_model_is_compiled(monkeypatch, choice, is_compiled):
+def test_a_model_is_compiled_only_if_configured(monkeypatch, choice, is_compiled):
     monkeypatch.setattr(torch, "compile", lambda *_, **__: "compiled")
-    compute = set_up(spec(compile=choice))
+    compute = set_up(make_spec(compile=choice))
     assert compute.is_compiled is is_compiled
     model = torch.nn.Identity()
     assert compute.compile_model(model) is ("compiled" if is_compiled else model)

@@ -1,4 +1,4 @@
-"""The configuration: types, sense, and the one line that says what is wrong."""
+"""Validation of the configuration, one-line errors, and the settings of sessions."""
 
 import copy
 import json
@@ -20,8 +20,8 @@ SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text
 ARTICLE = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 
 
-def changed(**changes) -> dict:
-    """The article's configuration with some keys changed; a dotted key goes deeper."""
+def change_article(**changes) -> dict:
+    """Return the article's configuration with some keys changed. ``a__b`` is key ``b`` of ``a``."""
     config = copy.deepcopy(ARTICLE)
     for key, value in changes.items():
         *path, last = key.split("__")
@@ -32,8 +32,8 @@ def changed(**changes) -> dict:
     return config
 
 
-def error_of(config: dict) -> str:
-    """The error for a configuration; empty if it is valid."""
+def find_error(config: dict) -> str:
+    """Return the error for a configuration; empty if it is valid."""
     try:
         validate(config)
     except InputError as error:
@@ -41,11 +41,11 @@ def error_of(config: dict) -> str:
     return ""
 
 
-def test_the_articles_configuration_is_good():
-    assert error_of(ARTICLE) == ""
+def test_the_articles_configuration_is_valid():
+    assert find_error(ARTICLE) == ""
 
 
-def test_every_key_is_in_the_schema_and_explained():
+def test_every_key_is_in_the_schema_and_in_the_reference():
     assert list(ARTICLE) == list(SCHEMA["properties"]) == SCHEMA["required"]
     reference = (ROOT / "config/README.md").read_text()
     for key in ARTICLE:
@@ -126,25 +126,25 @@ def test_every_key_is_in_the_schema_and_explained():
 )
 def test_an_error_is_one_line(changes, line, monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = error_of(changed(**changes))
+    found = find_error(change_article(**changes))
     assert re.search(line, found), found
     assert "\n" not in found
 
 
 def test_a_boundary_without_a_new_order_needs_no_key_for_it():
     explicit = {"keep": [], "reshuffle": False}
-    config = validate(changed(boundaries={"none": explicit, "preserve": {"keep": "all"}},
+    config = validate(change_article(boundaries={"none": explicit, "preserve": {"keep": "all"}},
                               methods=["constant-none"], primary__boundary="preserve"))  # fmt: skip
     assert baselines(config)["preserve"] == "none"
 
 
-def test_a_missing_key_is_named():
-    config = changed()
+def test_the_error_for_a_missing_key_names_it():
+    config = change_article()
     del config["seeds"]
-    assert error_of(config) == "seeds: missing. Add it."
+    assert find_error(config) == "seeds: missing. Add it."
 
 
-def test_overlays_are_merged_deeply_onto_the_default():
+def test_overlays_are_merged_deeply_into_the_default():
     config = load({"datasets": {"imagewoof": None}, "batch_size": 50}, {"batch_size": 40})
     assert list(config["datasets"]) == ["imagenette"]
     assert config["batch_size"] == 40
@@ -155,15 +155,15 @@ def test_overlays_are_merged_deeply_onto_the_default():
     ("content", "error"),
     [("a: [", "not valid YAML"), ("- a", "must be a mapping"), ("", "must be")],
 )
-def test_an_overlay_that_is_no_mapping_is_named(tmp_path, content, error):
+def test_the_error_for_an_overlay_names_its_file(tmp_path, content, error):
     (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(InputError, match=f"{tmp_path}/mine.yaml: {error}"):
         load(tmp_path / "mine.yaml")
 
 
-def test_text_becomes_what_the_schema_asks_for():
-    """As it comes from the command line, or from YAML that takes 3e-4 for text."""
-    config = changed(
+def test_text_is_converted_to_the_types_of_the_schema():
+    """Values from the command line are text, and so is 3e-4 in YAML."""
+    config = change_article(
         batch_size="50",
         seeds=["0", "1"],
         train_per_class="null",
@@ -188,70 +188,75 @@ def test_text_becomes_what_the_schema_asks_for():
 
 
 def test_null_removes_an_entry():
-    config = changed(datasets__imagenette=None, schedules__onecycle=None)
+    config = change_article(datasets__imagenette=None, schedules__onecycle=None)
     result = convert_types(config, SCHEMA)
     assert list(result["datasets"]) == ["imagewoof"]
     assert list(result["schedules"]) == ["constant"]
     assert result["mirror"] is None
 
 
-def spec(config=ARTICLE, method="constant-preserve", session=2) -> SessionSpec:
+def make_spec(config=ARTICLE, method="constant-preserve", session=2) -> SessionSpec:
     return session_spec(config, Session("imagewoof", method, 0, session))
 
 
 class TestSessionSpec:
-    def test_the_arms_differ_by_name_and_by_what_is_kept(self):
-        new, preserve = (vars(spec(method=f"onecycle-{b}")) for b in ("new", "preserve"))
+    def test_boundaries_differ_only_in_name_and_kept_state(self):
+        new, preserve = (vars(make_spec(method=f"onecycle-{b}")) for b in ("new", "preserve"))
         differ = {key for key in new if new[key] != preserve[key]}
         assert differ == {"boundary", "method", "keep"}
         assert (new["keep"], preserve["keep"]) == ([], "all")
 
-    def test_it_has_the_sessions_own_learning_rates_only(self):
-        assert spec(session=3).learning_rate == {"kind": "constant", "lr": 8e-5}
-        onecycle = spec(method="onecycle", session=1)
+    def test_a_spec_has_only_the_learning_rates_of_its_session(self):
+        assert make_spec(session=3).learning_rate == {"kind": "constant", "lr": 8e-5}
+        onecycle = make_spec(method="onecycle", session=1)
         assert onecycle.learning_rate == {"kind": "onecycle", "initial_lr": 4e-5, "max_lr": 1e-3}
-        assert spec() == spec(changed(schedules__constant__lr=[1, 3e-4, 1]))
+        assert make_spec() == make_spec(change_article(schedules__constant__lr=[1, 3e-4, 1]))
 
-    def test_it_has_nothing_else(self):
-        """A change of what only other jobs depend on makes this one no staler."""
-        other = changed(
+    def test_settings_of_other_jobs_do_not_change_a_spec(self):
+        """A change of them must not make the session stale."""
+        other = change_article(
             datasets={"imagewoof": {"folder": "."}}, mirror="x", seeds=[0, 1], sessions=[1, 10, 1],
             methods=["constant-preserve"], keep_checkpoints="none", boundaries__new__keep=["step"],
             experiment="other",
         )  # fmt: skip
-        assert spec(other) == spec()
+        assert make_spec(other) == make_spec()
 
     def test_the_order_of_kept_entries_does_not_matter(self):
         orders = (["step", "exp_avg"], ["exp_avg", "step"])
-        one, other = (spec(changed(boundaries__preserve__keep=keep)) for keep in orders)
+        one, other = (make_spec(change_article(boundaries__preserve__keep=keep)) for keep in orders)
         assert one == other
 
     def test_an_uninterrupted_run_has_all_epochs_and_the_first_sessions_values(self):
-        whole = spec(method="constant-uninterrupted", session=1)
+        whole = make_spec(method="constant-uninterrupted", session=1)
         assert (whole.num_epochs, whole.learning_rate["lr"]) == (25, 3e-4)
         assert (whole.boundary, whole.keep) == ("uninterrupted", [])
 
-    def test_the_options_of_a_boundary_concern_the_later_sessions(self):
-        config = changed(boundaries__preserve={"keep": "all", "warmup_steps": 7, "reshuffle": True})
-        shared, later = spec(config, method="constant", session=1), spec(config, session=3)
+    def test_options_of_a_boundary_apply_to_later_sessions(self):
+        config = change_article(
+            boundaries__preserve={"keep": "all", "warmup_steps": 7, "reshuffle": True}
+        )
+        shared, later = (
+            make_spec(config, method="constant", session=1),
+            make_spec(config, session=3),
+        )
         assert (shared.warmup_steps, shared.reshuffle) == (0, False)
         assert (later.warmup_steps, later.reshuffle) == (7, True)
 
-    def test_a_schedules_optimizer_is_its_own(self):
-        config = changed(schedules__constant__optimizer={"name": "SGD"})
-        assert spec(config).optimizer == {"name": "SGD"}
-        assert spec(config, method="onecycle-new").optimizer == {"name": "Adam"}
+    def test_a_schedule_can_have_its_own_optimizer(self):
+        config = change_article(schedules__constant__optimizer={"name": "SGD"})
+        assert make_spec(config).optimizer == {"name": "SGD"}
+        assert make_spec(config, method="onecycle-new").optimizer == {"name": "Adam"}
 
-    def test_weights_concern_the_first_session(self):
+    def test_weights_apply_to_the_first_session(self):
         first, second = (
             session_spec(ARTICLE, Session("imagewoof", name, 0, number), weights_sha256="0")
             for number, name in ((1, "constant"), (2, "constant-new"))
         )
         assert (first.weights_sha256, second.weights_sha256) == ("0", None)
 
-    def test_it_is_what_the_job_reads(self):
-        assert SessionSpec.from_json(spec().to_json()) == spec()
-        assert spec().to_json() == json.dumps(vars(spec()), sort_keys=True)
+    def test_a_job_reads_the_spec_that_was_written(self):
+        assert SessionSpec.from_json(make_spec().to_json()) == make_spec()
+        assert make_spec().to_json() == json.dumps(vars(make_spec()), sort_keys=True)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +272,7 @@ def test_the_baseline_keeps_nothing(boundaries, expected):
     assert set(baselines({"boundaries": boundaries}).values()) == {expected}
 
 
-def test_what_is_reshuffled_is_compared_with_its_twin():
+def test_a_reshuffled_boundary_is_compared_with_its_twin():
     boundaries = {
         "new": {"keep": []},
         "preserve": {"keep": "all"},
@@ -280,6 +285,6 @@ def test_what_is_reshuffled_is_compared_with_its_twin():
     }  # fmt: skip
 
 
-def test_demo_is_an_overlay_with_known_keys():
+def test_the_demo_has_only_known_keys():
     demo = yaml.safe_load(Path(ROOT / "config/demo.yaml").read_text())
     assert demo.keys() <= ARTICLE.keys()

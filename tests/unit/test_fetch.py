@@ -21,7 +21,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``content`` at every path, with ranges, and with the faults that a test sets."""
+    """Serves ``content`` at every path, with ranges and with the errors that a test sets."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -43,14 +43,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.ranges.append(wanted)
+        requested = self.headers.get("Range")
+        self.server.ranges.append(requested)
         if self.server.fail_with:
             self.send_error(self.server.fail_with.pop(0))
             return
         start = 0
-        if wanted and self.server.honour_ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if requested and self.server.honour_ranges:
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
             if start >= len(self.server.content):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(self.server.content)}")
@@ -90,13 +90,13 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
-def test_download(server, output):
+def test_a_download_leaves_only_the_archive(server, output):
     fetch(server.url, SHA256, output)
     assert output.read_bytes() == CONTENT
     assert [path.name for path in output.parent.iterdir()] == ["archive"]
 
 
-def test_broken_connections_resume(server, output):
+def test_a_download_resumes_after_broken_connections(server, output):
     server.break_after = [1_000_000, 200_000]
     fetch(server.url, SHA256, output)
     assert output.read_bytes() == CONTENT
@@ -105,14 +105,14 @@ def test_broken_connections_resume(server, output):
     assert 0 < starts[0] < starts[1]
 
 
-def test_existing_part_resumes(server, output):
+def test_a_download_resumes_from_an_existing_part(server, output):
     output.with_name("archive.part").write_bytes(CONTENT[:1_500_000])
     fetch(server.url, SHA256, output)
     assert server.ranges == ["bytes=1500000-"]
     assert output.read_bytes() == CONTENT
 
 
-def test_complete_part_is_kept(server, output):
+def test_a_complete_part_is_not_downloaded_again(server, output):
     output.with_name("archive.part").write_bytes(CONTENT)
     fetch(server.url, SHA256, output)
     assert output.read_bytes() == CONTENT
@@ -120,27 +120,27 @@ def test_complete_part_is_kept(server, output):
 
 
 @pytest.mark.parametrize("size", [1_000, len(CONTENT) + 1], ids=["short", "long"])
-def test_damaged_part_is_downloaded_again(server, output, size):
+def test_a_damaged_part_is_downloaded_again(server, output, size):
     output.with_name("archive.part").write_bytes(b"x" * size)
     fetch(server.url, SHA256, output)
     assert output.read_bytes() == CONTENT
 
 
-def test_server_without_ranges_sends_everything_again(server, output):
+def test_a_server_without_ranges_sends_everything_again(server, output):
     server.honour_ranges = False
     server.break_after = [100_000]
     fetch(server.url, SHA256, output)
     assert output.read_bytes() == CONTENT
 
 
-def test_busy_server_is_asked_again(server, output):
+def test_a_request_to_a_busy_server_is_repeated(server, output):
     server.fail_with = [503, 429]
     fetch(server.url, SHA256, output)
     assert output.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_refusal_is_final(server, output, status):
+def test_a_refused_request_is_not_repeated(server, output, status):
     server.fail_with = [status]
     with pytest.raises(InputError, match=f"{server.url}.*{status}.*Correct the address"):
         fetch(server.url, SHA256, output)
@@ -148,14 +148,14 @@ def test_refusal_is_final(server, output, status):
     assert list(output.parent.iterdir()) == []
 
 
-def test_server_that_stays_down(server, output):
+def test_a_server_that_stays_down_is_an_error(server, output):
     server.fail_with = [503] * fetching.MAX_FAILURES
     with pytest.raises(InputError, match=r"cannot be downloaded \(503.*`mirror`"):
         fetch(server.url, SHA256, output)
     assert not output.exists()
 
 
-def test_wrong_checksum(server, output):
+def test_a_wrong_checksum_is_an_error(server, output):
     server.content = b"something else"
     other = hashlib.sha256(server.content).hexdigest()
     with pytest.raises(InputError, match=f"{server.url}: its SHA-256 is {other}, but {SHA256} is"):
@@ -163,7 +163,7 @@ def test_wrong_checksum(server, output):
     assert list(output.parent.iterdir()) == []
 
 
-def test_full_disk(server, output, monkeypatch):
+def test_a_full_disk_is_an_error(server, output, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
     with pytest.raises(InputError, match="2.0 MB are needed and 1.0 MB are free"):
         fetch(server.url, SHA256, output)
@@ -171,7 +171,7 @@ def test_full_disk(server, output, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
-def test_local_files(tmp_path, output, form):
+def test_local_files_are_copied(tmp_path, output, form):
     source = tmp_path / "with space.tgz"
     source.write_bytes(CONTENT)
     fetch(form.format(source).replace(" ", "%20" if "file" in form else " "), SHA256, output)
@@ -186,7 +186,7 @@ def test_local_files(tmp_path, output, form):
         ("http://mirror.example.org/b", "http://mirror.example.org/b/images.tgz"),
     ],
 )
-def test_mirror_has_the_file_of_the_same_name(mirror, address):
+def test_a_mirror_has_the_file_of_the_same_name(mirror, address):
     assert resolve_mirror("https://example.org/a/images.tgz?x=1", mirror) == address
 
 
@@ -199,7 +199,7 @@ def test_mirror_has_the_file_of_the_same_name(mirror, address):
         ("http://host:abc/x.tgz", "cannot be fetched .*Correct its address"),
     ],
 )
-def test_invalid_addresses(address, message, output):
+def test_an_invalid_address_is_an_error(address, message, output):
     with pytest.raises(InputError, match=message):
         fetch(address, SHA256, output)
 
@@ -211,7 +211,7 @@ def test_packaged_sets_match_their_checksums(name, output):
     assert output.stat().st_size > 1_000_000
 
 
-def test_interrupted_copy_leaves_no_output(tmp_path, output, monkeypatch):
+def test_an_interrupted_copy_leaves_no_output(tmp_path, output, monkeypatch):
     (tmp_path / "images.tgz").write_bytes(CONTENT)
 
     def copy_part(source, target):
@@ -225,8 +225,8 @@ def test_interrupted_copy_leaves_no_output(tmp_path, output, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["optstate.data.packaged", "optstate.data.manifest"])
-def test_submitting_host_needs_no_packages(name, monkeypatch):
-    """These modules are imported where only Snakemake is installed."""
+def test_the_submitting_host_needs_no_packages(name, monkeypatch):
+    """Snakemake imports these modules on hosts that may have no other package."""
     for package in ("numpy", "PIL", "sklearn", "mlxtend", "requests", "tqdm", "torch"):
         monkeypatch.setitem(sys.modules, package, None)  # makes its import fail
     spec = importlib.util.find_spec(name)

@@ -1,4 +1,4 @@
-"""Configurations as no person would write them: an answer, or one clear line; never a traceback."""
+"""Random configurations are valid or produce a one-line error, never a traceback."""
 
 import copy
 import math
@@ -73,8 +73,8 @@ def changed_texts(draw: st.DrawFn) -> str:
     return TEXT[:start] + piece + TEXT[end:]
 
 
-def answer(given: dict) -> str:
-    """The error for a configuration: one line, or nothing if all its jobs could be described."""
+def find_error(given: dict) -> str:
+    """Return the one-line error for a configuration; empty if all its sessions have a spec."""
     try:
         config = configuration.validate(given)
         check.check({key: config[key] for key in rules.CHECKED_KEYS})
@@ -100,34 +100,34 @@ def fuzz(test: Any, effort: int, examples: int) -> None:
     )(test)()  # fmt: skip
 
 
-def test_changed_entries(effort):
-    answers = []
+def test_changed_entries_give_an_error_of_one_line_or_none(effort):
+    errors = []
 
     @given(changed_configurations())
     def test(config: dict) -> None:
-        answers.append(answer(config))
+        errors.append(find_error(config))
 
     fuzz(test, effort, 300)
-    assert len(set(answers)) > 20
-    assert answer(ARTICLE) == ""
+    assert len(set(errors)) > 20
+    assert find_error(ARTICLE) == ""
 
 
-def test_changed_text(effort, tmp_path):
-    answers = []
+def test_changed_text_gives_an_error_of_one_line_or_none(effort, tmp_path):
+    errors = []
 
     @given(changed_texts())
     def test(text: str) -> None:
         (tmp_path / "changed.yaml").write_text(text, encoding="utf-8", errors="ignore")
         try:
             overlay = load_configfile(tmp_path / "changed.yaml")
-        except WorkflowError as error:  # Snakemake's line
+        except WorkflowError as error:  # Snakemake's own one-line error
             assert "Config file" in str(error)
             return
         config = copy.deepcopy(ARTICLE)
         update_config(config, overlay)
         config["model"] = ARTICLE["model"]
-        answers.append(answer(config))
+        errors.append(find_error(config))
 
     fuzz(test, effort, 100)
-    assert len(set(answers)) > 1
-    assert "" in answers
+    assert len(set(errors)) > 1
+    assert "" in errors

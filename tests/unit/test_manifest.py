@@ -22,7 +22,7 @@ def test_hidden_files_are_ignored(images):
     assert folder_sha256(images) == before
 
 
-def test_names_count(images):
+def test_a_renamed_file_changes_the_hash(images):
     before = folder_sha256(images)
     (images / "train/ant/0.png").rename(images / "train/ant/00.png")
     assert folder_sha256(images) != before
@@ -45,6 +45,6 @@ def test_unchanged_files_are_not_read_again(images, tmp_path, monkeypatch):
     assert folder_sha256(images, cache) == before
 
 
-def test_missing_folder(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(InputError, match="absent: no such folder. Correct the path of `folder`"):
         folder_sha256(tmp_path / "absent")

@@ -20,7 +20,7 @@ def test_norms_are_recorded_early_and_every_tenth_step():
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "SGD", "RMSprop"])
-def test_norms_are_of_the_gradient_and_of_the_change(optimizer):
+def test_norms_are_those_of_gradient_and_update(optimizer):
     parameters = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(5))]
     unused = torch.nn.Parameter(torch.randn(2))
     made = getattr(torch.optim, optimizer)([*parameters, unused], lr=0.1)
@@ -41,7 +41,7 @@ def test_norms_are_of_the_gradient_and_of_the_change(optimizer):
         )
 
 
-def test_random_states_return():
+def test_random_states_are_restored():
     states = get_random_states()
     drawn = torch.rand(3), np.random.rand(3)
     set_random_states(states)

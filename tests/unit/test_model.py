@@ -29,18 +29,18 @@ CONFIG = {
         ("regnet_y_400mf", 32),
     ],
 )
-def test_usable_models(name, size):
+def test_usable_models_pass(name, size):
     require_runs(name, size, num_classes=7)
 
 
 @pytest.mark.parametrize(("name", "size"), [("inception_v3", 64), ("vit_b_16", 65)])
-def test_an_image_size_that_a_model_does_not_accept(name, size):
+def test_an_unsuitable_image_size_is_an_error(name, size):
     with pytest.raises(InputError, match=f"model: {name} .* image_size of {size} "):
         require_runs(name, size, num_classes=7)
 
 
 class TestCheck:
-    def test_good(self):
+    def test_a_working_configuration_passes(self):
         check(CONFIG)
 
     @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ class TestCheck:
             ),
         ],
     )
-    def test_bad(self, change, words):
+    def test_a_configuration_that_does_not_work_is_an_error(self, change, words):
         with pytest.raises(InputError, match=words):
             check(CONFIG | change)
 
-    def test_a_schedule_has_its_own_optimizer(self):
+    def test_the_optimizer_of_a_schedule_is_checked(self):
         schedules = {"constant": CONFIG["schedules"]["constant"] | {"optimizer": {"name": "SGX"}}}
         with pytest.raises(InputError, match="schedules.constant.optimizer.name: 'SGX'"):
             check(CONFIG | {"schedules": schedules})
@@ -83,7 +83,7 @@ class TestWeights:
     def load(self, model, path, num_classes=4):
         return load_weights(model, "resnet18", 32, num_classes, path)
 
-    def test_all_except_a_head_of_another_size(self, tmp_path):
+    def test_everything_is_loaded_except_a_head_of_another_size(self, tmp_path):
         source, target = make_model("resnet18", 32, 10), make_model("resnet18", 32, 4)
         head = target.fc.weight.clone()
         torch.save(source.state_dict(), tmp_path / "weights.pt")
@@ -92,13 +92,13 @@ class TestWeights:
         assert torch.equal(target.conv1.weight, source.conv1.weight)
 
     @pytest.mark.parametrize("key", ["model", "state_dict"])
-    def test_the_head_too_if_it_fits(self, tmp_path, key):
+    def test_a_head_of_the_same_size_is_loaded(self, tmp_path, key):
         source, target = make_model("resnet18", 32, 4), make_model("resnet18", 32, 4)
         torch.save({key: source.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
         assert self.load(target, tmp_path / "weights.pt") == []
         assert torch.equal(target.fc.weight, source.fc.weight)
 
-    def test_weights_of_another_model(self, tmp_path):
+    def test_weights_of_another_model_are_an_error(self, tmp_path):
         torch.save(make_model("resnet34", 32, 4).state_dict(), tmp_path / "weights.pt")
         with pytest.raises(InputError, match=r"weights.pt: these are not weights of resnet18"):
             self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
@@ -106,7 +106,7 @@ class TestWeights:
     @pytest.mark.parametrize(
         "content", [{1: torch.ones(1)}, {"a": torch.ones(1).to_sparse()}, [1, 2], None]
     )
-    def test_a_file_without_weights(self, tmp_path, content):
+    def test_a_file_without_weights_is_an_error(self, tmp_path, content):
         torch.save(content, tmp_path / "weights.pt")
         if content is None:
             (tmp_path / "weights.pt").write_bytes(b"hello")

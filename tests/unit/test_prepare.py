@@ -21,7 +21,7 @@ SIZE = 16
 
 
 class InlinePool:
-    """Decodes in this process, since unit tests start none."""
+    """Decodes in this process, since unit tests start no processes."""
 
     map = staticmethod(map)
 
@@ -45,7 +45,7 @@ def prepare_folder(folder: Path, output: Path) -> dict:
     return card | {path.stem: np.load(path) for path in output.glob("*.npy")}
 
 
-def test_pixels_are_pillows_and_labels_agree_between_splits(images, tmp_path):
+def test_pixels_equal_pillows_and_labels_agree_between_splits(images, tmp_path):
     result = prepare_folder(images, tmp_path / "out")
     for split, folder in (("train", "train"), ("valid", "val")):
         paths = sorted((images / folder).rglob("*.png"))
@@ -80,7 +80,7 @@ def test_greyscale_and_duplicates_are_reported_but_kept(images, tmp_path):
 
 
 def test_similar_pictures_are_not_duplicates(images, tmp_path):
-    """They differ in one value, and are equal after resizing."""
+    """The pictures differ in one value and are equal after resizing."""
     pixels = np.asarray(Image.open(images / "train/ant/0.png")).copy()
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(images / "val/cat/similar.png")
@@ -89,7 +89,7 @@ def test_similar_pictures_are_not_duplicates(images, tmp_path):
     assert result["duplicates"] == {"train": [], "valid": [], "across_splits": []}
 
 
-def test_checksums_are_of_the_arrays(images, tmp_path):
+def test_checksums_are_those_of_the_arrays(images, tmp_path):
     card = prepare_folder(images, tmp_path / "out")
     for name, digest in card["sha256"].items():
         assert file_sha256(tmp_path / "out" / name) == digest
@@ -104,7 +104,7 @@ def test_other_files_are_ignored(images, tmp_path, caplog):
     assert "train/ant/notes.txt: ignored, because it has no image extension" in caplog.messages
 
 
-def test_names_with_spaces_quotes_and_other_letters(tmp_path):
+def test_names_may_have_spaces_quotes_and_line_breaks(tmp_path):
     classes = ("a b", "c'\"d", "línea\n2")
     images = write_images(tmp_path / "images", classes=classes)
     for name in ("two words.png", 'it\'s "quoted".png', "línea\n2.png", "-rf *.png", "\\.png"):

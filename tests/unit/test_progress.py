@@ -23,7 +23,7 @@ def open_progress(folder: Path, every: dict | None = None, in_background=False) 
     return Progress(folder, every or {"epochs": 1}, Position(1, 0, 0), in_background)
 
 
-def files_in(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -41,10 +41,10 @@ def test_handlers_survive_a_second_signal_and_are_restored():
 
 def test_the_last_two_are_kept_and_named_by_their_checksums(tmp_path):
     kept = open_progress(tmp_path)
-    (tmp_path / ".of-a-killed-one.tmp").touch()
+    (tmp_path / ".of-a-killed-job.tmp").touch()
     for step in (5, 10, 15):
         kept.save(make_state(step))
-    assert [n.split(".")[0] for n in files_in(tmp_path)] == [
+    assert [n.split(".")[0] for n in list_files(tmp_path)] == [
         "epoch000000-step000000010", "epoch000000-step000000015",
     ]  # fmt: skip
     for path in tmp_path.iterdir():
@@ -52,7 +52,7 @@ def test_the_last_two_are_kept_and_named_by_their_checksums(tmp_path):
     assert open_progress(tmp_path).load()["step"] == 15
 
 
-def test_the_validated_epoch_is_later_than_its_last_step(tmp_path):
+def test_the_state_after_a_validation_is_the_newest(tmp_path):
     kept = open_progress(tmp_path)
     kept.save(make_state(10, epoch=0))
     kept.save(make_state(10, epoch=1))
@@ -60,7 +60,7 @@ def test_the_validated_epoch_is_later_than_its_last_step(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
-def test_a_damaged_state_is_named_and_the_previous_is_loaded(tmp_path, caplog, damage):
+def test_the_previous_state_is_loaded_instead_of_a_damaged_one(tmp_path, caplog, damage):
     kept = open_progress(tmp_path)
     for step in (5, 10):
         kept.save(make_state(step))
@@ -73,10 +73,10 @@ def test_a_damaged_state_is_named_and_the_previous_is_loaded(tmp_path, caplog, d
     assert str(newest) in caplog.text
     resumed.save(make_state(10))
     assert open_progress(tmp_path).load()["step"] == 10
-    assert len(files_in(tmp_path)) == 2
+    assert len(list_files(tmp_path)) == 2
 
 
-def test_a_damaged_state_does_not_displace_a_good_one(tmp_path):
+def test_a_damaged_state_is_removed_before_a_good_one(tmp_path):
     kept = open_progress(tmp_path)
     for step in (5, 10):
         kept.save(make_state(step))
@@ -84,7 +84,7 @@ def test_a_damaged_state_does_not_displace_a_good_one(tmp_path):
     resumed = open_progress(tmp_path)
     resumed.load()
     resumed.save(make_state(7))
-    assert [n.split(".")[0][-2:] for n in files_in(tmp_path)] == ["05", "07"]
+    assert [n.split(".")[0][-2:] for n in list_files(tmp_path)] == ["05", "07"]
 
 
 def test_minutes_count_from_the_last_state(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ class TestInTheBackground:
         kept.save(state)
         weights += 1
         state["training"]["position"]["step"] = 6
-        assert files_in(tmp_path) == []
+        assert list_files(tmp_path) == []
         may_write.set()
         kept.finish()
         loaded = open_progress(tmp_path).load()
@@ -123,14 +123,14 @@ class TestInTheBackground:
         kept = open_progress(tmp_path, in_background=True)
         for step in (5, 10):
             kept.save(make_state(step))
-        assert any(name.startswith("epoch000000-step000000005") for name in files_in(tmp_path))
+        assert any(name.startswith("epoch000000-step000000005") for name in list_files(tmp_path))
 
     def test_a_full_disk_is_reported_by_the_next_save(self, tmp_path, monkeypatch):
-        def full(*_):
+        def fail(*_):
             raise OSError(28, "No space left on device")
 
         kept = open_progress(tmp_path, in_background=True)
-        monkeypatch.setattr(Progress, "_write", full)
+        monkeypatch.setattr(Progress, "_write", fail)
         kept.save(make_state(5))
         with pytest.raises(OSError, match="No space"):
             kept.save(make_state(10))
@@ -144,6 +144,6 @@ def test_only_the_last_state_of_a_finished_session_stays(tmp_path):
     open_progress(tmp_path / "fedcba9876543210").save(make_state(20))
     (tmp_path / "something else").mkdir()
     keep_final(kept.folder)
-    assert files_in(tmp_path) == ["0123456789abcdef", "something else"]
-    (state,) = files_in(kept.folder)
+    assert list_files(tmp_path) == ["0123456789abcdef", "something else"]
+    (state,) = list_files(kept.folder)
     assert state.startswith("epoch000000-step000000010.")

@@ -1,4 +1,4 @@
-"""What the rules ask of an experiment."""
+"""The inputs, outputs and options that an experiment gives to the rules."""
 
 import os
 from types import SimpleNamespace
@@ -13,20 +13,20 @@ CONFIG = configuration.load({"methods": ["constant-new", "constant-uninterrupted
 EXPERIMENT = Experiment(CONFIG, {"imagenette": "a" * 64, "imagewoof": "b" * 64}, None)
 
 
-def wildcards(**values: str) -> SimpleNamespace:
+def make_wildcards(**values: str) -> SimpleNamespace:
     return SimpleNamespace(dataset="imagewoof", seed="0", **values)
 
 
 def test_a_first_session_starts_from_nothing_or_weights():
-    first = wildcards(name="constant", number="1")
+    first = make_wildcards(name="constant", number="1")
     assert EXPERIMENT.previous(first) == []
     assert EXPERIMENT.start_options(first) == ""
     config = CONFIG | {"weights": "my weights.pt"}
     assert Experiment(config, {}, "0").start_options(first) == "--weights='my weights.pt'"
 
 
-def test_a_later_session_starts_from_the_one_before():
-    second = wildcards(name="constant-new", number="2")
+def test_a_later_session_starts_from_the_previous_one():
+    second = make_wildcards(name="constant-new", number="2")
     folder = "results/article/runs/imagewoof/constant/seed0/session1"
     assert EXPERIMENT.previous(second) == [
         f"{folder}/{name}" for name in ("checkpoint.pt", "epochs.csv", "steps.csv")
@@ -36,12 +36,12 @@ def test_a_later_session_starts_from_the_one_before():
     )
 
 
-def test_curves_are_those_of_every_run_with_the_session():
+def test_a_shared_session_writes_the_curves_of_all_its_runs():
     config = CONFIG | {"methods": ["constant-new", "constant-preserve", "onecycle-new"]}
-    shared = Experiment(config, {}, None).curves(wildcards(name="constant", number="1"))
+    shared = Experiment(config, {}, None).curves(make_wildcards(name="constant", number="1"))
     root = "results/article/tensorboard/imagewoof"
     assert shared == [f"{root}/constant-new/seed0", f"{root}/constant-preserve/seed0"]
-    own = EXPERIMENT.curves(wildcards(name="constant-uninterrupted", number="1"))
+    own = EXPERIMENT.curves(make_wildcards(name="constant-uninterrupted", number="1"))
     assert own == [f"{root}/constant-uninterrupted/seed0"]
 
 
@@ -60,9 +60,9 @@ def test_the_lr_range_test_follows_the_boundary_that_keeps_nothing():
     config = CONFIG | {"methods": ["constant-preserve", "constant-new", "constant-uninterrupted"]}
     experiment = Experiment(config, {}, None)
     assert experiment.tested_schedules == ["constant"]
-    third = wildcards(schedule="constant", number="3")
+    third = make_wildcards(schedule="constant", number="3")
     assert experiment.tested_session(third).name == "constant-new"
-    first = wildcards(schedule="constant", number="1")
+    first = make_wildcards(schedule="constant", number="1")
     assert experiment.tested_session(first).name == "constant"
     assert experiment.before_test(first) == []
 
@@ -75,13 +75,13 @@ def test_sources_are_files_of_the_package(monkeypatch):
     assert all((ROOT / path).is_file() for path in found)
 
 
-def test_locked_versions():
+def test_locked_versions_come_from_the_lock_file():
     (torch,) = locked("torch")
     assert torch.startswith("torch==")
     assert locked("no-such-package") == []
 
 
-def test_the_command_that_runs_an_experiment_again():
+def test_the_command_line_runs_the_experiment_again():
     settings = SimpleNamespace(configfiles=["config/demo.yaml"], config={"seeds": [0, 1]})
     assert command_line(settings) == (
         ".venv/bin/snakemake --cores 1 --resources gpu=1 --configfile config/demo.yaml "
@@ -89,7 +89,7 @@ def test_the_command_that_runs_an_experiment_again():
     )
 
 
-def test_errors_are_those_of_the_jobs_that_failed_now(tmp_path):
+def test_errors_are_those_of_jobs_that_failed_in_this_run(tmp_path):
     for name, last, age in (
         ("old", "error: old", 100), ("new", "12:00 error: new", 0), ("fine", "epoch 1/1", 0),
         ("stopped", "12:00 interrupted: SIGTERM: saved", 0),

@@ -1,4 +1,4 @@
-"""Which runs and sessions an experiment has, and where they lie."""
+"""The runs and sessions of an experiment, and their folders."""
 
 from optstate.experiment.runs import Runs, Session, split_method
 
@@ -39,7 +39,7 @@ def test_every_session_is_one_job():
     assert len(RUNS.sessions) == len(set(RUNS.sessions)) == 2 * 2 * (2 + 2 * 3 + 1)
 
 
-def test_folders():
+def test_folders_of_sessions_and_runs():
     assert Session("a", "c", 7, 1).folder == "a/c/seed7/session1"
     assert Session("a", "c-new", 7, 2).folder == "a/c-new/seed7/session2"
     assert [run.folder for run in RUNS][:2] == ["a/c-keep-all/seed0", "a/c-keep-all/seed1"]
@@ -53,5 +53,5 @@ def test_names_of_a_run():
     }  # fmt: skip
 
 
-def test_it_is_the_same_in_a_job():
+def test_a_job_reads_the_same_runs():
     assert list(Runs.from_json(RUNS.to_json())) == list(RUNS)

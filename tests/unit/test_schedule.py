@@ -22,7 +22,7 @@ def run_schedule(
     return used
 
 
-def test_onecycle_is_pytorchs_own_from_the_initial_lr():
+def test_onecycle_equals_pytorchs_and_begins_at_the_initial_lr():
     learning_rate = {"kind": "onecycle", "initial_lr": 1e-5, "max_lr": 1e-3}
     used = run_schedule({"name": "Adam"}, learning_rate, 40)
 
@@ -71,7 +71,7 @@ def test_cosine_is_half_a_wave_down_to_the_final_lr():
 
 
 @pytest.mark.parametrize(("rising", "shares"), [(4, [1, 2, 3, 4, 4, 4]), (1, [4] * 6)])
-def test_warmup_rises_linearly_and_stays(rising, shares):
+def test_warmup_rises_linearly_and_then_stays_constant(rising, shares):
     learning_rate = {"kind": "warmup", "lr": 0.1, "warmup_steps": rising}
     used = run_schedule({"name": "Adam"}, learning_rate, 6)
     assert [lr for lr, _ in used] == pytest.approx([0.1 * share / 4 for share in shares])
@@ -87,16 +87,16 @@ SCHEDULES = [
 
 @pytest.mark.parametrize("learning_rate", SCHEDULES, ids=lambda rate: rate["kind"])
 class TestWarmUpAfterABoundary:
-    """It scales the LRs of any schedule, and nothing else."""
+    """The warm-up scales the LRs of any schedule, and nothing else."""
 
-    def test_first_steps_are_scaled(self, learning_rate):
+    def test_the_lrs_of_the_first_steps_are_scaled(self, learning_rate):
         plain, warm = (run_schedule({"name": "Adam"}, learning_rate, 12, n) for n in (0, 5))
         shares = [min(step / 5, 1) for step in range(1, 13)]
         expected = [lr * share for (lr, _), share in zip(plain, shares, strict=True)]
         assert [lr for lr, _ in warm] == pytest.approx(expected, rel=1e-12)
         assert [momentum for _, momentum in warm] == [momentum for _, momentum in plain]
 
-    def test_it_continues_from_its_state(self, learning_rate):
+    def test_a_schedule_continues_from_its_state(self, learning_rate):
         whole = [lr for lr, _ in run_schedule({"name": "Adam"}, learning_rate, 12, 5)]
         used, states = [], None
         for start, end in ((0, 3), (3, 12)):
@@ -122,5 +122,5 @@ def test_onecycle_gives_no_momentum_to_plain_sgd():
     assert with_momentum[0][1] == 0.95
 
 
-def test_optimizer_without_momentum_has_none():
+def test_an_optimizer_without_momentum_has_none():
     assert run_schedule({"name": "Adagrad"}, {"kind": "constant", "lr": 1e-2}, 2)[0][1] is None

@@ -24,7 +24,7 @@ CELLS = [(dataset, schedule) for dataset in ("one", "two") for schedule in ("a",
 
 
 def plant(mean: float, scatter: float, num_seeds: int, repeats: int) -> pd.DataFrame:
-    """Return normally distributed pairs of four cells for each experiment, named as boundary."""
+    """Return normally distributed pairs of four cells. The boundary's name has the experiment."""
     rng = np.random.default_rng(0)
     return pd.DataFrame(
         {
@@ -80,15 +80,15 @@ class TestIntervals:
         assert found.bca_low > low + 0.05
         assert found.bca_high > high + 0.2
 
-    def test_they_are_around_the_mean(self, found):
+    def test_intervals_contain_the_mean(self, found):
         for d in found:
             assert d.low < d.mean < d.high
             assert d.bca_low < d.mean < d.bca_high
 
 
 class TestSignFlips:
-    def test_it_is_exact(self):
-        """Of 2**n signs, all of one and all of the other are as extreme."""
+    def test_p_is_exact_for_few_pairs(self):
+        """Of the 2**n combinations of signs, all plus and all minus are the most extreme ones."""
         for n in range(2, 10):
             assert compute_sign_flip_p(np.arange(1.0, n + 1)) == pytest.approx(2 / 2**n)
         assert compute_sign_flip_p(np.array([3.0, -1.0, 2.0])) == pytest.approx(4 / 8)
@@ -99,7 +99,7 @@ class TestSignFlips:
         as_extreme = abs(signs @ images) >= abs(images.sum())
         assert compute_sign_flip_p((1500 + images) / 3925 - 1500 / 3925) == as_extreme.mean()
 
-    def test_the_rate_of_false_alarms(self):
+    def test_false_alarms_are_as_frequent_as_expected(self):
         rng = np.random.default_rng(2)
         alarms = [compute_sign_flip_p(rng.normal(0, 1, 8)) < 0.05 for _ in range(600)]
         assert np.mean(alarms) == pytest.approx(12 / 256, abs=0.02)
@@ -119,7 +119,7 @@ class TestSignFlips:
             assert bool(adjust_p_values(np.full(num_tests, p)).max() < 0.05) is significant
 
 
-def test_holm_by_hand():
+def test_holm_equals_a_calculation_by_hand():
     adjusted = adjust_p_values(np.array([0.01, 0.04, np.nan, 0.03]))
     assert adjusted[[0, 1, 3]] == pytest.approx([0.03, 0.06, 0.06])
     assert np.isnan(adjusted[2])
@@ -136,7 +136,7 @@ def test_equivalence_is_seldom_claimed_at_the_margin():
 
 @pytest.mark.parametrize("num_tests", [1, 4])
 @pytest.mark.parametrize(("mean", "margin"), [(0.5, None), (0.001, 0.01), (0.0, 0.01)])
-def test_the_pairs_that_decide_are_the_fewest(mean, margin, num_tests):
+def test_the_number_of_pairs_to_decide_is_the_smallest(mean, margin, num_tests):
     scatter = 0.02 if margin else 1.0
     pairs = mean + scatter * np.array([-1.5, -0.5, 0.0, 0.5, 1.5])
     needed = int(count_pairs_to_decide(estimate_difference(pairs, margin), margin, num_tests))
@@ -153,14 +153,14 @@ def test_the_pairs_that_decide_are_the_fewest(mean, margin, num_tests):
     assert not decides(needed - 1)
 
 
-def test_no_number_of_pairs_decides():
+def test_no_number_of_pairs_decides_without_a_difference():
     found = estimate_difference(np.array([-1.0, 1.0, -2.0, 2.0]))
     assert count_pairs_to_decide(found, None, num_tests=1) == np.inf
 
 
 @pytest.mark.usefixtures("quick_statistics")
 class TestVerdicts:
-    def test_without_an_effect_hardly_any_experiment_has_a_difference(self):
+    def test_few_experiments_without_an_effect_show_a_difference(self):
         found = find_verdicts(mean=0, scatter=0.02, num_seeds=8, repeats=150)
         alarms = [any("better" in verdict for verdict in cells) for cells in found]
         assert np.mean(alarms) <= 0.08
@@ -173,7 +173,7 @@ class TestVerdicts:
         sizes = [float(v.split()[3]) for cells in found for v in cells if "better" in v]
         assert np.mean(sizes) == pytest.approx(3, abs=0.2)
 
-    def test_the_baseline_is_better(self):
+    def test_a_better_baseline_is_named(self):
         (cells,) = find_verdicts(mean=-0.03, scatter=0.002, num_seeds=8)
         assert all(verdict.startswith("new better by ") for verdict in cells)
 

@@ -1,4 +1,4 @@
-"""The committed study: its tables follow from its steps, and its page from its tables."""
+"""The committed study: its tables follow from its steps, and the text from its tables."""
 
 import pandas as pd
 import pytest
@@ -17,7 +17,7 @@ def study() -> dict[str, pd.DataFrame]:
     return {path.stem: tables.read(path) for path in (STUDY / "tables").glob("*.csv")}
 
 
-def test_its_configuration_is_that_of_config_study_yaml():
+def test_the_configuration_equals_that_of_config_study_yaml():
     for key, value in yaml.safe_load((ROOT / "config" / "study.yaml").read_text()).items():
         assert CONFIG[key] == (CONFIG[key] | value if isinstance(value, dict) else value), key
 

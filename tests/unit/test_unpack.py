@@ -61,24 +61,24 @@ def test_errors_in_the_block_name_the_archive(images, tmp_path, folder):
 
 
 @pytest.mark.parametrize("top", [".", "images", "images/160px"])
-def test_root_is_below_lone_folders(tmp_path, top):
+def test_the_root_is_found_below_single_folders(tmp_path, top):
     images = write_images(tmp_path / top)
     (tmp_path / "__MACOSX").mkdir()
     assert find_root(tmp_path) == images
 
 
-def test_truncated_archive(images, tmp_path, folder):
+def test_a_truncated_archive_is_refused(images, tmp_path, folder):
     archive = write_tar(images, tmp_path / "a.tgz")
     archive.write_bytes(archive.read_bytes()[:-2000])
     assert_refused(archive, folder, "damaged.* Replace it")
 
 
-def test_other_files(tmp_path, folder):
+def test_a_file_that_is_no_archive_is_refused(tmp_path, folder):
     (tmp_path / "a.tgz").write_bytes(b"hello")
     assert_refused(tmp_path / "a.tgz", folder, "neither a tar nor a zip archive")
 
 
-def test_encrypted_archive(tmp_path, folder):
+def test_an_encrypted_archive_is_refused(tmp_path, folder):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         zipped.writestr("train/a/x.png", b"x")
     content = bytearray((tmp_path / "a.zip").read_bytes())
@@ -89,30 +89,30 @@ def test_encrypted_archive(tmp_path, folder):
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "train/../../outside.png"])
-def test_tar_member_outside(tmp_path, folder, name):
+def test_a_tar_member_outside_the_folder_is_refused(tmp_path, folder, name):
     archive = write_member(tmp_path / "a.tgz", make_member(name, size=3), b"bad")
     assert_refused(archive, folder, "unsafe.*outside.png")
     assert not list(tmp_path.rglob("outside.png"))
 
 
-def test_zip_member_outside(tmp_path, folder):
+def test_a_zip_member_outside_the_folder_is_refused(tmp_path, folder):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         zipped.writestr("../outside.png", b"bad")
     assert_refused(tmp_path / "a.zip", folder, "unsafe.*outside.png")
     assert not list(tmp_path.rglob("outside.png"))
 
 
-def test_tar_link_outside(tmp_path, folder):
+def test_a_tar_link_outside_the_folder_is_refused(tmp_path, folder):
     member = make_member("train", type=tarfile.SYMTYPE, linkname="/etc")
     assert_refused(write_member(tmp_path / "a.tar", member), folder, "unsafe")
 
 
-def test_tar_device(tmp_path, folder):
+def test_a_device_in_a_tar_is_refused(tmp_path, folder):
     member = make_member("train/a/zero.png", type=tarfile.CHRTYPE, devmajor=1, devminor=5)
     assert_refused(write_member(tmp_path / "a.tar", member), folder, "unsafe")
 
 
-def test_absolute_tar_member_stays_inside(tmp_path, folder):
+def test_an_absolute_tar_member_stays_inside_the_folder(tmp_path, folder):
     outside = tmp_path / "outside.png"
     archive = write_member(tmp_path / "a.tar", make_member(str(outside), size=3), b"bad")
     with unpack_temporarily(archive, folder):
@@ -120,14 +120,14 @@ def test_absolute_tar_member_stays_inside(tmp_path, folder):
         assert not outside.exists()
 
 
-def test_tar_bomb(tmp_path, folder):
+def test_a_tar_bomb_is_refused(tmp_path, folder):
     """A header that announces 4 TB is refused before anything is unpacked."""
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
         tar.addfile(make_member("train/a/x.png", size=4 * 10**12))
     assert_refused(tmp_path / "a.tgz", folder, "decompression bomb.*1.0 GB")
 
 
-def test_bomb_of_many_small_files(tmp_path, monkeypatch):
+def test_a_bomb_of_many_small_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "ALLOWED_BYTES", 1_000_000)
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
         for number in range(1000):
@@ -137,13 +137,13 @@ def test_bomb_of_many_small_files(tmp_path, monkeypatch):
     assert list((tmp_path / "extracted").iterdir()) == []
 
 
-def test_bomb_in_a_header(tmp_path, folder):
+def test_a_bomb_in_a_header_is_refused(tmp_path, folder):
     member = make_member("train/a/x.png", pax_headers={"comment": "x" * 2_000_000})
     archive = write_member(tmp_path / "a.tgz", member, mode="w:gz")
     assert_refused(archive, folder, "decompression bomb")
 
 
-def test_zip_bomb(tmp_path, monkeypatch):
+def test_a_zip_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "ALLOWED_BYTES", 1_000_000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr("train/a/x.png", bytes(10_000_000))
@@ -156,12 +156,12 @@ def test_zip_bomb(tmp_path, monkeypatch):
     ("key", "value"),
     [("mtime", "1e30"), ("mtime", "nan"), ("path", "a\0b"), ("GNU.sparse.size", "x")],
 )
-def test_tar_with_invalid_properties(tmp_path, folder, key, value):
+def test_a_tar_with_invalid_properties_is_refused(tmp_path, folder, key, value):
     member = make_member("train/a/x.png", pax_headers={key: value})
     assert_refused(write_member(tmp_path / "a.tar", member), folder, "damaged")
 
 
-def test_zip_with_an_undecodable_name(tmp_path, folder):
+def test_a_zip_with_an_undecodable_name_is_refused(tmp_path, folder):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         zipped.writestr("train/a/é.png", b"x")
     content = (tmp_path / "a.zip").read_bytes()
@@ -169,7 +169,7 @@ def test_zip_with_an_undecodable_name(tmp_path, folder):
     assert_refused(tmp_path / "a.zip", folder, "damaged")
 
 
-def test_full_disk(images, tmp_path, folder, monkeypatch):
+def test_a_full_disk_is_an_error(images, tmp_path, folder, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     archive = write_tar(images, tmp_path / "a.tgz")
     with (
