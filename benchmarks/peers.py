@@ -200,7 +200,7 @@ def install(name: str, folder: Path) -> Path:
 def start_all(
     arguments: argparse.Namespace, interpreters: Mapping[str, Path], scratch: Path
 ) -> Iterator[Contestant]:
-    """Start the contestants, none of which sees the packages of another."""
+    """Start the contestants in separate environments, in the order of ``interpreters``."""
     cores = len(os.sched_getaffinity(0))
     settings: Settings = arguments.settings | {"lr": LEARNING_RATE, "workers": cores}
     if settings["device"] == "cpu":

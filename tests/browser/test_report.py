@@ -52,7 +52,7 @@ def browser(tmp_path_factory) -> Iterator[WebDriver]:
 @pytest.fixture
 def page(browser, finished) -> WebDriver:
     for kind in ("browser", "performance"):
-        browser.get_log(kind)  # empties the log
+        browser.get_log(kind)  # reading a log empties it
     browser.get((finished.folder / "results/tiny/report.html").as_uri())
     return browser
 
@@ -70,7 +70,7 @@ def read_column(box: WebElement, name: str) -> list[str]:
     return [row.find_elements(By.TAG_NAME, "td")[names.index(name)].text for row in rows]
 
 
-def test_it_logs_nothing_and_requests_nothing(page):
+def test_the_report_logs_no_error_and_needs_no_network(page):
     assert page.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     requested = [
@@ -97,7 +97,7 @@ def test_all_images_load_and_have_descriptions(page):
         assert len(image.get_attribute("alt")) > 10
 
 
-def test_tables_sort(page):
+def test_a_column_head_sorts_its_table(page):
     box = find_table(page, "differences")
     head = next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == "mean difference")
     button = head.find_element(By.TAG_NAME, "button")
@@ -108,7 +108,7 @@ def test_tables_sort(page):
     values = [float(cell) for cell in cells if cell]
     assert values == sorted(values)
     assert values[0] < 0 < values[-1]
-    assert set(cells[len(values) :]) == {""}  # those without a number come last
+    assert set(cells[len(values) :]) == {""}  # rows without a number come last
     button.send_keys(Keys.ENTER)
     assert head.get_attribute("aria-sort") == "descending"
     assert read_column(box, "mean difference")[: len(values)] == cells[len(values) - 1 :: -1]
@@ -118,7 +118,7 @@ def test_tables_sort(page):
     assert head.get_attribute("aria-sort") is None
 
 
-def test_tables_search(page):
+def test_a_search_shows_the_matching_rows(page):
     box = find_table(page, "runs")
     assert len(read_column(box, "method")) == 4
     box.find_element(By.TAG_NAME, "input").send_keys("CONSTANT -pre")
@@ -143,19 +143,19 @@ def test_the_tab_key_visits_everything_in_order(page):
 
 
 @pytest.mark.parametrize("size", [PHONE, (1280, 900)])
-def test_it_is_no_wider_than_the_screen(page, size):
+def test_the_report_is_not_wider_than_the_screen(page, size):
     width, height = size
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
         html = "document.documentElement"
-        needed, there = page.execute_script(f"return [{html}.scrollWidth, {html}.clientWidth]")
-        assert needed == there > width - 20  # except for a scroll bar
+        content, visible = page.execute_script(f"return [{html}.scrollWidth, {html}.clientWidth]")
+        assert content == visible > width - 20  # a scroll bar takes less than 20 pixels
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_it_prints(page, tmp_path):
+def test_the_report_can_be_printed(page, tmp_path):
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         box = find_table(page, "runs")
