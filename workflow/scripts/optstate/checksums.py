@@ -1,0 +1,116 @@
+"""Verify finished files: each job lists the SHA-256 of its outputs in a small file next to them.
+
+The file ``NAME.sha256`` has a line for each output, as ``sha256sum`` prints it, so
+``sha256sum --check NAME.sha256`` verifies them, too. Every job verifies the finished files that it
+reads before it writes anything. This module needs nothing but the standard library.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from optstate.job import InputError, write_atomically
+
+SUFFIX = ".sha256"
+CACHE = ".verified.json"  # in the folder of large files that several jobs read
+
+
+def file_sha256(file: Path, cache: Path | None = None) -> str:
+    """Return the SHA-256 of a file. With ``cache``, read the file only if it has changed."""
+    return hash_files([str(file)], cache)[0]
+
+
+def hash_files(files: Sequence[str], cache: Path | None = None) -> list[str]:
+    """Return the SHA-256 of each file, as 64 hexadecimal digits.
+
+    Args:
+        files: the paths.
+        cache: a file that stores hashes, so that only new and changed files are read. A file has
+            changed if its inode, size, modification time or change time has. The kernel sets the
+            change time, so an old modification time does not hide a change.
+    """
+    if cache is None:
+        return _read_and_hash(files)
+    known = _read_cache(cache)
+    keys = [_make_cache_key(file) for file in files]
+    changed = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
+    if changed:
+        known.update(zip(changed, _read_and_hash(list(changed.values())), strict=True))
+        with write_atomically(cache) as temporary:
+            temporary.write_text(json.dumps(known, indent=0))
+    return [known[key] for key in keys]
+
+
+def write_checksums(path: Path, files: Iterable[Path]) -> None:
+    """List the SHA-256 of ``files``, which lie in the folder of ``path``, in the file ``path``."""
+    sorted_files = sorted(files)
+    hashes = hash_files([str(file) for file in sorted_files])
+    lines = [f"{sha}  {file.name}\n" for sha, file in zip(hashes, sorted_files, strict=True)]
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def verify(*files: Path, cache: bool = False) -> None:
+    """Check that finished files are as their jobs wrote them.
+
+    Args:
+        files: the files. Each is listed in a file ``*.sha256`` of its folder.
+        cache: whether to read a file only if it has changed since it was verified. Then
+            ``CACHE``, in the folder of the first file, stores the hashes.
+
+    Raises:
+        InputError: a file is missing or not listed, or has changed since it was made.
+    """
+    listed = {folder: read_checksums(folder) for folder in {file.parent for file in files}}
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: missing. Run again to make it.")
+        if file.name not in listed[file.parent]:
+            raise InputError(
+                f"{file}: no {SUFFIX} file in its folder lists it. Delete it, then run again."
+            )
+    hashes = hash_files([str(file) for file in files], files[0].parent / CACHE if cache else None)
+    for file, sha256 in zip(files, hashes, strict=True):
+        if sha256 != listed[file.parent][file.name]:
+            raise InputError(
+                f"{file}: changed since it was made (its SHA-256 is {sha256[:16]}…, not "
+                f"{listed[file.parent][file.name][:16]}…). Delete it, then run again."
+            )
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Return the listed SHA-256 of every file in ``folder``, by the file's name."""
+    found = {}
+    for listing in sorted(folder.glob(f"*{SUFFIX}")):
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            sha256, _, name = line.partition("  ")
+            found[name] = sha256
+    return found
+
+
+def _read_cache(cache: Path) -> dict[str, str]:
+    """Return the stored hashes; none if the file is missing or damaged."""
+    try:
+        content = json.loads(cache.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _make_cache_key(file: str) -> str:
+    """Return a key that changes whenever the file is written or replaced."""
+    stat = Path(file).stat()
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+
+
+def _read_and_hash(files: Sequence[str]) -> list[str]:
+    with ThreadPool(os.cpu_count()) as pool:  # hashlib releases the GIL
+        return pool.map(_hash_file, files, chunksize=16)
+
+
+def _hash_file(file: str) -> str:
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
