@@ -153,7 +153,7 @@ def test_overlays_are_merged_deeply_into_the_default():
 
 @pytest.mark.parametrize(
     ("content", "error"),
-    [("a: [", "not valid YAML"), ("- a", "must be a mapping"), ("", "must be")],
+    [("- a", "must be a mapping"), ("", "must be a mapping")],
 )
 def test_the_error_for_an_overlay_names_its_file(tmp_path, content, error):
     (tmp_path / "mine.yaml").write_text(content)

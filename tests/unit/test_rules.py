@@ -10,6 +10,7 @@ from optstate.experiment import configuration, lock
 from optstate.experiment.rules import Experiment, command_line, errors_in_logs, locked, sources
 
 CONFIG = configuration.load({"methods": ["constant-new", "constant-uninterrupted"]})
+TABLES = ("steps.csv", "epochs.csv", "made_by.json", "session.sha256")
 EXPERIMENT = Experiment(CONFIG, {"imagenette": "a" * 64, "imagewoof": "b" * 64}, None)
 
 
@@ -29,7 +30,8 @@ def test_a_later_session_starts_from_the_previous_one():
     second = make_wildcards(name="constant-new", number="2")
     folder = "results/article/runs/imagewoof/constant/seed0/session1"
     assert EXPERIMENT.previous(second) == [
-        f"{folder}/{name}" for name in ("checkpoint.pt", "epochs.csv", "steps.csv")
+        f"{folder}/{name}"
+        for name in ("checkpoint.pt", "epochs.csv", "session.sha256", "steps.csv")
     ]
     assert EXPERIMENT.start_options(second) == (
         f"--previous {folder} --previous-progress {folder.replace('runs', 'in_progress')}"
@@ -53,7 +55,7 @@ def test_checkpoints_that_are_not_kept_are_temporary(keep, is_last, is_kept):
     experiment = Experiment(CONFIG | {"keep_checkpoints": keep}, {}, None)
     checkpoint, *tables = experiment.session_files("folder", is_last)
     assert getattr(checkpoint, "flags", {}).get("temp", False) is not is_kept
-    assert tables == [f"folder/{name}" for name in ("steps.csv", "epochs.csv", "made_by.json")]
+    assert tables == [f"folder/{name}" for name in TABLES]
 
 
 def test_the_lr_range_test_follows_the_boundary_that_keeps_nothing():
@@ -114,7 +116,7 @@ def test_one_snakemake_claims_an_experiment(tmp_path, monkeypatch, capsys):
 
 def test_errors_of_a_configuration_end_in_one_line(monkeypatch):
     with pytest.raises(SystemExit, match="configuration: batch_size: 0 must be at least 2."):
-        Experiment.load(CONFIG | {"batch_size": 0}, is_main_process=True)
+        Experiment.load(CONFIG | {"batch_size": 0}, [], is_main_process=True)
     monkeypatch.setenv("OPTSTATE_RUN", "results/of-a-snakemake-that-has-ended")
     with pytest.raises(SystemExit, match="configuration: the Snakemake that submitted this job"):
-        Experiment.load(CONFIG, is_main_process=False)
+        Experiment.load(CONFIG, [], is_main_process=False)

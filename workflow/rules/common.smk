@@ -24,7 +24,7 @@ from optstate.experiment.rules import (
 )
 from optstate.experiment.runs import FOLDER
 
-experiment = Experiment.load(config, workflow.is_main_process)
+experiment = Experiment.load(config, workflow.configfiles, workflow.is_main_process)
 config = experiment.config
 RESULTS = experiment.results
 LOGS = experiment.logs

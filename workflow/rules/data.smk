@@ -37,6 +37,7 @@ rule prepare:
         f"{PREPARED}/train_labels.npy",
         f"{PREPARED}/valid_images.npy",
         f"{PREPARED}/valid_labels.npy",
+        f"{PREPARED}/dataset.sha256",
         card=f"{PREPARED}/dataset.json",
     log:
         f"{LOGS}/prepare/{{dataset}}-{{key}}-{{image_size}}px.log",

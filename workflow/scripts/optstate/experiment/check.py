@@ -95,4 +95,5 @@ if __name__ == "__main__":
     try:
         check(json.loads(sys.argv[1]))
     except InputError as error:
-        sys.exit(str(error))
+        print(error)  # stderr is for errors that nobody expects
+        sys.exit(1)

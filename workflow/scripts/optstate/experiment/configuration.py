@@ -5,12 +5,11 @@ import dataclasses
 import math
 from pathlib import Path
 
-import yaml
-
 from optstate import UNINTERRUPTED
 from optstate.data import packaged
 from optstate.experiment.runs import Runs, Session, split_method
 from optstate.experiment.schema import Config, conform, suggest
+from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError
 from optstate.training.spec import SessionSpec
 
@@ -40,23 +39,6 @@ def load(*overlays: Path | Config) -> Config:
     for overlay in (DEFAULT, *overlays):
         merge(config, read_yaml(overlay) if isinstance(overlay, Path) else copy.deepcopy(overlay))
     return validate(config)
-
-
-def read_yaml(path: Path) -> Config:
-    """Read a YAML file that holds a mapping.
-
-    Raises:
-        InputError: the file is not valid YAML, or does not hold a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"{path}: not valid YAML: {' '.join(str(error).split())}. Correct it."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must be a mapping of keys to values, such as `seeds: [0]`.")
-    return content
 
 
 def merge(config: Config, overlay: Config) -> None:

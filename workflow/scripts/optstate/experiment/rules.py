@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -22,10 +22,12 @@ from snakemake.io import ancient, temp
 from snakemake.iocontainers import Wildcards
 from snakemake.settings.types import ConfigSettings
 
-from optstate.data.manifest import file_sha256, folder_sha256
-from optstate.experiment import configuration, lock
+from optstate.checksums import file_sha256
+from optstate.data.manifest import folder_sha256
+from optstate.experiment import configuration, integrity, lock
 from optstate.experiment.runs import Runs, Session
 from optstate.experiment.schema import Config
+from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError, explain_os_error
 
 PACKAGE = "workflow/scripts/optstate"
@@ -41,7 +43,7 @@ def sources(*names: str) -> list[str]:
     Args:
         names: files and folders below the package.
     """
-    files = [f"{PACKAGE}/__init__.py", f"{PACKAGE}/job.py"]
+    files = [f"{PACKAGE}/{name}.py" for name in ("__init__", "checksums", "job")]
     for name in names:
         path = Path(f"{PACKAGE}/{name}")
         files += sorted(map(str, path.glob("*.py"))) if path.is_dir() else [str(path)]
@@ -79,18 +81,28 @@ class Experiment:
     start: float = field(default_factory=time.time, repr=False)
 
     @classmethod
-    def load(cls, given: Config, is_main_process: bool) -> "Experiment":
+    def load(
+        cls, given: Config, files: Iterable[str | Path], is_main_process: bool
+    ) -> "Experiment":
         """Build the experiment of a configuration, in a job as it was submitted.
 
         Exits with one line if it is not valid.
         """
         try:
             submitted = None if is_main_process else lock.load_submitted()
-            return cls(*submitted) if submitted else cls.from_config(given)
+            if submitted:
+                return cls(*submitted)
+            for file in files:  # Snakemake has read them less strictly
+                if Path(file).suffix != ".json":
+                    read_yaml(Path(file))
+            experiment = cls.from_config(given)
         except InputError as error:
             sys.exit(f"configuration: {error}")
         except OSError as error:
             sys.exit(f"configuration: {InputError(explain_os_error(error))}")
+        if is_main_process:
+            experiment.require_unchanged()
+        return experiment
 
     @classmethod
     def from_config(cls, given: Config) -> "Experiment":
@@ -120,6 +132,16 @@ class Experiment:
             sys.exit(f"error: {error}")
         submitted = [self.config, self.dataset_sha256, self.weights_sha256]
         lock.save_submitted(Path(self.results), submitted)
+
+    def require_unchanged(self) -> None:
+        """Exit with one line if a small finished file has changed since it was made."""
+        prepared = (Path(self.prepared(dataset)) for dataset in self.config["datasets"])
+        try:
+            cache = CACHE / f"verified-{self.config['experiment']}.json"
+            integrity.require_unchanged([Path(self.results), *prepared], cache)
+        except InputError as error:
+            if "--unlock" not in sys.argv:
+                sys.exit(f"error: {error}")
 
     def print_errors(self) -> None:
         """Repeat each failed job's error after Snakemake's output."""
@@ -200,7 +222,10 @@ class Experiment:
 
     def arrays(self, wildcards: Wildcards) -> list[str]:
         """The arrays, whose content is tracked by the checksums in dataset.json."""
-        return [ancient(f"{self.prepared(wildcards.dataset)}/{name}") for name in ARRAYS]
+        return [
+            ancient(f"{self.prepared(wildcards.dataset)}/{name}")
+            for name in (*ARRAYS, "dataset.sha256")
+        ]
 
     def card(self, wildcards: Wildcards) -> str:
         """The file that describes the arrays."""
@@ -217,8 +242,8 @@ class Experiment:
         if session is None:
             return []
         folder = f"{self.runs_folder}/{session.folder}"
-        times_ignored = [ancient(f"{folder}/{name}") for name in ("checkpoint.pt", "epochs.csv")]
-        return [*times_ignored, f"{folder}/steps.csv"]
+        names = ("checkpoint.pt", "epochs.csv", "session.sha256")
+        return [*[ancient(f"{folder}/{name}") for name in names], f"{folder}/steps.csv"]
 
     def start_options(self, wildcards: Wildcards) -> str:
         """The options that say what a session starts from: the previous session, or weights."""
@@ -249,8 +274,11 @@ class Experiment:
         keep = self.config["keep_checkpoints"]
         checkpoint = f"{folder}/checkpoint.pt"
         is_kept = keep == "all" or (keep == "last" and is_last)
-        tables = [f"{folder}/{name}" for name in ("steps.csv", "epochs.csv", "made_by.json")]
-        return [checkpoint if is_kept else temp(checkpoint), *tables]
+        others = ("steps.csv", "epochs.csv", "made_by.json", "session.sha256")
+        return [
+            checkpoint if is_kept else temp(checkpoint),
+            *[f"{folder}/{name}" for name in others],
+        ]
 
     def of_all_sessions(self, name: str) -> list[str]:
         """The files called ``name`` of all sessions of all runs."""
@@ -311,9 +339,14 @@ def require_works(config: Config) -> None:
         return
     scripts = Path(__file__).parents[2]
     command = [sys.executable, "-m", "optstate.experiment.check", what]
-    tried = subprocess.run(command, cwd=scripts, stderr=subprocess.PIPE, text=True)
+    tried = subprocess.run(command, cwd=scripts, capture_output=True, text=True)
     if tried.returncode:
-        raise InputError(tried.stderr.strip())
+        last = tried.stderr.strip().rpartition("\n")[2] or f"exit code {tried.returncode}"
+        raise InputError(
+            tried.stdout.strip()
+            or f"model and optimizers cannot be tried: torch fails ({last}). Is there too little "
+            "memory (`ulimit -v`, `free`), or is `.venv` incomplete (`make install`)?"
+        )
     passed.parent.mkdir(parents=True, exist_ok=True)
     passed.touch()
 

@@ -1,0 +1,105 @@
+"""Finished files are verified before they are read."""
+
+import hashlib
+import os
+
+import pytest
+
+from optstate.checksums import CACHE, file_sha256, read_checksums, verify, write_checksums
+from optstate.experiment.integrity import require_unchanged
+from optstate.job import InputError
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two finished files, listed in ``job.sha256``."""
+    paths = [tmp_path / "a.csv", tmp_path / "b.pt"]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * 1000)
+    write_checksums(tmp_path / "job.sha256", paths)
+    return paths
+
+
+def flip_a_byte(path, position: int = 500) -> None:
+    """Change one byte, and leave the size and the modification time as they were."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_unchanged_files_are_accepted(files):
+    verify(*files)
+    verify(*files, cache=True)
+    verify(*files, cache=True)
+
+
+def test_the_list_is_that_of_sha256sum(files, tmp_path):
+    assert (tmp_path / "job.sha256").read_text() == "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files
+    )
+    assert read_checksums(tmp_path) == {path.name: file_sha256(path) for path in files}
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize(
+    ("alter", "error"),
+    [
+        (flip_a_byte, "changed since it was made"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "changed since it was made"),
+        (lambda path: path.write_bytes(b""), "changed since it was made"),
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.rename(path.with_name("b.pt")), "missing"),
+        (lambda path: path.with_name("job.sha256").unlink(), "no .sha256 file in its folder"),
+        (lambda path: path.with_name("job.sha256").write_bytes(b"\xff"), "no .sha256 file in its"),
+    ],
+)
+def test_an_altered_file_is_refused(files, alter, error, cache):
+    verify(*files, cache=cache)
+    alter(files[0])
+    with pytest.raises(InputError, match=f"^{files[0]}: {error}"):
+        verify(*files, cache=cache)
+
+
+def test_files_that_changed_places_are_refused(files):
+    first, second = (path.read_bytes() for path in files)
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
+    with pytest.raises(InputError, match=f"^{files[0]}: changed since it was made"):
+        verify(*files)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_a_damaged_cache_is_ignored(files, tmp_path, content):
+    verify(*files, cache=True)
+    (tmp_path / CACHE).write_bytes(content)
+    verify(*files, cache=True)
+
+
+class TestWholeExperiment:
+    """What Snakemake's main process finds at its start."""
+
+    def test_small_files_are_checked_and_large_ones_are_left_to_the_jobs(self, tmp_path):
+        folder = tmp_path / "results/figures"
+        folder.mkdir(parents=True)
+        names = ("curve.png", "checkpoint.pt", "train_images.npy")
+        for name in names:
+            (folder / name).write_bytes(b"0" * 1000)
+        write_checksums(folder / "curves.sha256", [folder / name for name in names])
+        folders, cache = [tmp_path / "results", tmp_path / "absent"], tmp_path / "cache.json"
+        require_unchanged(folders, cache)
+        for name in names[1:]:
+            flip_a_byte(folder / name)
+        require_unchanged(folders, cache)
+        flip_a_byte(folder / names[0])
+        with pytest.raises(InputError, match=f"^{folder}/curve.png: changed since it was made"):
+            require_unchanged(folders, cache)
+        (folder / names[0]).unlink()  # Snakemake makes it again
+        require_unchanged(folders, cache)
+
+    def test_the_number_of_further_files_is_given(self, files, tmp_path):
+        for path in files:
+            flip_a_byte(path)
+        with pytest.raises(InputError, match="a.csv: .* So have 1 other files"):
+            require_unchanged([tmp_path], tmp_path / "cache.json")
