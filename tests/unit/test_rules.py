@@ -114,9 +114,13 @@ def test_one_snakemake_claims_an_experiment(tmp_path, monkeypatch, capsys):
         Experiment(CONFIG, {}, None).claim()
 
 
-def test_errors_of_a_configuration_end_in_one_line(monkeypatch):
+def test_errors_of_a_configuration_end_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="configuration: batch_size: 0 must be at least 2."):
         Experiment.load(CONFIG | {"batch_size": 0}, [], is_main_process=True)
     monkeypatch.setenv("OPTSTATE_RUN", "results/of-a-snakemake-that-has-ended")
     with pytest.raises(SystemExit, match="configuration: the Snakemake that submitted this job"):
+        Experiment.load(CONFIG, [], is_main_process=False)
+    (tmp_path / "run.json").write_text("[")
+    monkeypatch.setenv("OPTSTATE_RUN", str(tmp_path / "run.json"))
+    with pytest.raises(SystemExit, match=f"configuration: {tmp_path}/run.json: damaged"):
         Experiment.load(CONFIG, [], is_main_process=False)

@@ -14,7 +14,7 @@ from typing import IO, Any
 from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 
-from optstate.job import InputError, take_lock
+from optstate.job import InputError, take_lock, write_atomically
 
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 RUN_VARIABLE = "OPTSTATE_RUN"  # names the file of the submitted configuration to the jobs
@@ -54,7 +54,8 @@ def save_submitted(results: Path, configuration: Any) -> None:
     for ended in results.glob(".run-*.json"):
         ended.unlink()
     path = results / f".run-{uuid.uuid4().hex}.json"
-    path.write_text(json.dumps(configuration))
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(configuration))
     os.environ[RUN_VARIABLE] = str(path)
     atexit.register(path.absolute().unlink, missing_ok=True)
 
@@ -63,7 +64,8 @@ def load_submitted() -> Any:
     """The configuration that the submitting Snakemake saved for this job; None if it saved none.
 
     Raises:
-        InputError: that Snakemake has ended, or another one has started and does the job itself.
+        InputError: that Snakemake has ended, or another one has started and does the job itself,
+            or the saved file is damaged.
     """
     if RUN_VARIABLE not in os.environ:
         return None
@@ -72,6 +74,10 @@ def load_submitted() -> Any:
     except FileNotFoundError as error:
         raise InputError(
             "the Snakemake that submitted this job has ended. Nothing was done: start it again."
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{os.environ[RUN_VARIABLE]}: damaged. Nothing was done: start Snakemake again."
         ) from error
 
 
