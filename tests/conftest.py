@@ -66,6 +66,7 @@ def write_tar(images: Path, archive: Path) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=10, help="number of kills in tests/killer")
+    parser.addoption("--alterations", type=int, default=10, help="of finished files")
     parser.addoption("--exhaustive", action="store_true", help="try every case of the slow tests")
 
 

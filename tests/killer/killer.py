@@ -1,6 +1,7 @@
 """Run a tiny experiment, kill it repeatedly, and check that no bit of its results changes.
 
     .venv/bin/python tests/killer/killer.py --kills 1000
+    .venv/bin/python tests/killer/killer.py --alterations 300
 
 A kill is a signal (SIGKILL, SIGTERM and others) to the running job, to Snakemake or to their
 process group, or a disk that is full or fails. It happens at a random moment, or at a random
@@ -27,6 +28,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from alterer import alter_repeatedly  # noqa: E402
 from conftest import ROOT, Project, write_images, write_tar  # noqa: E402
 
 RECEIVERS = ("process", "snakemake", "group")
@@ -204,17 +206,30 @@ def read_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in tags}
 
 
-def kill_repeatedly(folder: Path, num_kills: int, seed: int) -> list[str]:
-    """Kill experiments ``num_kills`` times. Prints the kills by kind; returns the differences."""
+def write_experiment(folder: Path) -> str:
+    """Write an archive of images. Returns the configuration of its experiment."""
     images = write_images(folder / "images", per_class=12, classes=("ant", "bee"))
     archive = write_tar(images, folder / "images.tgz")
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    return EXPERIMENT.format(archive=archive, sha256=sha256)
+
+
+def alter_finished_files(folder: Path, num_alterations: int, seed: int) -> list[str]:
+    """Alter a finished experiment ``num_alterations`` times. Returns the differences."""
+    project = Project(folder / "altered")
+    project.configure(write_experiment(folder))
+    return alter_repeatedly(project, num_alterations, random.Random(seed), read_results)
+
+
+def kill_repeatedly(folder: Path, num_kills: int, seed: int) -> list[str]:
+    """Kill experiments ``num_kills`` times. Prints the kills by kind; returns the differences."""
+    experiment = write_experiment(folder)
     rng, wrong = random.Random(seed), []
     kinds: collections.Counter[str] = collections.Counter()
     expected, kills, repeated, runs = None, 0, 0, 0
     while expected is None or kills < num_kills:
         project = KilledProject(folder / f"run{runs}", rng)
-        project.configure(EXPERIMENT.format(archive=archive, sha256=sha256))
+        project.configure(experiment)
         kills += project.run_until_done(0 if expected is None else num_kills - kills)
         made = read_results(project)
         expected = expected or made
@@ -239,13 +254,17 @@ def kill_repeatedly(folder: Path, num_kills: int, seed: int) -> list[str]:
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 PARSER.add_argument("--kills", type=int, default=20, help="number of kills")
+PARSER.add_argument("--alterations", type=int, help="alter finished files so often, do not kill")
 PARSER.add_argument("--seed", type=int, default=int(time.time()), help="of the random choices")
 
 if __name__ == "__main__":
     arguments = PARSER.parse_args()
     print(f"seed {arguments.seed}, project {ROOT}")
     temporary = tempfile.mkdtemp(prefix="killer-")
-    wrong = kill_repeatedly(Path(temporary), arguments.kills, arguments.seed)
+    if arguments.alterations:
+        wrong = alter_finished_files(Path(temporary), arguments.alterations, arguments.seed)
+    else:
+        wrong = kill_repeatedly(Path(temporary), arguments.kills, arguments.seed)
     if wrong:
         sys.exit("\n".join([*wrong, f"see {temporary}"]))
     shutil.rmtree(temporary)
