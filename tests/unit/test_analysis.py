@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy import stats
 
 from conftest import ROOT
-from optstate.analysis import boundaries, collect, compare, report, show
+from optstate.analysis import boundaries, collect, compare, report, sessions, show
 from optstate.analysis import tables as tables_of_analysis
 from optstate.analysis.figures import (
     CURVES,
@@ -24,8 +24,10 @@ from optstate.analysis.figures import (
     learning_rate,
     style,
 )
+from optstate.checksums import read_checksums, write_checksums
 from optstate.experiment.configuration import load
-from optstate.experiment.runs import Runs
+from optstate.experiment.runs import Runs, Session
+from optstate.job import InputError
 
 STEP = (
     "dataset,schedule,boundary,method,seed,session,epoch,step,loss,top1,lr,momentum,"
@@ -35,6 +37,15 @@ EPOCH = (
     "dataset,schedule,boundary,method,seed,session,epoch,split,loss,top1,top2,top3,images,seconds"
 )
 STEPS_PER_EPOCH = 50
+BATCH_SIZE = 2
+CARD = {
+    "image_size": 32, "num_images": {"train": 100, "valid": 50},
+    "classes": [{"label": 0, "name": "ant", "train": 60, "valid": 25},
+                {"label": 1, "name": "bee", "train": 40, "valid": 25}],
+    "greyscale": {"train": [], "valid": []},
+    "duplicates": {"train": [], "valid": [], "across_splits": []},
+    "left_out": {"train": [], "valid": []},
+}  # fmt: skip
 SEEDS = (0, 1, 2)
 KIND = {"kind": "constant"}
 TOP1 = tables_of_analysis.get_measure("final_valid_top1")
@@ -65,7 +76,23 @@ def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "steps.csv").write_text("\n".join([STEP, *steps]) + "\n")
         (folder / "epochs.csv").write_text("\n".join([EPOCH, *epochs]) + "\n")
+        list_checksums(folder)
+    write_card(root)
     return root
+
+
+def write_card(root: Path, **other: object) -> None:
+    """Write the description of the data set, with ``other`` values, next to the runs."""
+    (root / "dataset.json").write_text(json.dumps(CARD | other))
+    list_checksums(root)
+
+
+def list_checksums(folder: Path) -> None:
+    """Replace all checksum files of a folder by one that lists its files as they are now."""
+    for path in folder.glob("*.sha256"):
+        path.unlink()
+    files = [path for path in folder.iterdir() if path.is_file()]
+    write_checksums(folder / "all.sha256", files)
 
 
 def run_command(module, *arguments: object) -> None:
@@ -78,8 +105,8 @@ def make_tables(
     """Run the commands that make the tables from the sessions below ``root``."""
     dataset, new, preserve = (names.get(name, name) for name in ("noise", "new", "preserve"))
     run_command(
-        collect, "--runs-folder", root, "--output", output,
-        "--progress", root.parent / "in_progress",
+        collect, "--runs-folder", root, "--output", output, "--epochs", *[1] * num_sessions,
+        "--cards", root / "dataset.json", "--batch-size", BATCH_SIZE, "--progress", root.parent / "in_progress",
         "--runs", Runs([dataset], methods, seeds, num_sessions).to_json(),
         "--targets", json.dumps({dataset: 0.515}),
     )  # fmt: skip
@@ -361,6 +388,8 @@ def test_names_that_look_like_numbers_or_missing_values_stay_text(
             content = content.replace(old, new)
         (tmp_path / renamed).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / renamed).write_text(content)
+        list_checksums((tmp_path / renamed).parent)
+    write_card(tmp_path)
     names = {name: names[name] for name in ("noise", "new", "preserve")}
     make_tables(tmp_path, tmp_path, ["nan-1", "nan-null", "0-1", "0-null"], **names)
     usual, odd = read_rows(tables / "comparisons.csv"), read_rows(tmp_path / "comparisons.csv")
@@ -377,6 +406,7 @@ def test_figures_are_drawn_without_a_finite_loss(diverged, tmp_path):
         if path.stem in ("steps", "epochs"):
             table = table.assign(loss=np.nan)
         table.to_csv(tmp_path / path.name, index=False)
+    list_checksums(tmp_path)
     draw(tmp_path, tmp_path / "figures")
     assert (tmp_path / "figures" / "valid_loss.svg").exists()
 
@@ -442,7 +472,13 @@ class TestFigures:
             "epochs_to_target",
             *CURVES,
         }
-        assert set(names) == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
+        figures = {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
+        assert set(names) - figures == {
+            "curves.sha256", "boundary.sha256", "differences.sha256", "learning_rate.sha256",
+            "epochs_to_target.sha256",
+        }  # fmt: skip
+        assert set(read_checksums(drawn)) == figures
+        assert figures <= set(names)
         for name in names:
             assert (drawn / name).read_bytes() == (tmp_path / name).read_bytes()
 

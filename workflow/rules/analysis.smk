@@ -32,9 +32,29 @@ FIGURES = [
         "learning_rate",
     ]
 ]
-FIGURE_SOURCES = [
-    f"analysis/{name}.py" for name in ("__init__", "tables", "figures/__init__", "figures/style")
-]
+# Jobs verify the files that they read. A checksum file is `ancient`, because it changes only together
+# with the files that it lists, and not all of them matter to each job.
+COLLECTED = ancient(f"{RESULTS}/tables/collect.sha256")
+COMPARED = ancient(f"{RESULTS}/tables/compare.sha256")
+MEASURED = ancient(f"{RESULTS}/tables/boundaries.sha256")
+SESSIONS = ancient(experiment.of_all_sessions("session.sha256"))
+CARDS = [f"{experiment.prepared(dataset)}/dataset.json" for dataset in DATASETS]
+PREPARED_CHECKSUMS = ancient(
+    [f"{experiment.prepared(dataset)}/dataset.sha256" for dataset in DATASETS]
+)
+RULES_OF_DATASET = ["curves", "differences", *(["boundary"] if HAS_BOUNDARIES else [])]
+FIGURE_CHECKSUMS = ancient(
+    [
+        f"{RESULTS}/figures/{name}.sha256"
+        for name in [
+            *[f"{dataset}/{name}" for dataset in DATASETS for name in RULES_OF_DATASET],
+            *(["epochs_to_target"] if TARGETS else []),
+            "learning_rate",
+        ]
+    ]
+)
+TABLE_SOURCES = [f"analysis/{name}.py" for name in ("__init__", "files", "tables")]
+FIGURE_SOURCES = [*TABLE_SOURCES, "analysis/figures/__init__.py", "analysis/figures/style.py"]
 FIGURE_PACKAGES = locked("matplotlib", "numpy", "pandas")
 RUNS_SOURCES = ["experiment/__init__.py", "experiment/runs.py"]
 SHOWN_PACKAGES = [
@@ -47,7 +67,13 @@ rule collect:
     input:
         experiment.of_all_sessions("steps.csv"),
         experiment.of_all_sessions("epochs.csv"),
-        sources=sources(*RUNS_SOURCES, "analysis/__init__.py", "analysis/collect.py"),
+        SESSIONS,
+        PREPARED_CHECKSUMS,
+        cards=CARDS,
+        sources=sources(
+            *RUNS_SOURCES,
+            *[f"analysis/{name}.py" for name in ("__init__", "collect", "files", "sessions")],
+        ),
     output:
         [
             report(
@@ -59,6 +85,7 @@ rule collect:
             for name in ("epochs", "summary")
         ],
         f"{RESULTS}/tables/steps.csv",
+        f"{RESULTS}/tables/collect.sha256",
     log:
         f"{LOGS}/collect.log",
     conda:
@@ -66,6 +93,9 @@ rule collect:
     params:
         runs_folder=lambda wildcards: experiment.runs_folder,
         runs=RUNS_JSON,
+        epochs=config["sessions"],
+        batch_size=config["batch_size"],
+        train_per_class=json.dumps(config["train_per_class"]),
         targets=json.dumps(TARGETS, sort_keys=True),
         progress=untracked(lambda _: experiment.progress_folder),
         output=subpath(output[0], parent=True),
@@ -73,16 +103,20 @@ rule collect:
         "Collect the tables of all runs"
     shell:
         "python -m optstate.analysis.collect --runs-folder {params.runs_folder} "
-        "--runs {params.runs:q} --targets {params.targets:q} --progress {params.progress} "
-        "--output {params.output} --log {log}"
+        "--runs {params.runs:q} --cards {input.cards} --epochs {params.epochs} "
+        "--batch-size {params.batch_size} --train-per-class {params.train_per_class} "
+        "--targets {params.targets:q} --progress {params.progress} --output {params.output} "
+        "--log {log}"
 
 
 rule measure_boundaries:
     input:
         f"{RESULTS}/tables/steps.csv",
-        sources=sources("analysis/__init__.py", "analysis/boundaries.py", "analysis/tables.py"),
+        COLLECTED,
+        sources=sources(*TABLE_SOURCES, "analysis/boundaries.py"),
     output:
         f"{RESULTS}/tables/boundaries.csv",
+        f"{RESULTS}/tables/boundaries.sha256",
     log:
         f"{LOGS}/boundaries.log",
     conda:
@@ -102,9 +136,9 @@ rule compare:
     input:
         f"{RESULTS}/tables/summary.csv",
         f"{RESULTS}/tables/boundaries.csv",
-        sources=sources(
-            *[f"analysis/{name}.py" for name in ("__init__", "compare", "statistics", "tables")]
-        ),
+        COLLECTED,
+        MEASURED,
+        sources=sources(*TABLE_SOURCES, "analysis/compare.py", "analysis/statistics.py"),
     output:
         report(
             f"{RESULTS}/tables/comparisons.csv",
@@ -113,6 +147,7 @@ rule compare:
             labels={"table": "comparisons"},
         ),
         f"{RESULTS}/tables/pairs.csv",
+        f"{RESULTS}/tables/compare.sha256",
     log:
         f"{LOGS}/compare.log",
     conda:
@@ -138,6 +173,7 @@ rule curves:
     input:
         f"{RESULTS}/tables/steps.csv",
         f"{RESULTS}/tables/epochs.csv",
+        COLLECTED,
         sources=sources(*FIGURE_SOURCES, "analysis/figures/curves.py"),
     output:
         [
@@ -160,6 +196,7 @@ rule curves:
             for boundary in BOUNDARIES
         ],
         [f"{RESULTS}/figures/{{dataset}}/{name}.svg" for name in (*CURVES, "overview", *OVERVIEWS)],
+        f"{RESULTS}/figures/{{dataset}}/curves.sha256",
     log:
         f"{LOGS}/figures/{{dataset}}-curves.log",
     conda:
@@ -180,6 +217,7 @@ rule curves:
 use rule curves as boundary with:
     input:
         f"{RESULTS}/tables/steps.csv",
+        COLLECTED,
         sources=sources(*FIGURE_SOURCES, "analysis/figures/boundary.py"),
     output:
         [
@@ -192,6 +230,7 @@ use rule curves as boundary with:
             for name in BOUNDARY
         ],
         [f"{RESULTS}/figures/{{dataset}}/{name}.svg" for name in BOUNDARY],
+        f"{RESULTS}/figures/{{dataset}}/boundary.sha256",
     log:
         f"{LOGS}/figures/{{dataset}}-boundary.log",
     params:
@@ -202,6 +241,7 @@ use rule curves as differences with:
     input:
         f"{RESULTS}/tables/comparisons.csv",
         f"{RESULTS}/tables/pairs.csv",
+        COMPARED,
         sources=sources(*FIGURE_SOURCES, "analysis/figures/differences.py"),
     output:
         report(
@@ -211,6 +251,7 @@ use rule curves as differences with:
             labels={"figure": "differences", "data set": "{dataset}"},
         ),
         f"{RESULTS}/figures/{{dataset}}/differences.svg",
+        f"{RESULTS}/figures/{{dataset}}/differences.sha256",
     log:
         f"{LOGS}/figures/{{dataset}}-differences.log",
     params:
@@ -222,6 +263,7 @@ use rule curves as differences with:
 use rule curves as epochs_to_target with:
     input:
         f"{RESULTS}/tables/summary.csv",
+        COLLECTED,
         sources=sources(*FIGURE_SOURCES, "analysis/figures/epochs_to_target.py"),
     output:
         report(
@@ -231,6 +273,7 @@ use rule curves as epochs_to_target with:
             labels={"figure": "epochs to target", "data set": "all"},
         ),
         f"{RESULTS}/figures/epochs_to_target.svg",
+        f"{RESULTS}/figures/epochs_to_target.sha256",
     log:
         f"{LOGS}/figures/epochs_to_target.log",
     params:
@@ -241,6 +284,7 @@ use rule curves as epochs_to_target with:
 use rule curves as learning_rate with:
     input:
         f"{RESULTS}/tables/steps.csv",
+        COLLECTED,
         sources=sources(*FIGURE_SOURCES, "analysis/figures/learning_rate.py"),
     output:
         report(
@@ -250,6 +294,7 @@ use rule curves as learning_rate with:
             labels={"figure": "learning rate"},
         ),
         f"{RESULTS}/figures/learning_rate.svg",
+        f"{RESULTS}/figures/learning_rate.sha256",
     log:
         f"{LOGS}/figures/learning_rate.log",
     params:
@@ -260,24 +305,29 @@ use rule curves as learning_rate with:
 rule report:
     input:
         FIGURES,
+        FIGURE_CHECKSUMS,
+        COLLECTED,
+        MEASURED,
+        COMPARED,
+        SESSIONS,
+        PREPARED_CHECKSUMS,
         epochs=f"{RESULTS}/tables/epochs.csv",
         summary=f"{RESULTS}/tables/summary.csv",
         comparisons=f"{RESULTS}/tables/comparisons.csv",
         learning_rate=f"{RESULTS}/figures/learning_rate.png",
         boundaries=f"{RESULTS}/tables/boundaries.csv",
-        cards=[f"{experiment.prepared(dataset)}/dataset.json" for dataset in DATASETS],
+        cards=CARDS,
         made_by=experiment.of_all_sessions("made_by.json"),
         template="workflow/report/report.html.j2",
         texts=sorted(map(str, Path("workflow/report").glob("*.rst"))),
         sources=sources(
             *RUNS_SOURCES,
-            *[
-                f"analysis/{name}.py"
-                for name in ("__init__", "figures/__init__", "report", "statistics", "tables")
-            ],
+            *TABLE_SOURCES,
+            *[f"analysis/{name}.py" for name in ("figures/__init__", "report", "statistics")],
         ),
     output:
-        f"{RESULTS}/report.html",
+        f"{RESULTS}/report.sha256",
+        page=f"{RESULTS}/report.html",
     log:
         f"{LOGS}/report.log",
     conda:
@@ -298,4 +348,4 @@ rule report:
         "python -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
         "--figures {params.figures} --runs-folder {params.runs_folder} --runs {params.runs:q} "
         "--cards {input.cards} --template {input.template} --command {params.command:q} "
-        "--commit={params.commit:q} --packages {params.shown} --output {output} --log {log}"
+        "--commit={params.commit:q} --packages {params.shown} --output {output.page} --log {log}"

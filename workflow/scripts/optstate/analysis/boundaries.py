@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from optstate.analysis import tables
+from optstate.checksums import write_checksums
 from optstate.job import run, write_atomically
 
 EARLY_STEPS = 40  # the effect of a reset shows within these steps; means over epochs miss it
@@ -26,10 +27,12 @@ COLUMNS = [*tables.RUN, "session", *tables.OF_BOUNDARIES]
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``boundaries.csv``."""
-    steps = tables.read(arguments.tables / "steps.csv")
+    steps = tables.read_verified(arguments.tables / "steps.csv")
     rows = measure_boundaries(steps, arguments.preserved)
-    with write_atomically(arguments.tables / "boundaries.csv") as path:
+    output = arguments.tables / "boundaries.csv"
+    with write_atomically(output) as path:
         pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, lineterminator="\n")
+    write_checksums(output.with_suffix(".sha256"), [output])
 
 
 def measure_boundaries(steps: pd.DataFrame, preserved: str) -> Iterator[dict[str, object]]:

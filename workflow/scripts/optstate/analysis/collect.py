@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from optstate import job
+from optstate.analysis.files import Row, read_json, read_rows
+from optstate.analysis.sessions import Plan, check_sessions, count_steps
+from optstate.checksums import verify, write_checksums
 from optstate.experiment.runs import Run, Runs
-
-Row = dict[str, str]
 
 TABLES = ("steps", "epochs", "summary")
 
@@ -24,10 +25,11 @@ TABLES = ("steps", "epochs", "summary")
 def main(arguments: argparse.Namespace) -> None:
     """Write the tables to ``--output``, then remove the states in progress of all sessions.
 
-    Snakemake starts this job after it has recorded all sessions as done, so nothing continues from
-    those states.
+    Nothing is written unless every session is unchanged and complete. Snakemake starts this job
+    after it has recorded all sessions as done, so nothing continues from their states in progress.
     """
     runs = Runs.from_json(arguments.runs)
+    verify_sessions(arguments, runs)
     targets = json.loads(arguments.targets)
     with contextlib.ExitStack() as stack:
         files = {}
@@ -39,8 +41,28 @@ def main(arguments: argparse.Namespace) -> None:
             summary = summarize_run(run, steps, epochs, targets.get(run.dataset))
             for name, rows in zip(TABLES, (steps, epochs, [summary]), strict=True):
                 append_rows(files[name], rows)
+    paths = [arguments.output / f"{name}.csv" for name in TABLES]
+    write_checksums(arguments.output / "collect.sha256", paths)
     for session in runs.sessions:
         shutil.rmtree(arguments.progress / session.folder, ignore_errors=True)
+
+
+def verify_sessions(arguments: argparse.Namespace, runs: Runs) -> None:
+    """Check that the tables of all sessions are as their jobs wrote them, and complete.
+
+    Raises:
+        InputError: a table has changed, or does not have the configured rows.
+    """
+    folders = [arguments.runs_folder / session.folder for session in runs.sessions]
+    tables = [folder / f"{name}.csv" for folder in folders for name in TABLES[:2]]
+    verify(*tables, *arguments.cards)
+    num_steps = {
+        dataset: count_steps(
+            read_json(card, "classes"), arguments.batch_size, arguments.train_per_class
+        )
+        for dataset, card in zip(sorted(runs.datasets), arguments.cards, strict=True)
+    }
+    check_sessions(arguments.runs_folder, runs.sessions, Plan(arguments.epochs, num_steps))
 
 
 def read_run(runs_folder: Path, run: Run, name: str) -> list[Row]:
@@ -54,8 +76,7 @@ def read_run(runs_folder: Path, run: Run, name: str) -> list[Row]:
     rows: list[Row] = []
     for session in run.sessions:
         path = runs_folder / session.folder / f"{name}.csv"
-        with path.open(newline="", encoding="utf-8") as file:
-            rows += [row | run.names() for row in csv.DictReader(file)]
+        rows += [row | run.names() for row in read_rows(path)]
     return rows
 
 
@@ -107,6 +128,14 @@ def _sum_seconds(rows: list[Row]) -> str:
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 PARSER.add_argument("--runs-folder", type=Path, required=True, help="folder of all runs")
 PARSER.add_argument("--runs", required=True, help="JSON of the runs")
+PARSER.add_argument("--epochs", type=int, nargs="+", required=True, help="epochs of each session")
+PARSER.add_argument(
+    "--cards", type=Path, nargs="+", required=True, help="dataset.json files, by data set name"
+)
+PARSER.add_argument("--batch-size", type=int, required=True, help="images in a training batch")
+PARSER.add_argument(
+    "--train-per-class", type=json.loads, help="training images of each class; null: all"
+)
 PARSER.add_argument("--targets", default="{}", help="JSON: target valid top-1 of each data set")
 PARSER.add_argument("--progress", type=Path, required=True, help="folder of states in progress")
 PARSER.add_argument("--output", type=Path, required=True, help="folder of the tables")

@@ -21,6 +21,7 @@ from optstate.analysis.statistics import (
     count_required_pairs,
     estimate_difference,
 )
+from optstate.checksums import write_checksums
 from optstate.job import run, write_atomically
 
 CELL = ["dataset", "schedule"]
@@ -36,13 +37,15 @@ CONDITIONAL = ["epochs_to_target", "excess_loss_area", "excess_loss_peak", "upda
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``comparisons.csv``, and ``pairs.csv`` with the difference of every pair."""
-    summary = tables.read(arguments.tables / "summary.csv")
-    boundaries = tables.read(arguments.tables / "boundaries.csv")
+    summary = tables.read_verified(arguments.tables / "summary.csv")
+    boundaries = tables.read_verified(arguments.tables / "boundaries.csv")
     pairs = pair_runs(stack_measures(summary, boundaries), json.loads(arguments.baselines))
     comparisons = compare_pairs(pairs, arguments.margin, arguments.primary)
-    for name, table in (("pairs", pairs), ("comparisons", comparisons)):
-        with write_atomically(arguments.tables / f"{name}.csv") as path:
+    outputs = [arguments.tables / f"{name}.csv" for name in ("pairs", "comparisons")]
+    for output, table in zip(outputs, (pairs, comparisons), strict=True):
+        with write_atomically(output) as path:
             table.to_csv(path, index=False, lineterminator="\n")
+    write_checksums(arguments.tables / "compare.sha256", outputs)
 
 
 def stack_measures(summary: pd.DataFrame, boundaries: pd.DataFrame) -> pd.DataFrame:

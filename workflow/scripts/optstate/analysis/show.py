@@ -6,11 +6,12 @@ from pathlib import Path
 import pandas as pd
 
 from optstate.analysis import tables
+from optstate.job import InputError
 
 
 def main(results: Path) -> None:
     """Print every method's final metrics, the differences, the verdicts, and the paths."""
-    summary = tables.read(results / "tables" / "summary.csv")
+    summary = tables.read_verified(results / "tables" / "summary.csv")
     final = summary.groupby(["dataset", "method"]).agg(
         seeds=("seed", "size"),
         valid_top1=("final_valid_top1", "mean"),
@@ -18,7 +19,7 @@ def main(results: Path) -> None:
         train_loss=("final_train_loss", "mean"),
     )
     print(f"\nAfter the last session, mean over seeds:\n{final.round(4).to_string()}")
-    comparisons = tables.read(results / "tables" / "comparisons.csv")
+    comparisons = tables.read_verified(results / "tables" / "comparisons.csv")
     if len(comparisons):
         print_differences(comparisons)
     print(f"\nReport:  {results / 'report.html'}")
@@ -48,4 +49,7 @@ def print_differences(comparisons: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except InputError as error:
+        sys.exit(f"error: {error}")

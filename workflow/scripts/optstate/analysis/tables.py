@@ -5,7 +5,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from optstate.analysis.files import FIX, explain_unreadable
+from optstate.checksums import verify
+from optstate.job import InputError
+
 NAMES = ["dataset", "schedule", "boundary", "baseline", "method", "measure", "verdict"]
+FILLED = ["steps", "epochs", "summary"]  # the tables that have rows in every experiment
 RUN = ["dataset", "schedule", "boundary", "method", "seed"]
 
 
@@ -64,13 +69,37 @@ def format_margin(margin: float) -> str:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read a table. Names stay text, even those that look like a number or a missing value."""
-    columns = pd.read_csv(path, nrows=0).columns
-    missing = {column: ["", "nan"] for column in columns.difference(NAMES)}
-    names = dict.fromkeys(columns.intersection(NAMES), str)
-    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=missing)
+    """Read a table. Names stay text, even those that look like a number or a missing value.
+
+    Raises:
+        InputError: the file is not a CSV file.
+    """
+    with explain_unreadable(path):
+        columns = pd.read_csv(path, nrows=0).columns
+        missing = {column: ["", "nan"] for column in columns.difference(NAMES)}
+        names = dict.fromkeys(columns.intersection(NAMES), str)
+        return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=missing)
+
+
+def read_verified(path: Path) -> pd.DataFrame:
+    """Read a table of an experiment, after checking that it is as its job wrote it.
+
+    Raises:
+        InputError: the table has changed, is not a CSV file, or has no rows but must have some.
+    """
+    verify(path)
+    table = read(path)
+    if table.empty and path.stem in FILLED:
+        raise InputError(f"{path}: has no rows. {FIX}")
+    return table
 
 
 def read_text(path: Path) -> pd.DataFrame:
-    """Read a table with every cell as text, unchanged."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    """Read a table of an experiment with every cell as text, unchanged.
+
+    Raises:
+        InputError: the table has changed, or is not a CSV file.
+    """
+    verify(path)
+    with explain_unreadable(path):
+        return pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from optstate import UNINTERRUPTED
 from optstate.analysis import tables
 from optstate.analysis.figures import BOUNDARY, style
+from optstate.checksums import write_checksums
 from optstate.job import run
 
 STEPS_BEFORE, STEPS_AFTER = 50, 200
@@ -17,11 +18,13 @@ STEPS_BEFORE, STEPS_AFTER = 50, 200
 
 def main(arguments: argparse.Namespace) -> None:
     """Write both figures to ``--output``."""
-    steps = tables.read(arguments.tables / "steps.csv").query("dataset == @arguments.dataset")
-    around = select_steps(steps)
+    steps = tables.read_verified(arguments.tables / "steps.csv")
+    around = select_steps(steps.query("dataset == @arguments.dataset"))
+    written = []
     for name, (column, label) in BOUNDARY.items():
         figure = draw_boundaries(around, column, label, arguments.dataset)
-        style.save(figure, arguments.output / name)
+        written += style.save(figure, arguments.output / name)
+    write_checksums(arguments.output / "boundary.sha256", written)
 
 
 def select_steps(steps: pd.DataFrame) -> pd.DataFrame:

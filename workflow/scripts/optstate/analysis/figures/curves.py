@@ -1,6 +1,7 @@
 """Draw the curves of one data set: train and valid loss and accuracy of every method."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from optstate.analysis import tables
 from optstate.analysis.figures import CURVES, style
+from optstate.checksums import write_checksums
 from optstate.job import run
 
 MAX_POINTS_PER_EPOCH = 10  # of the train curves; each point is a mean over steps
@@ -20,20 +22,24 @@ METHOD = ["schedule", "boundary", "seed", "session"]
 def main(arguments: argparse.Namespace) -> None:
     """Write a figure of each curve, an overview, and an overview for each highlighted boundary."""
     steps, epochs = (
-        tables.read(arguments.tables / f"{name}.csv").query("dataset == @arguments.dataset")
+        tables.read_verified(arguments.tables / f"{name}.csv").query(
+            "dataset == @arguments.dataset"
+        )
         for name in ("steps", "epochs")
     )
     curves = stack_curves(steps, epochs)
+    written: list[Path] = []
 
     def write(name: str, measures: list[str], highlighted: str | None = None) -> None:
         figure = draw_curves(curves, measures, arguments.dataset, highlighted)
-        style.save(figure, arguments.output / name)
+        written.extend(style.save(figure, arguments.output / name))
 
     for name in CURVES:
         write(name, [name])
     write("overview", list(CURVES))
     for boundary in curves["boundary"].unique():
         write(f"overview_{boundary}", list(CURVES), boundary)
+    write_checksums(arguments.output / "curves.sha256", written)
 
 
 def stack_curves(steps: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:

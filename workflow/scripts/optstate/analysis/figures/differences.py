@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 
 from optstate.analysis import tables
 from optstate.analysis.figures import style
+from optstate.checksums import write_checksums
 from optstate.job import run
 
 BAND = "#EDEDED"
@@ -23,12 +24,15 @@ PAIR: style.Look = {"marker": "o", "linestyle": "", "alpha": 0.45}
 def main(arguments: argparse.Namespace) -> None:
     """Write ``differences`` to ``--output``."""
     comparisons, pairs = (
-        tables.read(arguments.tables / f"{name}.csv").query("measure == @arguments.measure")
+        tables.read_verified(arguments.tables / f"{name}.csv").query(
+            "measure == @arguments.measure"
+        )
         for name in ("comparisons", "pairs")
     )
     measure = tables.get_measure(arguments.measure)
     figure = draw_differences(comparisons, pairs, arguments.dataset, measure, arguments.margin)
-    style.save(figure, arguments.output / "differences")
+    output = arguments.output / "differences"
+    write_checksums(output.with_suffix(".sha256"), style.save(figure, output))
 
 
 def draw_differences(

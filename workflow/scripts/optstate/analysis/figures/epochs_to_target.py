@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from optstate.analysis import tables
 from optstate.analysis.figures import style
+from optstate.checksums import write_checksums
 from optstate.job import run
 
 METHOD = ["dataset", "schedule", "boundary"]
@@ -21,8 +22,10 @@ MEDIAN: style.Look = {"marker": "|", "markeredgewidth": 3, "linestyle": ""}
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``epochs_to_target`` to ``--output``."""
-    summary = tables.read(arguments.tables / "summary.csv")
-    style.save(draw_epochs_to_target(summary), arguments.output / "epochs_to_target")
+    summary = tables.read_verified(arguments.tables / "summary.csv")
+    output = arguments.output / "epochs_to_target"
+    files = style.save(draw_epochs_to_target(summary), output)
+    write_checksums(output.with_suffix(".sha256"), files)
 
 
 def draw_epochs_to_target(summary: pd.DataFrame) -> Figure:

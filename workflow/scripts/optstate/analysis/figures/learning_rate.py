@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from optstate.analysis import tables
 from optstate.analysis.figures import style
+from optstate.checksums import write_checksums
 from optstate.job import run
 
 LABELS = {"lr": "learning rate, log scale", "momentum": "momentum"}
@@ -16,8 +17,9 @@ LABELS = {"lr": "learning rate, log scale", "momentum": "momentum"}
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``learning_rate`` to ``--output``."""
-    steps = tables.read(arguments.tables / "steps.csv")
-    style.save(draw_learning_rates(steps), arguments.output / "learning_rate")
+    steps = tables.read_verified(arguments.tables / "steps.csv")
+    output = arguments.output / "learning_rate"
+    write_checksums(output.with_suffix(".sha256"), style.save(draw_learning_rates(steps), output))
 
 
 def draw_learning_rates(steps: pd.DataFrame) -> Figure:

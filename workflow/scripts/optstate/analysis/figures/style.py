@@ -187,9 +187,16 @@ def make_marks(num_seeds: int, has_boundaries: bool, has_diverged: bool) -> list
     return marks
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure to ``path`` with .png and .svg appended, without a date, and close it."""
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write the figure to ``path`` with .png and .svg appended, without a date, and close it.
+
+    Returns:
+        The paths of both files.
+    """
+    written = []
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        with write_atomically(path.with_name(path.name + suffix)) as temporary:
+        written.append(path.with_name(path.name + suffix))
+        with write_atomically(written[-1]) as temporary:
             figure.savefig(temporary, format=suffix[1:], metadata=metadata)
     plt.close(figure)
+    return written
