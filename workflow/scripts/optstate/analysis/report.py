@@ -4,7 +4,8 @@ import argparse
 import base64
 import json
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,24 @@ from docutils.core import publish_parts
 
 from optstate.analysis import tables
 from optstate.analysis.figures import CURVES
+from optstate.analysis.files import read_json
 from optstate.analysis.statistics import count_required_pairs
-from optstate.experiment.runs import Runs
+from optstate.checksums import verify, write_checksums
+from optstate.experiment.runs import Runs, Session
 from optstate.job import run, write_atomically
 
 TABLES = ("comparisons", "summary", "boundaries", "epochs")
-MADE_BY_KEYS = ("device", "precision", "deterministic", "compiled", "versions")
+MADE_BY_KEYS = ("compute", "precision", "deterministic", "compiled", "versions")
+CARD_KEYS = ("image_size", "num_images", "classes", "greyscale", "duplicates", "left_out")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the page to ``--output``."""
+    """Write the page to ``--output``. All files that it shows are verified first."""
     config = json.loads(arguments.config)
     runs = Runs.from_json(arguments.runs)
-    summary = tables.read(arguments.tables / "summary.csv")
+    cards = read_cards(sorted(config["datasets"]), arguments.cards)
+    made_by = read_made_by(arguments.runs_folder, runs)
+    summary = tables.read_verified(arguments.tables / "summary.csv")
     num_tests = len(summary[["dataset", "schedule"]].drop_duplicates())
 
     def find_figure(name: str) -> Path:
@@ -39,16 +45,19 @@ def main(arguments: argparse.Namespace) -> None:
         config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         margin=tables.format_margin(config["equivalence_margin"]),
         primary=tables.get_measure(config["primary"]["measure"]).label,
-        answers=list_answers(tables.read(arguments.tables / "comparisons.csv")),
+        answers=list_answers(tables.read_verified(arguments.tables / "comparisons.csv")),
         num_tests=num_tests,
         required_seeds={n: count_required_pairs(n) for n in (1, num_tests)},
         run_times=sum_run_times(summary),
-        machines=count_machines(arguments.runs_folder, runs),
+        machines=count_machines(list(made_by.values())),
+        mixtures=find_mixtures(made_by),
+        describe_kind=describe_kind,
         packages=[f"{name} {metadata.version(name)}" for name in arguments.packages],
         commit=arguments.commit,
-        cards=dict(zip(sorted(config["datasets"]), map(read_json, arguments.cards), strict=True)),
+        cards=cards,
         curves=CURVES,
-        has_figure=lambda name: find_figure(name).exists(),
+        has_boundaries=runs.have_boundaries,
+        has_targets=any("target_top1" in source for source in config["datasets"].values()),
         embed_figure=lambda name: encode_png(find_figure(name)),
         command=arguments.command,
         quote_figure=lambda name: shlex.quote(str(find_figure(name))),
@@ -58,6 +67,21 @@ def main(arguments: argparse.Namespace) -> None:
     )
     with write_atomically(arguments.output) as path:
         path.write_text(page, encoding="utf-8")
+    write_checksums(arguments.output.with_suffix(".sha256"), [arguments.output])
+
+
+def read_cards(datasets: Sequence[str], paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Verify the files ``dataset.json``, and return their content by data set."""
+    verify(*paths)
+    cards = (read_json(path, *CARD_KEYS) for path in paths)
+    return dict(zip(datasets, cards, strict=True))
+
+
+def read_made_by(runs_folder: Path, runs: Runs) -> dict[Session, dict[str, Any]]:
+    """Verify the files ``made_by.json``, and return their content by session."""
+    paths = {s: runs_folder / s.folder / "made_by.json" for s in runs.sessions}
+    verify(*paths.values())
+    return {session: read_json(path, *MADE_BY_KEYS) for session, path in paths.items()}
 
 
 def load_template(path: Path) -> jinja2.Template:
@@ -107,10 +131,34 @@ def sum_run_times(summary: pd.DataFrame) -> list[dict[Any, str]]:
     return [{key: str(value) for key, value in row.items()} for row in rows.to_dict("records")]
 
 
-def count_machines(runs_folder: Path, runs: Runs) -> list[dict[str, Any]]:
+def find_mixtures(made_by: dict[Session, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the data sets whose sessions were not all computed by the same kind of computation.
+
+    Returns:
+        For each of these data sets, ``kinds``: the number of sessions in which each kind took part,
+        and ``num_changed``: the number of sessions that continued on another kind.
+    """
+    lists: dict[str, list[list[str]]] = defaultdict(list)  # of kinds, by data set
+    for session, one in made_by.items():
+        lists[session.dataset].append([describe_kind(kind) for kind in one["compute"]])
+    return {
+        dataset: {
+            "kinds": Counter(kind for kinds in of_sessions for kind in dict.fromkeys(kinds)),
+            "num_changed": sum(len(set(kinds)) > 1 for kinds in of_sessions),
+        }
+        for dataset, of_sessions in lists.items()
+        if len({kind for kinds in of_sessions for kind in kinds}) > 1
+    }
+
+
+def describe_kind(kind: dict[str, Any]) -> str:
+    """Return a kind of computation in words: processor, instructions and set variables."""
+    variables = [f"{name}={value}" for name, value in sorted(kind["variables"].items())]
+    return f"{kind['name']} ({', '.join([kind['capability'], *variables])})"
+
+
+def count_machines(made_by: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return each combination of ``MADE_BY_KEYS``, with the number of ``sessions`` made by it."""
-    paths = (runs_folder / session.folder / "made_by.json" for session in runs.sessions)
-    made_by = [read_json(path) for path in paths]
     counts = Counter(json.dumps({key: one[key] for key in MADE_BY_KEYS}) for one in made_by)
     return [json.loads(text) | {"sessions": number} for text, number in counts.items()]
 
@@ -123,11 +171,6 @@ def render_text(path: Path, config: dict[str, Any]) -> str:
     return parts["fragment"]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def round_cell(cell: str | int) -> str:
     """Round a decimal number to four significant digits; return other cells unchanged."""
     try:
@@ -137,7 +180,8 @@ def round_cell(cell: str | int) -> str:
 
 
 def encode_png(path: Path) -> str:
-    """Return a PNG file as a data URI."""
+    """Verify a PNG file, and return it as a data URI."""
+    verify(path)
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
