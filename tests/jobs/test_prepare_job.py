@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT, assert_one_line, run_module, write_images, write_tar
+from optstate.checksums import write_checksums
 from optstate.data import prepare
 from optstate.data.manifest import folder_sha256
 from optstate.job import InputError
@@ -36,6 +37,7 @@ def run_on_folder(folder: Path, output: Path, workers: int = 1, **options):
 def test_archives_folders_and_workers_give_the_same_bytes(images, tmp_path):
     tar = write_tar(images, tmp_path / "a.tgz")
     zipped = Path(shutil.make_archive(str(tmp_path / "z"), "zip", images))
+    write_checksums(tmp_path / "archive.sha256", [tar, zipped])
     results = [
         run_on_folder(images, tmp_path / "1"),
         run_on_folder(images, tmp_path / "2", workers=2),
@@ -46,7 +48,7 @@ def test_archives_folders_and_workers_give_the_same_bytes(images, tmp_path):
     for name in sorted(p.name for p in (tmp_path / "1").iterdir()):
         contents = {(tmp_path / str(n) / name).read_bytes() for n in (1, 2, 3, 4)}
         assert len(contents) == 1, name
-    assert len(list((tmp_path / "3").iterdir())) == 5  # the extracted files are removed
+    assert len(list((tmp_path / "3").iterdir())) == 6  # the extracted files are removed
 
 
 def test_workers_are_children_of_this_process(images, tmp_path):
@@ -91,6 +93,37 @@ def test_an_image_that_does_not_decode_is_one_line(images, tmp_path):
     result = run_on_folder(images, tmp_path / "out", workers=2)
     assert_one_line(result, "val/bee/2.png: does not decode as an image", "Replace or remove it")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_all_images_that_do_not_decode_are_logged(images, tmp_path):
+    names = ("train/ant/0.png", "val/bee/2.png", "val/cat/5.png")
+    for name in names:
+        (images / name).write_bytes(b"no image")
+    result = run_on_folder(images, tmp_path / "out", workers=2)
+    assert_one_line(result, f"{images}/train/ant/0.png: does not decode", "The log names 2 more")
+    log = (tmp_path / "log").read_text()
+    for name in names:
+        assert f" {name}: does not decode as an image" in log
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_changed_archive_is_one_line(images, tmp_path):
+    archive = write_tar(images, tmp_path / "a.tgz")
+    write_checksums(tmp_path / "archive.sha256", [archive])
+    with archive.open("ab") as file:
+        file.write(b"x")
+    result = run(tmp_path / "out", "--archive", archive)
+    assert_one_line(result, f"{archive}: changed since it was made", "Delete it, then run again")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_left_out_are_one_line_on_the_terminal(images, tmp_path):
+    os.mkfifo(images / "train/ant/0.png.fifo")
+    (images / "val/cat/1.heic").touch()
+    result = run_on_folder(images, tmp_path / "out")
+    assert result.returncode == 0
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"{tmp_path}/out/dataset.json: 2 files left out")
 
 
 def kill_this_process(task: tuple) -> None:

@@ -2,11 +2,15 @@
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import http.server
 import importlib.util
+import os
+import random
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.break_after: list[int] = []  # bytes after which the next responses break
         self.fail_with: list[int] = []  # status codes of the next responses
         self.content = CONTENT
+        self.encoding: str | None = None  # Content-Encoding of the responses
+        self.sends_length = True  # otherwise a response ends with its connection
+        self.never_ends = False  # the response repeats its content
         self.honour_ranges = True
 
     def handle_error(self, request, client_address) -> None:
@@ -61,13 +68,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         body = self.server.content[start:]
-        self.send_header("Content-Length", str(len(body)))
+        if self.server.sends_length:
+            self.send_header("Content-Length", str(len(body)))
+        if self.server.encoding:
+            self.send_header("Content-Encoding", self.server.encoding)
         self.end_headers()
         if self.server.break_after:
             self.wfile.write(body[: self.server.break_after.pop(0)])
             self.close_connection = True
         else:
             self.wfile.write(body)
+        while self.server.never_ends:
+            self.wfile.write(body)  # fails when the client closes the connection
 
     def log_message(self, *_) -> None:
         pass
@@ -139,6 +151,62 @@ def test_a_request_to_a_busy_server_is_repeated(server, output):
     assert output.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP"])
+def test_an_archive_with_a_declared_encoding_is_stored_as_sent(server, output, encoding):
+    """Such servers mean the archive's own compression. Decoding would change the bytes."""
+    server.content = gzip.compress(CONTENT[:256] + random.Random(0).randbytes(1_000_000))
+    server.encoding = encoding
+    server.break_after = [300_000, 300_000]
+    fetch(server.url, hashlib.sha256(server.content).hexdigest(), output)
+    assert output.read_bytes() == server.content
+    assert len(server.ranges) == 3
+
+
+def test_a_size_is_not_required(server, output):
+    server.sends_length = False
+    fetch(server.url, SHA256, output)
+    assert output.read_bytes() == CONTENT
+
+
+def test_an_endless_download_stops_before_the_disk_is_full(server, output, monkeypatch):
+    server.sends_length, server.never_ends = False, True
+    free_at_first = 10_000_000
+
+    def get_usage(folder: Path) -> object:
+        used = sum(path.stat().st_size for path in folder.iterdir())
+        return type("Usage", (), {"free": free_at_first - used})
+
+    monkeypatch.setattr("shutil.disk_usage", get_usage)
+    message = rf"{server.url}: the server has sent 9\.\d MB without an end.*Correct the address"
+    with pytest.raises(InputError, match=message):
+        fetch(server.url, SHA256, output)
+    assert list(output.parent.iterdir()) == []
+
+
+def test_an_endless_download_stops_at_the_announced_size(server, output):
+    server.never_ends = True
+    fetch(server.url, SHA256, output)
+    assert output.read_bytes() == CONTENT
+
+
+def test_a_server_that_never_comes_further_is_an_error(server, output):
+    """Each connection breaks at another byte, and the next one starts again."""
+    server.honour_ranges = False
+    server.break_after = [100_000 * number for number in (9, 1, 2, 3, 4, 5, 6, 7, 8, 10)]
+    with pytest.raises(InputError, match=f"{server.url}: cannot be downloaded"):
+        fetch(server.url, SHA256, output)
+    assert len(server.ranges) == fetching.MAX_FAILURES
+
+
+def test_a_second_refused_range_is_an_error(server, output):
+    output.with_name("archive.part").write_bytes(CONTENT[:1000])
+    server.fail_with = [416, 416]
+    with pytest.raises(InputError, match=f"{server.url}: the server answers 416 .* Correct the"):
+        fetch(server.url, SHA256, output)
+    assert len(server.ranges) == 2
+    assert list(output.parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_refused_request_is_not_repeated(server, output, status):
     server.fail_with = [status]
@@ -148,11 +216,31 @@ def test_a_refused_request_is_not_repeated(server, output, status):
     assert list(output.parent.iterdir()) == []
 
 
+def test_a_refused_range_leaves_no_files(server, output):
+    output.with_name("archive.part").write_bytes(CONTENT[:1000])
+    server.fail_with = [404]
+    with pytest.raises(InputError, match="404"):
+        fetch(server.url, SHA256, output)
+    assert list(output.parent.iterdir()) == []
+
+
 def test_a_server_that_stays_down_is_an_error(server, output):
     server.fail_with = [503] * fetching.MAX_FAILURES
     with pytest.raises(InputError, match=r"cannot be downloaded \(503.*`mirror`"):
         fetch(server.url, SHA256, output)
-    assert not output.exists()
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_broken_download_leaves_the_part_that_the_next_call_continues(server, output):
+    server.break_after = [1_000_000] + [0] * fetching.MAX_FAILURES
+    with pytest.raises(InputError, match="cannot be downloaded .the connection failed or broke"):
+        fetch(server.url, SHA256, output)
+    assert [path.name for path in output.parent.iterdir()] == ["archive.part"]
+    server.ranges.clear()
+    server.break_after.clear()
+    fetch(server.url, SHA256, output)
+    assert server.ranges == ["bytes=1000000-"]
+    assert output.read_bytes() == CONTENT
 
 
 def test_a_wrong_checksum_is_an_error(server, output):
@@ -167,7 +255,26 @@ def test_a_full_disk_is_an_error(server, output, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
     with pytest.raises(InputError, match="2.0 MB are needed and 1.0 MB are free"):
         fetch(server.url, SHA256, output)
-    assert not output.exists()
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_part(server, output, monkeypatch):
+    output.with_name("archive.part").write_bytes(CONTENT[:1_000_000])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000}))
+    with pytest.raises(InputError, match="1.0 MB are needed and 0.0 MB are free"):
+        fetch(server.url, SHA256, output)
+    assert output.with_name("archive.part").stat().st_size == 1_000_000
+
+
+def test_a_disk_that_becomes_full_leaves_no_files(server, output, monkeypatch):
+    def fail(response: object) -> Iterator[bytes]:
+        yield CONTENT[:1000]
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(fetching, "_read_body", fail)
+    with pytest.raises(OSError, match="No space left"):
+        fetch(server.url, SHA256, output)
+    assert list(output.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
@@ -211,7 +318,7 @@ def test_packaged_sets_match_their_checksums(name, output):
     assert output.stat().st_size > 1_000_000
 
 
-def test_an_interrupted_copy_leaves_no_output(tmp_path, output, monkeypatch):
+def test_an_interrupted_copy_leaves_no_files(tmp_path, output, monkeypatch):
     (tmp_path / "images.tgz").write_bytes(CONTENT)
 
     def copy_part(source, target):
@@ -221,7 +328,7 @@ def test_an_interrupted_copy_leaves_no_output(tmp_path, output, monkeypatch):
     monkeypatch.setattr("shutil.copyfile", copy_part)
     with contextlib.suppress(KeyboardInterrupt):
         fetch(str(tmp_path / "images.tgz"), SHA256, output)
-    assert not output.exists()
+    assert [path.name for path in output.parent.iterdir()] == ["images.tgz"]
 
 
 @pytest.mark.parametrize("name", ["optstate.data.packaged", "optstate.data.manifest"])

@@ -1,4 +1,6 @@
-"""SHA-256 of files and data sets."""
+"""The files of a data set and their SHA-256."""
+
+import os
 
 import pytest
 
@@ -41,10 +43,54 @@ def test_cached_hashes_follow_the_content(images, tmp_path):
 def test_unchanged_files_are_not_read_again(images, tmp_path, monkeypatch):
     cache = tmp_path / "cache.json"
     before = folder_sha256(images, cache)
-    monkeypatch.setattr("optstate.data.manifest._hash_file", lambda path: "read again")
+    monkeypatch.setattr("optstate.checksums._hash_file", lambda path: "read again")
     assert folder_sha256(images, cache) == before
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(InputError, match="absent: no such folder. Correct the path of `folder`"):
         folder_sha256(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["train/ant/fifo.png", "val/fifo"])
+def test_special_files_change_the_hash_and_are_not_opened(images, name):
+    before = folder_sha256(images)
+    os.mkfifo(images / name)  # opening it would block
+    assert folder_sha256(images) != before
+
+
+@pytest.mark.parametrize("target", ["absent.png", "1.png", "0.png/0.png"])
+@pytest.mark.parametrize("name", ["train/ant/1.png", "val/dog"])
+def test_links_that_lead_nowhere_are_refused(images, name, target):
+    (images / name).unlink(missing_ok=True)
+    (images / name).symlink_to("dog" if (name, target) == ("val/dog", "1.png") else target)
+    with pytest.raises(InputError, match=f"^{images}/{name}: a link that leads nowhere. Mount"):
+        folder_sha256(images)
+
+
+def test_the_first_of_all_broken_links_is_named(images):
+    for name in ("val/ant/4.png", "val/bee/2.png", "train/cat/5.png"):
+        (images / name).unlink()
+        (images / name).symlink_to("/mnt/absent")
+    message = f"^{images}/train/cat/5.png: a link that leads nowhere .the first of 3.. Mount"
+    with pytest.raises(InputError, match=message):
+        folder_sha256(images)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_folders_inside_class_folders_are_refused(images, number):
+    for index in range(number):
+        (images / f"train/bee/more{index}").mkdir()
+    first = " .the first of 2." if number == 2 else ""
+    message = f"^{images}/train/bee/more0: a folder inside a class .* not be used{first}. Move"
+    with pytest.raises(InputError, match=message):
+        folder_sha256(images)
+
+
+def test_files_outside_class_folders_count_by_their_names(images):
+    before = folder_sha256(images)
+    (images / "val/notes.txt").write_text("x")
+    with_file = folder_sha256(images)
+    assert with_file != before
+    (images / "val/notes.txt").write_text("y")
+    assert folder_sha256(images) == with_file

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from conftest import CLASSES, write_images, write_tar
+from optstate.checksums import file_sha256, read_checksums, verify, write_checksums
 from optstate.data import prepare
-from optstate.data.manifest import file_sha256, folder_sha256
+from optstate.data.manifest import folder_sha256
 from optstate.job import InputError
 
 SIZE = 16
@@ -36,6 +37,12 @@ def inline_pool(monkeypatch):
 def run(output: Path, *arguments: object) -> None:
     arguments = (*arguments, "--image-size", SIZE, "--output", output)
     prepare.main(prepare.PARSER.parse_args(list(map(str, arguments))))
+
+
+def archive_images(images: Path, archive: Path) -> Path:
+    """Write an archive of a folder, with its checksum as ``fetch`` writes it."""
+    write_checksums(archive.with_name("archive.sha256"), [write_tar(images, archive)])
+    return archive
 
 
 def prepare_folder(folder: Path, output: Path) -> dict:
@@ -96,12 +103,55 @@ def test_checksums_are_those_of_the_arrays(images, tmp_path):
     assert len(card["sha256"]) == 4
 
 
-def test_other_files_are_ignored(images, tmp_path, caplog):
+def test_all_outputs_are_listed(images, tmp_path):
+    prepare_folder(images, tmp_path / "out")
+    outputs = sorted((tmp_path / "out").iterdir())
+    listed = [path for path in outputs if path.name != "dataset.sha256"]
+    assert len(listed) == 5
+    assert list(read_checksums(tmp_path / "out")) == [path.name for path in listed]
+    verify(*listed)
+
+
+def test_the_checksums_appear_last(images, tmp_path, monkeypatch):
+    appeared = []
+    replace = Path.replace
+
+    def record(source: Path, target: Path) -> Path:
+        appeared.append(target.name)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", record)
+    prepare_folder(images, tmp_path / "out")
+    assert len(appeared) == 6
+    assert appeared[-1] == "dataset.sha256"
+
+
+def test_hidden_files_are_ignored(images, tmp_path):
     (images / "train/ant/.DS_Store").write_text("x")
-    (images / "train/ant/notes.txt").write_text("x")
+    (images / "train/ant/.thumbnails").mkdir()
+    assert prepare_folder(images, tmp_path / "out")["left_out"] == {"train": [], "valid": []}
+
+
+def test_other_files_are_left_out_with_a_warning(images, tmp_path, caplog):
+    for name in ("val/cat/1.heic", "train/ant/notes.txt", "train/2.png"):
+        (images / name).write_text("x")
+    os.mkfifo(images / "train/ant/fifo.png")
+    (images / "train/bee/null.png").symlink_to("/dev/null")
     with caplog.at_level("INFO"):
-        assert prepare_folder(images, tmp_path / "out")["num_images"]["train"] == 18
-    assert "train/ant/notes.txt: ignored, because it has no image extension" in caplog.messages
+        card = prepare_folder(images, tmp_path / "out")
+    assert card["num_images"] == {"train": 18, "valid": 18}
+    assert card["left_out"] == {
+        "train": ["train/2.png", "train/ant/fifo.png", "train/ant/notes.txt", "train/bee/null.png"],
+        "valid": ["val/cat/1.heic"],
+    }
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.startswith(f"{tmp_path}/out/dataset.json: 5 files left out, because only image ")
+    assert "(the first: 'train/2.png')" in warning
+    for names in card["left_out"].values():
+        for name in names:
+            assert f"{name}: left out, because it is not an image file in a class folder" in (
+                caplog.messages
+            )
 
 
 def test_names_may_have_spaces_quotes_and_line_breaks(tmp_path):
@@ -112,7 +162,7 @@ def test_names_may_have_spaces_quotes_and_line_breaks(tmp_path):
     card = prepare_folder(images, tmp_path / "out")
     assert [c["name"] for c in card["classes"]] == sorted(classes)
     assert card["num_images"]["train"] == 23
-    run(tmp_path / "archived", "--archive", write_tar(images, tmp_path / "a.tgz"))
+    run(tmp_path / "archived", "--archive", archive_images(images, tmp_path / "a.tgz"))
     cards = [(tmp_path / name / "dataset.json").read_bytes() for name in ("out", "archived")]
     assert cards[0] == cards[1]
 
@@ -143,8 +193,40 @@ class TestBadInput:
 
     def test_image_of_an_archive(self, images, tmp_path):
         (images / "val/bee/2.png").write_bytes(b"no image")
-        archive = write_tar(images, tmp_path / "a.tgz")
+        archive = archive_images(images, tmp_path / "a.tgz")
         with pytest.raises(InputError, match="a.tgz/images/val/bee/2.png: does not decode"):
+            run(tmp_path / "out", "--archive", archive)
+
+    def test_several_images_that_cannot_be_used(self, images, tmp_path, caplog):
+        names = ("train/ant/1.png", "train/cat/0.png", "val/bee/2.png")
+        for name in names:
+            (images / name).write_bytes(b"no image")
+        Image.fromarray(np.zeros((8, 8), np.uint16)).save(images / "val/cat/deep.png")
+        archive = archive_images(images, tmp_path / "a.tgz")
+        message = r"a.tgz/images/train/ant/1.png: does not decode .* The log names 3 more\.$"
+        with caplog.at_level("INFO"), pytest.raises(InputError, match=message):
+            run(tmp_path / "out", "--archive", archive)
+        logged = [r.getMessage() for r in caplog.records if ".png: " in r.getMessage()]
+        assert [line.partition(": ")[0] for line in logged] == [*names, "val/cat/deep.png"]
+        assert "extracting" not in "".join(logged)
+
+    def test_changed_archive(self, images, tmp_path):
+        archive = archive_images(images, tmp_path / "a.tgz")
+        content = bytearray(archive.read_bytes())
+        content[-1] ^= 1
+        archive.write_bytes(content)
+        with pytest.raises(InputError, match=f"{archive}: changed since it was made"):
+            run(tmp_path / "out", "--archive", archive)
+        assert not (tmp_path / "out").exists()
+
+    def test_broken_links_and_nested_folders_in_an_archive(self, images, tmp_path):
+        (images / "val/bee/more").mkdir()
+        archive = archive_images(images, tmp_path / "a.tgz")
+        with pytest.raises(InputError, match=f"^{archive}/images/val/bee/more: a folder inside"):
+            run(tmp_path / "out", "--archive", archive)
+        (images / "val/bee/x.png").symlink_to("absent.png")
+        archive = archive_images(images, tmp_path / "a.tgz")
+        with pytest.raises(InputError, match=f"^{archive}/images/val/bee/x.png: a link that leads"):
             run(tmp_path / "out", "--archive", archive)
 
     def test_image_bomb(self, images, tmp_path):
@@ -164,8 +246,11 @@ class TestBadInput:
         self.assert_refused(images, tmp_path / "out", message)
 
     def test_name_that_is_not_utf8(self, images, tmp_path):
-        Path(os.fsdecode(os.fsencode(images / "val/bee") + b"/\xff.png")).touch()
-        self.assert_refused(images, tmp_path / "out", "not UTF-8. Rename it")
+        for name in (b"val/bee/\xff.png", b"val/\xff.txt"):
+            path = Path(os.fsdecode(os.fsencode(images) + b"/" + name))
+            path.touch()
+            self.assert_refused(images, tmp_path / "out", "not UTF-8. Rename it")
+            path.unlink()
 
     def test_no_classes(self, tmp_path):
         for split in ("train", "val"):
@@ -177,6 +262,9 @@ class TestBadInput:
         shutil.rmtree(images / "train/cat")
         (images / "train/cat").mkdir()
         message = "train/cat: no image in this class folder. Add images"
+        self.assert_refused(images, tmp_path / "out", message)
+        (images / "train/cat/1.heic").touch()
+        message = "train/cat: no image in this class folder, only files such as '1.heic'. Add"
         self.assert_refused(images, tmp_path / "out", message)
 
     @pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])

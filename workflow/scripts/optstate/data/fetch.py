@@ -1,19 +1,21 @@
 """Fetch and verify a data set's archive from a URL, a path, a mirror or an installed package."""
 
 import argparse
+import contextlib
 import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import requests
+import urllib3
 from tqdm import tqdm
 
+from optstate.checksums import file_sha256
 from optstate.data import packaged
-from optstate.data.manifest import file_sha256
 from optstate.job import InputError, hold_lock, require_space, run, write_atomically
 
 CHUNK_BYTES = 1 << 16  # most bytes lost when a connection breaks
@@ -21,6 +23,11 @@ TIMEOUT_SECONDS = 30
 MAX_FAILURES = 6  # consecutive failures before giving up; new data restarts the count
 BACKOFF_SECONDS = 1.0  # wait after the first failure, doubled after each further one
 TRANSIENT_STATUSES = (requests.codes.request_timeout, requests.codes.too_many_requests)
+RESERVED_FRACTION = 0.05  # of the free disk space, if the server does not send the archive's size
+
+
+class ResumableError(InputError):
+    """A download that the next call continues from the partial file."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -50,16 +57,16 @@ def resolve_mirror(archive: str, mirror: str | None) -> str:
 def fetch(source: str, sha256: str, output: Path) -> None:
     """Copy ``source``, a URL or path, to ``output``, which appears only after verification.
 
-    An interrupted download leaves ``{output}.part``, from which the next call continues.
+    An interrupted download leaves ``{output}.part``, from which the next call continues. After any
+    other error, only ``output`` or nothing is left.
 
     Raises:
         InputError: the source does not exist, cannot be reached, or has a different SHA-256.
     """
     url = _parse_address(source)
     if url.scheme in ("http", "https"):
-        # If an existing part is damaged, download once more from the first byte.
-        num_tries = 2 if _get_partial_path(output).exists() else 1
-        fetch_verified(source, functools.partial(download, source), sha256, output, num_tries)
+        write = functools.partial(download, source)
+        fetch_verified(source, write, sha256, output, is_resumable=True)
     elif url.scheme in ("", "file"):
         path = Path(unquote(url.path) if url.scheme else source)
         fetch_verified(source, functools.partial(copy, path), sha256, output)
@@ -70,7 +77,11 @@ def fetch(source: str, sha256: str, output: Path) -> None:
 
 
 def fetch_verified(
-    name: str, write: Callable[[Path], None], sha256: str, output: Path, num_tries: int = 1
+    name: str,
+    write: Callable[[Path], None],
+    sha256: str,
+    output: Path,
+    is_resumable: bool = False,
 ) -> None:
     """Call ``write`` with ``{output}.part``, verify that file and rename it to ``output``.
 
@@ -79,20 +90,16 @@ def fetch_verified(
         write: writes the archive to the path that it is called with.
         sha256: the expected SHA-256, as 64 hexadecimal digits.
         output: the path of the verified archive.
-        num_tries: how often to write the file if its SHA-256 differs.
+        is_resumable: whether ``write`` continues a partial file. If an existing one turns out to be
+            damaged, the archive is written once more from the first byte.
 
     Raises:
-        InputError: ``write`` found a malformed address, or the file has a different SHA-256. Such
-            a file is removed.
+        InputError: ``write`` failed, or the file has a different SHA-256.
     """
-    partial = _get_partial_path(output)
-    for _ in range(num_tries):
-        try:
-            write(partial)
-        except ValueError as error:  # the address or the server's answer is malformed
-            raise InputError(
-                f"{name}: cannot be fetched ({error}). Correct its address."
-            ) from error
+    partial = output.with_name(output.name + ".part")
+    for _ in range(2 if is_resumable and partial.exists() else 1):
+        with _remove_on_failure(partial, is_resumable):
+            _write_explained(name, write, partial)
         actual = file_sha256(partial)
         if actual == sha256:
             with write_atomically(output) as temporary:
@@ -104,6 +111,26 @@ def fetch_verified(
         f"{name}: its SHA-256 is {actual}, but {sha256} is expected. "
         "Correct the archive, its address or its `sha256` in the configuration."
     )
+
+
+@contextlib.contextmanager
+def _remove_on_failure(partial: Path, is_resumable: bool) -> Iterator[None]:
+    """Remove ``partial`` if the block fails, unless the next call can continue from it."""
+    try:
+        yield
+    except BaseException as error:
+        can_continue = is_resumable and isinstance(error, (ResumableError, KeyboardInterrupt))
+        if not (can_continue and _get_size(partial)):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _write_explained(name: str, write: Callable[[Path], None], partial: Path) -> None:
+    """Call ``write``, and turn its error for a malformed address or answer into one line."""
+    try:
+        write(partial)
+    except ValueError as error:
+        raise InputError(f"{name}: cannot be fetched ({error}). Correct its address.") from error
 
 
 def copy(source: Path, output: Path) -> None:
@@ -122,25 +149,27 @@ def download(url: str, partial: Path) -> None:
     """Download ``url`` to ``partial``, continuing after the bytes that this file already has.
 
     Raises:
-        InputError: the server refuses, or ``MAX_FAILURES`` attempts in a row failed without data.
+        ResumableError: ``MAX_FAILURES`` attempts in a row brought nothing new.
+        InputError: the server refuses, or sends more than fits on the disk.
     """
-    num_failures = 0
+    num_failures, largest = 0, _get_size(partial)
     while True:
-        size = _get_size(partial)
         try:
             _download_rest(url, partial)
             return
         except requests.RequestException as error:
             if isinstance(error, ValueError):
                 raise  # the address is malformed
-            num_failures = num_failures + 1 if _get_size(partial) == size else 1
+            size = _get_size(partial)
+            # A server that always starts again must not count as progress.
+            num_failures = 1 if size > largest else num_failures + 1
+            largest = max(size, largest)
             if num_failures == MAX_FAILURES:
-                raise InputError(
+                raise ResumableError(
                     f"{url}: cannot be downloaded ({_explain(error)}). Check the network, or set "
                     "`mirror` to a folder or address that has the archive."
                 ) from error
-            position = _get_size(partial)
-            logging.info("%s: %s: continuing at byte %d", url, _explain(error), position)
+            logging.info("%s: %s: continuing at byte %d", url, _explain(error), size)
             time.sleep(BACKOFF_SECONDS * 2 ** (num_failures - 1))
 
 
@@ -152,10 +181,10 @@ def _download_rest(url: str, partial: Path) -> None:
         InputError: a permanent failure.
     """
     size = _get_size(partial)
-    # A compressed transfer cannot be continued at a byte of the file.
+    # A transfer that the server compresses cannot be continued at a byte of the file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
-        if response.status_code == requests.codes.requested_range_not_satisfiable:
+        if size and response.status_code == requests.codes.requested_range_not_satisfiable:
             if response.headers.get("Content-Range") == f"bytes */{size}":
                 return  # the file is complete
             partial.unlink()  # the file is longer than the archive: start again
@@ -165,37 +194,64 @@ def _download_rest(url: str, partial: Path) -> None:
                 "Correct the address of `archive` or `mirror`."
             )
         response.raise_for_status()
-        _save(response, Path(urlsplit(url).path).name, partial)
+        _save(response, url, partial)
 
 
-def _save(response: requests.Response, name: str, partial: Path) -> None:
-    """Write the body of ``response`` to ``partial``, and show a progress bar with ``name``.
+def _save(response: requests.Response, url: str, partial: Path) -> None:
+    """Write the body of ``response`` to ``partial``, and show a progress bar.
 
-    A requested range is appended. A whole file replaces ``partial``.
+    A requested range is appended. A whole file replaces ``partial``. The bytes are stored as they
+    are, because a ``Content-Encoding`` of an archive describes its own compression.
 
     Raises:
-        requests.ConnectionError: the body is shorter than the server announced.
+        requests.ConnectionError: the connection broke.
+        ResumableError: the disk is too full for the size that the server announced.
+        InputError: the server announced no size, and the body does not fit on the disk.
     """
     is_range = response.status_code == requests.codes.partial_content
     start = _get_size(partial) if is_range else 0
-    announced = int(response.headers.get("Content-Length", 0))
-    require_space(partial.parent, announced)
+    announced = response.raw.length_remaining  # None if the server sends no size
+    _require_space(partial.parent, announced or 0)
+    reserve = RESERVED_FRACTION * shutil.disk_usage(partial.parent).free
     with (
         partial.open("ab" if is_range else "wb") as file,
         tqdm(
-            desc=f"download {name}",
+            desc=f"download {Path(urlsplit(url).path).name}",
             initial=start,
-            total=start + announced or None,
+            total=start + announced if announced else None,
             unit="B",
             unit_scale=True,
             disable=None,
         ) as bar,
     ):
-        for chunk in response.iter_content(CHUNK_BYTES):
+        for chunk in _read_body(response):
+            if announced is None and shutil.disk_usage(partial.parent).free < reserve:
+                raise InputError(
+                    f"{url}: the server has sent {file.tell() / 1e6:,.1f} MB without an end, and "
+                    "the disk is almost full. Correct the address of `archive` or `mirror`, or "
+                    "free some disk space."
+                )
             file.write(chunk)
             bar.update(len(chunk))
-    if announced and _get_size(partial) < start + announced:
-        raise requests.ConnectionError("the connection broke")
+
+
+def _read_body(response: requests.Response) -> Iterator[bytes]:
+    """Yield the body as it was sent, without decoding it.
+
+    Raises:
+        requests.ConnectionError: the body is shorter than announced, or the connection broke.
+    """
+    try:
+        yield from response.raw.stream(CHUNK_BYTES, decode_content=False)
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError("the connection broke") from error
+
+
+def _require_space(folder: Path, num_bytes: int) -> None:
+    try:
+        require_space(folder, num_bytes)
+    except InputError as error:
+        raise ResumableError(str(error)) from error
 
 
 def _parse_address(address: str) -> SplitResult:
@@ -203,10 +259,6 @@ def _parse_address(address: str) -> SplitResult:
         return urlsplit(address)
     except ValueError as error:
         raise InputError(f"{address}: invalid address ({error}). Correct it.") from error
-
-
-def _get_partial_path(output: Path) -> Path:
-    return output.with_name(output.name + ".part")
 
 
 def _get_size(path: Path) -> int:

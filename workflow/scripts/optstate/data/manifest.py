@@ -1,24 +1,47 @@
-"""Identify files and data sets by their content, with SHA-256 as `sha256sum` prints it.
+"""List the files of a data set, and identify it by their SHA-256 as `sha256sum` prints it.
 
 The submitting host imports this module, so it needs nothing but the standard library.
 """
 
+import errno
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
-from multiprocessing.pool import ThreadPool
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from optstate.job import InputError, write_atomically
+from optstate.checksums import hash_files
+from optstate.job import InputError
 
 FOLDERS = {"train": "train", "valid": "val"}  # split: its folder in a data set
+NOT_READ = "0" * 64  # in a manifest, the SHA-256 of what is listed but never opened
+LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # errors of following a link
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the folder of one split contains, without hidden names. Links are followed.
+
+    Attributes:
+        classes: the sorted names of the regular files in each class folder, by class.
+        others: the paths of special files, such as FIFOs, and of files outside class folders.
+        nested: the paths of folders inside class folders.
+        broken: the paths of links that lead nowhere.
+
+    All paths are relative to the folder of the splits.
+    """
+
+    classes: dict[str, list[str]]
+    others: list[str]
+    nested: list[str]
+    broken: list[str]
 
 
 def folder_sha256(folder: Path, cache: Path | None = None) -> str:
     """Return the SHA-256 of a data set's manifest, as 64 hexadecimal digits.
 
-    The manifest has a line ``sha256  path`` for each file, ordered by split, class and file name.
+    The manifest has a line ``sha256  path`` for each file in a class folder, ordered by split,
+    class and file name. After these come the other files, which are not read, with ``NOT_READ``.
 
     Args:
         folder: contains {train,val}/CLASS/FILE. Links are followed and hidden files are ignored.
@@ -26,42 +49,99 @@ def folder_sha256(folder: Path, cache: Path | None = None) -> str:
         cache: a file that stores hashes, so that only new and changed files are read.
 
     Raises:
-        InputError: the folder does not exist.
+        InputError: the folder does not exist, has a link that leads nowhere, or has a folder
+            inside a class folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Correct the path of `folder`.")
-    names = list(_walk(folder))
-    hashes = _hash_files([f"{folder}/{name}" for name in names], cache)
+    listings = list_dataset(folder)
+    files = [
+        f"{FOLDERS[split]}/{class_}/{name}"
+        for split, listing in listings.items()
+        for class_, names in listing.classes.items()
+        for name in names
+    ]
+    others = [path for listing in listings.values() for path in listing.others]
+    hashes = hash_files([f"{folder}/{file}" for file in files], cache) + [NOT_READ] * len(others)
     manifest = hashlib.sha256()
-    for sha256, name in zip(hashes, names, strict=True):
-        manifest.update(_format_line(sha256, name).encode("utf-8", "surrogateescape"))
+    for sha256, path in zip(hashes, files + others, strict=True):
+        manifest.update(_format_line(sha256, path).encode("utf-8", "surrogateescape"))
     return manifest.hexdigest()
 
 
-def file_sha256(file: Path, cache: Path | None = None) -> str:
-    """Return the SHA-256 of a file. With ``cache``, read the file only if it has changed."""
-    return _hash_files([str(file)], cache)[0]
+def list_dataset(root: Path) -> dict[str, Listing]:
+    """Return what the folder of each split in ``root`` contains. A missing split is left out.
+
+    Raises:
+        InputError: a link leads nowhere, or a class folder contains a folder. Otherwise their
+            images would be missing without a message.
+    """
+    listings = {
+        split: _list_split(root, folder)
+        for split, folder in FOLDERS.items()
+        if (root / folder).is_dir()
+    }
+    _require_none(
+        [f"{root}/{path}" for listing in listings.values() for path in listing.broken],
+        "a link that leads nowhere",
+        "Mount or restore what it points to, or remove the link.",
+    )
+    _require_none(
+        [f"{root}/{path}" for listing in listings.values() for path in listing.nested],
+        "a folder inside a class folder, whose files would not be used",
+        "Move its files into the class folder, or remove it.",
+    )
+    return listings
 
 
-def list_folders(folder: Path) -> list[str]:
-    """Return the sorted names of the folders in ``folder``, without hidden ones. Follows links."""
+def _require_none(paths: Sequence[str], problem: str, fix: str) -> None:
+    """Raise an InputError that names the first of ``paths``, if there are any."""
+    if paths:
+        number = f" (the first of {len(paths):,})" if len(paths) > 1 else ""
+        raise InputError(f"{paths[0]}: {problem}{number}. {fix}")
+
+
+def _list_split(root: Path, folder: str) -> Listing:
+    """Return what the folder ``root / folder`` of one split contains."""
+    content = _scan(root / folder)
+    names = content["file"] + content["special"]
+    listing = Listing({}, [f"{folder}/{name}" for name in names], [], [])
+    listing.broken.extend(f"{folder}/{name}" for name in content["broken"])
+    for class_ in content["folder"]:
+        inside = _scan(root / folder / class_)
+        listing.classes[class_] = inside["file"]
+        for paths, kind in (
+            (listing.others, "special"),
+            (listing.nested, "folder"),
+            (listing.broken, "broken"),
+        ):
+            paths.extend(f"{folder}/{class_}/{name}" for name in inside[kind])
+    return listing
+
+
+def _scan(folder: Path) -> dict[str, list[str]]:
+    """Return the sorted names in a folder by their kind, without hidden ones. Opens no file."""
+    names: dict[str, list[str]] = {kind: [] for kind in ("file", "folder", "special", "broken")}
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.startswith("."):
+                names[_find_kind(entry)].append(entry.name)
+    return names
 
 
-def list_files(folder: Path) -> list[str]:
-    """Return the sorted names of the files in ``folder``, without hidden ones. Follows links."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.name[0] != "." and e.is_file())
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the path of each file of a data set, relative to its folder."""
-    for split in FOLDERS.values():
-        if (folder / split).is_dir():
-            for class_ in list_folders(folder / split):
-                for name in list_files(folder / split / class_):
-                    yield f"{split}/{class_}/{name}"
+def _find_kind(entry: os.DirEntry[str]) -> str:
+    """Return ``file``, ``folder`` or ``special``, following links; ``broken`` if that fails."""
+    try:
+        if entry.is_file():
+            return "file"
+        if entry.is_dir():
+            return "folder"
+        entry.stat()  # fails if a link leads nowhere
+    except OSError as error:
+        if entry.is_symlink() and error.errno in LEADS_NOWHERE:
+            return "broken"
+        raise
+    return "special"
 
 
 def _format_line(sha256: str, name: str) -> str:
@@ -69,34 +149,3 @@ def _format_line(sha256: str, name: str) -> str:
     escaped = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
     mark = "\\" if escaped != name else ""
     return f"{mark}{sha256}  {escaped}\n"
-
-
-def _hash_files(files: Sequence[str], cache: Path | None) -> Sequence[str]:
-    """Return the SHA-256 of each file. With ``cache``, read only files that have changed."""
-    if cache is None:
-        return _read_and_hash(files)
-    known: dict[str, str] = json.loads(cache.read_text()) if cache.exists() else {}
-    keys = [_make_cache_key(file) for file in files]
-    changed = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
-    if changed:
-        hashes = _read_and_hash(list(changed.values()))
-        known.update(zip(changed, hashes, strict=True))
-        with write_atomically(cache) as temporary:
-            temporary.write_text(json.dumps(known, indent=0))
-    return [known[key] for key in keys]
-
-
-def _make_cache_key(file: str) -> str:
-    """Return a key that changes whenever the file is written or replaced."""
-    stat = Path(file).stat()
-    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-
-
-def _read_and_hash(files: Sequence[str]) -> Sequence[str]:
-    with ThreadPool(os.cpu_count()) as pool:  # hashlib releases the GIL
-        return pool.map(_hash_file, files, chunksize=16)
-
-
-def _hash_file(file: str) -> str:
-    with Path(file).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -3,7 +3,8 @@
 ``{split}_images.npy`` has the shape (num_images, size, size, 3) and ``{split}_labels.npy`` the
 shape (num_images,), for the splits train and valid. Images are ordered by class, then by file name.
 They are converted to RGB and resized to a square with Pillow's antialiased bilinear filter, as
-torchvision's ``Resize((size, size))`` does with a Pillow image. ``dataset.json`` describes them.
+torchvision's ``Resize((size, size))`` does with a Pillow image. ``dataset.json`` describes them,
+and ``dataset.sha256`` lists the SHA-256 of all these files.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import os
 import signal
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from optstate.data.manifest import FOLDERS, file_sha256, folder_sha256, list_files, list_folders
+from optstate.checksums import file_sha256, verify
+from optstate.data.manifest import FOLDERS, Listing, folder_sha256, list_dataset
 from optstate.data.unpack import unpack_temporarily
 from optstate.job import (
     InputError,
@@ -60,11 +62,14 @@ class Split:
     name: str
     images: list[str]  # paths relative to the folder of the splits
     labels: np.ndarray  # (num_images,) int64, indices of classes
+    left_out: list[str]  # paths of all other files of the split
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the arrays and ``dataset.json`` to the folder ``--output``."""
+    """Write the arrays, ``dataset.json`` and ``dataset.sha256`` to the folder ``--output``."""
     output = arguments.output
+    if arguments.archive:
+        verify(arguments.archive)
     output.mkdir(parents=True, exist_ok=True)
     with hold_lock(output.with_name(f".{output.name}.lock")), open_folder(arguments) as root:
         prepare(root, arguments.image_size, arguments.workers, output)
@@ -100,37 +105,85 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
         output: the folder of the arrays.
 
     Raises:
-        InputError: the layout is different, an image does not decode, or the disk is too full.
+        InputError: the layout is different, images do not decode, or the disk is too full.
     """
     classes, splits = list_images(root)
     num_images = sum(len(split.images) for split in splits)
     require_space(output, num_images * image_size**2 * 3)
-    names = [f"{split.name}_{content}.npy" for split in splits for content in ("images", "labels")]
     with contextlib.ExitStack() as outputs:
-        paths = {name: outputs.enter_context(write_atomically(output / name)) for name in names}
-        traits, checksums = {}, {}
+
+        def add(name: str) -> Path:
+            return outputs.enter_context(write_atomically(output / name))
+
+        listing = add("dataset.sha256")  # the first one added appears last
         with start_workers(workers) as pool:
-            for split in splits:
-                images, labels = f"{split.name}_images.npy", f"{split.name}_labels.npy"
-                traits[split.name], checksums[images] = decode_split(
-                    split, root, image_size, pool, paths[images]
-                )
-                with paths[labels].open("wb") as file:
-                    np.save(file, split.labels)
-                checksums[labels] = file_sha256(paths[labels])
+            traits, checksums = write_arrays(root, image_size, splits, pool, add)
         card = make_card(root, image_size, classes, splits, traits) | {"sha256": checksums}
-        path = outputs.enter_context(write_atomically(output / "dataset.json"))
+        path = add("dataset.json")
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    log_card(card)
+        listed = sorted({**checksums, "dataset.json": file_sha256(path)}.items())
+        listing.write_text("".join(f"{sha256}  {name}\n" for name, sha256 in listed))
+    log_card(card, output / "dataset.json")
+
+
+def write_arrays(
+    root: Path,
+    image_size: int,
+    splits: Sequence[Split],
+    pool: ProcessPoolExecutor,
+    add: Callable[[str], Path],
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Write the arrays of all splits.
+
+    Args:
+        root: the folder of the splits.
+        image_size: height and width of the decoded images, in pixels.
+        splits: the images and labels.
+        pool: the processes that decode.
+        add: returns the path to write to for the name of an output.
+
+    Returns:
+        The images' TRAITS (num_images,) by split, and the SHA-256 of each array by its name.
+
+    Raises:
+        InputError: images cannot be used. The log names all of them.
+    """
+    traits, checksums, problems = {}, {}, []
+    for split in splits:
+        images, labels = f"{split.name}_images.npy", f"{split.name}_labels.npy"
+        traits[split.name], checksums[images], in_split = decode_split(
+            split, root, image_size, pool, add(images)
+        )
+        problems += in_split
+        with (path := add(labels)).open("wb") as file:
+            np.save(file, split.labels)
+        checksums[labels] = file_sha256(path)
+    refuse_images(problems, root)
+    return traits, checksums
+
+
+def refuse_images(problems: Sequence[str], root: Path) -> None:
+    """Raise an InputError with the first of ``problems``, if there are any. The log has all."""
+    for problem in problems:
+        logging.info("%s", problem.replace(f"{root}/", ""))
+    if problems:
+        more = f" The log names {len(problems) - 1:,} more." if len(problems) > 1 else ""
+        raise InputError(problems[0] + more)
 
 
 def list_images(root: Path) -> tuple[list[str], list[Split]]:
     """Return the classes, in name order, and the images of both splits.
 
     Raises:
-        InputError: a split or a class is missing or empty, or a name is not UTF-8.
+        InputError: a split or a class is missing or empty, a name is not UTF-8, a link leads
+            nowhere, or a class folder contains a folder.
     """
-    files = {split: _list_by_class(root, folder) for split, folder in FOLDERS.items()}
+    listings = list_dataset(root)
+    for split, folder in FOLDERS.items():
+        if split not in listings:
+            raise InputError(f"{root}: has no folder {folder!r}. The layout must be {LAYOUT}.")
+        _require_utf8(root, folder, listings[split])
+    files = {split: listings[split].classes for split in FOLDERS}
     if not files["train"]:
         raise InputError(f"{root / 'train'}: has no class folder. The layout must be {LAYOUT}.")
     for class_ in sorted(files["train"].keys() ^ files["valid"].keys()):
@@ -140,26 +193,20 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
             "Add it there, or remove it from both."
         )
     classes = sorted(files["train"])
-    return classes, [_select_images(root, split, classes, files[split]) for split in files]
+    return classes, [_select_images(root, split, classes, listings[split]) for split in FOLDERS]
 
 
-def _list_by_class(root: Path, folder: str) -> dict[str, list[str]]:
-    """Return the file names of each class of one split, in name order, without hidden files."""
-    if not (root / folder).is_dir():
-        raise InputError(f"{root}: has no folder {folder!r}. The layout must be {LAYOUT}.")
-    files = {class_: list_files(root / folder / class_) for class_ in list_folders(root / folder)}
-    for class_, name in ((class_, name) for class_, names in files.items() for name in names):
+def _require_utf8(root: Path, folder: str, listing: Listing) -> None:
+    """Check that all names in the folder of a split are UTF-8, since they go into text files."""
+    names = [f"{class_}/{name}" for class_, names in listing.classes.items() for name in names]
+    for path in [f"{folder}/{name}" for name in [*listing.classes, *names]] + listing.others:
         try:
-            class_.encode(), name.encode()
+            path.encode()
         except UnicodeEncodeError as error:
-            path = root / folder / class_ / name
-            raise InputError(f"{path}: its name is not UTF-8. Rename it.") from error
-    return files
+            raise InputError(f"{root / path}: its name is not UTF-8. Rename it.") from error
 
 
-def _select_images(
-    root: Path, split: str, classes: Sequence[str], files: Mapping[str, Sequence[str]]
-) -> Split:
+def _select_images(root: Path, split: str, classes: Sequence[str], listing: Listing) -> Split:
     """Return the files of a split that have the extension of an image.
 
     Raises:
@@ -168,20 +215,22 @@ def _select_images(
     extensions = Image.registered_extensions().items()
     readable = tuple(extension for extension, kind in extensions if kind in FORMATS)
     images: list[str] = []
+    left_out = list(listing.others)
     num_images = []
     for class_ in classes:
         folder = f"{FOLDERS[split]}/{class_}"
-        is_image = {file: file.lower().endswith(readable) for file in files[class_]}
+        is_image = {name: name.lower().endswith(readable) for name in listing.classes[class_]}
         if not any(is_image.values()):
+            example = f", only files such as {next(iter(is_image))!r}" if is_image else ""
             raise InputError(
-                f"{root / folder}: no image in this class folder. "
+                f"{root / folder}: no image in this class folder{example}. "
                 "Add images, or remove the class from both splits."
             )
-        for file in (file for file in files[class_] if not is_image[file]):
-            logging.info("%s/%s: ignored, because it has no image extension", folder, file)
-        images += [f"{folder}/{file}" for file in files[class_] if is_image[file]]
+        for name, belongs in is_image.items():
+            (images if belongs else left_out).append(f"{folder}/{name}")
         num_images.append(sum(is_image.values()))
-    return Split(split, images, np.repeat(np.arange(len(classes)), num_images))
+    labels = np.repeat(np.arange(len(classes)), num_images)
+    return Split(split, images, labels, sorted(left_out))
 
 
 @contextlib.contextmanager
@@ -212,11 +261,12 @@ def _set_up_worker(parent: int) -> None:
 
 def decode_split(
     split: Split, root: Path, image_size: int, pool: ProcessPoolExecutor, output: Path
-) -> tuple[np.ndarray, str]:
+) -> tuple[np.ndarray, str, list[str]]:
     """Write the images of a split as one array to ``output``.
 
     Returns:
-        The images' TRAITS (num_images,), and the SHA-256 of the file.
+        The images' TRAITS (num_images,), the SHA-256 of the file, and an error message for each
+        image that cannot be used.
     """
     num_bytes = image_size**2 * 3  # per image
     header = allocate(output, (len(split.images), image_size, image_size, 3))
@@ -224,19 +274,20 @@ def decode_split(
         (output, header + first * num_bytes, root, split.images[first : first + CHUNK], image_size)
         for first in range(0, len(split.images), CHUNK)
     )
-    traits = []
+    traits, problems = [], []
     with (
         output.open("rb", buffering=0) as written,
         tqdm(None, f"decode {split.name}", len(split.images), unit="image", disable=None) as bar,
     ):
         digest = hashlib.sha256(written.read(header))
-        for number, of_chunk in enumerate(pool.map(_decode_chunk, tasks), 1):
+        for number, (of_chunk, in_chunk) in enumerate(pool.map(_decode_chunk, tasks), 1):
+            problems += in_chunk
             digest.update(written.read(len(of_chunk) * num_bytes))  # while the workers decode
             traits.append(of_chunk)
             if number % CHUNKS_PER_SYNC == 0:
                 os.fsync(written.fileno())  # spreads the writes, so that the last sync is short
             bar.update(len(of_chunk))
-    return np.concatenate(traits), digest.hexdigest()
+    return np.concatenate(traits), digest.hexdigest(), problems
 
 
 def allocate(path: Path, shape: tuple[int, ...]) -> int:
@@ -252,7 +303,9 @@ def allocate(path: Path, shape: tuple[int, ...]) -> int:
     return header
 
 
-def _decode_chunk(task: tuple[Path, int, Path, list[str], int]) -> np.ndarray:
+def _decode_chunk(
+    task: tuple[Path, int, Path, list[str], int],
+) -> tuple[np.ndarray, list[str]]:
     """Decode images into consecutive rows of an array file.
 
     Args:
@@ -260,13 +313,19 @@ def _decode_chunk(task: tuple[Path, int, Path, list[str], int]) -> np.ndarray:
             images' paths below that folder, and the size to resize them to, in pixels.
 
     Returns:
-        The images' TRAITS (num_images,).
+        The images' TRAITS (num_images,), and an error message for each image that cannot be used.
+        The rows of these images are black.
     """
     array_path, offset, root, images, image_size = task
-    traits, rows = np.empty(len(images), TRAITS), []
+    traits, rows, problems = np.empty(len(images), TRAITS), [], []
     with warnings.catch_warnings(action="ignore"):
         for index, image in enumerate(images):
-            mode, picture = open_rgb(f"{root}/{image}")
+            try:
+                mode, picture = open_rgb(f"{root}/{image}")
+            except InputError as error:
+                problems.append(str(error))
+                rows.append(bytes(image_size**2 * 3))
+                continue
             resized = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
             pixels = resized.tobytes()
             rows.append(pixels)
@@ -275,7 +334,7 @@ def _decode_chunk(task: tuple[Path, int, Path, list[str], int]) -> np.ndarray:
     with array_path.open("r+b") as array:
         array.seek(offset)
         array.write(b"".join(rows))  # one write takes the kernel less time than many
-    return traits
+    return traits, problems
 
 
 def open_rgb(path: str) -> tuple[str, Image.Image]:
@@ -308,7 +367,7 @@ def make_card(
     splits: Sequence[Split],
     traits: Mapping[str, np.ndarray],
 ) -> dict[str, object]:
-    """Return the content of ``dataset.json``: classes, counts, greyscale images, duplicates."""
+    """Return the content of ``dataset.json``: classes, counts, and lists of notable files."""
     counts = {s.name: np.bincount(s.labels, minlength=len(classes)) for s in splits}
     return {
         "image_size": image_size,
@@ -318,6 +377,7 @@ def make_card(
             | {split: int(count[label]) for split, count in counts.items()}
             for label, name in enumerate(classes)
         ],
+        "left_out": {split.name: split.left_out for split in splits},
         "greyscale": {
             s.name: [s.images[index] for index in np.flatnonzero(traits[s.name]["colourless"])]
             for s in splits
@@ -359,8 +419,8 @@ def _hash_picture(path: str) -> bytes:
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).digest()
 
 
-def log_card(card: dict) -> None:
-    """Log classes, greyscale images and duplicates."""
+def log_card(card: dict, path: Path) -> None:
+    """Log the content of ``dataset.json``, and warn of files that are left out."""
     for entry in card["classes"]:
         logging.info("class %(label)d: %(name)s, %(train)d train, %(valid)d valid", entry)
     for split, images in card["greyscale"].items():
@@ -370,6 +430,16 @@ def log_card(card: dict) -> None:
     for kind, groups in card["duplicates"].items():
         for group in groups:
             logging.info("equal pictures (%s): %s", kind, " = ".join(group))
+    left_out = [file for files in card["left_out"].values() for file in files]
+    for file in left_out:
+        logging.info("%s: left out, because it is not an image file in a class folder", file)
+    if left_out:
+        number = f"{len(left_out):,} file{'s' * (len(left_out) > 1)}"
+        logging.warning(
+            "%s: %s left out, because only image files in class folders are used (the first: %r). "
+            "See `left_out` in this file.",
+            path, number, left_out[0],
+        )  # fmt: skip
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
