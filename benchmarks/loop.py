@@ -25,6 +25,8 @@ from benchmarks.measure import (
 )
 from benchmarks.step import NUM_CLASSES, NUM_WARM_UP, Step, make_bare_step
 from optstate import job
+from optstate.checksums import write_checksums
+from optstate.training.batches import FILES
 from optstate.training.checkpoint import Position
 from optstate.training.compute import Compute, set_up
 from optstate.training.loop import finish_epoch, train_epoch, validate
@@ -71,6 +73,7 @@ def write_noise(folder: Path, spec: SessionSpec) -> Path:
             image[:] = rng.integers(0, 256, shape[1:], np.uint8)
         np.save(folder / f"{split}_labels.npy", np.arange(number) % NUM_CLASSES)
     (folder / "dataset.json").write_text("{}")
+    write_checksums(folder / "dataset.sha256", [folder / name for name in FILES])
     return folder
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from optstate.checksums import write_checksums
 from optstate.experiment import configuration
 from optstate.experiment.runs import Session
-from optstate.training import session
+from optstate.training import batches, session
 from optstate.training.spec import SessionSpec
 
 CONFIG = configuration.load(
@@ -47,6 +48,7 @@ def write_arrays(folder: Path, valid_labels: list[int] | None = None) -> Path:
         np.save(folder / f"{split}_images.npy", images.astype(np.uint8))
         np.save(folder / f"{split}_labels.npy", np.array(written))
     (folder / "dataset.json").write_text("{}")
+    write_checksums(folder / "dataset.sha256", [folder / name for name in batches.FILES])
     return folder
 
 

@@ -56,7 +56,7 @@ def test_nothing_is_compiled_by_default(tmp_path, arrays, compiled, choice):
 
 def test_a_later_session_continues_from_a_compiled_one(tmp_path, arrays, compiled):
     first = train(tmp_path, replace(SPEC, compile=True), arrays)
-    train(tmp_path, replace(SECOND, num_epochs=1), arrays, previous=first)
+    train(tmp_path, replace(SECOND, compile=True, num_epochs=1), arrays, previous=first)
 
 
 def test_compiled_runs_are_equal_and_differ_from_eager_ones_by_rounding(tmp_path, arrays, request):

@@ -193,7 +193,8 @@ def test_random_states_continue_at_the_fork(tmp_path, arrays):
     saved = load_checkpoint(first)["random"]["torch"]
     later = replace(spec, session=2, keep="all")
     images = load_split(arrays, "train", None)
-    session.make_state(later, images, first, None, torch.device("cpu"))
+    before = session.load_previous(later, arrays, first)
+    session.make_state(later, images, before, None, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), saved)
     torch.manual_seed(spec.seed)
     make_model(spec.model, 32, 2)

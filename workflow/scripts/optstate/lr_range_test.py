@@ -34,7 +34,7 @@ from optstate.training.batches import (
 )
 from optstate.training.compute import Compute, set_up
 from optstate.training.schedule import make_optimizer
-from optstate.training.session import make_state
+from optstate.training.session import load_previous, make_state, verify_inputs
 from optstate.training.spec import SessionSpec
 
 LOWEST, HIGHEST = 1e-7, 10.0
@@ -63,9 +63,11 @@ class Batches:
 def main(arguments: argparse.Namespace) -> None:
     """Write the curve as CSV to ``--output``, and as a PNG figure with the same name."""
     spec = SessionSpec.from_json(arguments.spec)
+    verify_inputs(arguments.arrays, arguments.previous)
     compute = set_up(spec)
     train = load_split(arguments.arrays, "train", spec.train_per_class)
-    model = make_state(spec, train, arguments.previous, arguments.weights, compute.device).model
+    before = load_previous(spec, arguments.arrays, arguments.previous)
+    model = make_state(spec, train, before, arguments.weights, compute.device).model
     batches = Batches(spec, place_split(train, compute.device), compute.device)
     finder = run_test(spec, compute, model, batches)
     suggested = draw(finder, spec, arguments.output.with_suffix(".png"))

@@ -13,6 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from optstate import checksums
+
+FILES = (
+    "dataset.json",
+    "train_images.npy",
+    "train_labels.npy",
+    "valid_images.npy",
+    "valid_labels.npy",
+)
 CROP_FRACTION = 8  # a crop shifts the image by up to 1/8 of its side
 CHUNK = 1024  # images copied to a device at once
 MAX_MEMORY_SHARE = 0.5  # of a GPU's free memory, for one split; the rest is for training
@@ -39,6 +48,15 @@ class ImageSet:
     def num_classes(self) -> int:
         """The number of classes of the data set."""
         return int(self.labels.max()) + 1
+
+
+def verify_arrays(folder: Path) -> None:
+    """Check that a data set's arrays and ``dataset.json`` are as they were prepared.
+
+    Raises:
+        InputError: a file is missing or has changed.
+    """
+    checksums.verify(*(folder / name for name in FILES), cache=True)
 
 
 def load_split(folder: Path, split: str, per_class: int | None) -> ImageSet:

@@ -16,6 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optstate.job import InputError, write_atomically
 from optstate.training.schedule import WarmUp
+from optstate.training.spec import SessionSpec
+
+PARTS = {"model", "optimizer", "random", "position", "meta"}  # that a boundary reads
 
 
 @dataclass(frozen=True)
@@ -129,16 +132,47 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Load a checkpoint into host memory.
+    """Load the checkpoint of a finished session into host memory.
 
     Raises:
-        InputError: the file is damaged, or not a checkpoint.
+        InputError: the file is damaged, or not such a checkpoint.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # pickle and torch raise many types for damaged files
         raise InputError(
             f"{path}: not a readable checkpoint. Delete it, then run again."
         ) from error
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= PARTS:
+        raise InputError(
+            f"{path}: not the checkpoint of a finished session. Delete it, then run again."
+        )
+    return checkpoint
+
+
+def find_difference(
+    meta: dict[str, Any], position: dict[str, Any], spec: SessionSpec, dataset_sha256: str
+) -> str:
+    """Compare a checkpoint with what the session ``spec`` demands of its predecessor.
+
+    Returns:
+        The first difference in words; empty if there is none.
+    """
+    configuration = meta.get("configuration", {})
+    pairs = {
+        name: (configuration.get(name), value) for name, value in spec.expect_previous().items()
+    } | {
+        "learning_rate.kind": (
+            configuration.get("learning_rate", {}).get("kind"), spec.learning_rate["kind"],
+        ),
+        "dataset_sha256": (meta.get("dataset_sha256"), dataset_sha256),
+        "position.session": (position.get("session"), spec.session - 1),
+    }  # fmt: skip
+    if spec.session == 2:
+        pairs["position.epoch"] = (position.get("epoch"), configuration.get("num_epochs"))
+    for name, (found, expected) in pairs.items():
+        if found != expected:
+            return f"its {name} is {found!r}, not {expected!r}"
+    return ""

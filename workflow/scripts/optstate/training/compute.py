@@ -1,15 +1,36 @@
 """How torch computes in a session: device, precision, compilation, determinism."""
 
+import contextlib
+import logging
 import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from optstate.job import InputError
 from optstate.training.spec import SessionSpec
+
+# Environment variables that choose instructions or precision, and thereby change rounding.
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_CPU_ISA_HINTS",
+    "DNNL_CPU_ISA_HINTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_DEBUG_CPU_TYPE",
+    "OPENBLAS_CORETYPE",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,20 @@ class Compute:
             "deterministic": self.is_deterministic,
         }
 
+    def describe_kind(self) -> dict[str, Any]:
+        """Return what the bits depend on besides configuration and versions.
+
+        These are the ``name`` of the CPU or GPU, the ``capability`` that torch uses (a CPU's vector
+        instructions, or a GPU's compute capability), and those of ``VARIABLES`` that are set.
+        """
+        if self.is_on_gpu:
+            name = torch.cuda.get_device_name(self.device)
+            capability = "sm_{}{}".format(*torch.cuda.get_device_capability(self.device))
+        else:
+            name, capability = read_cpu_name(), torch.backends.cpu.get_cpu_capability()
+        variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+        return {"name": name, "capability": capability, "variables": variables}
+
 
 def set_up(spec: SessionSpec) -> Compute:
     """Choose the device, and configure torch's threads and determinism globally.
@@ -87,3 +122,35 @@ def set_up(spec: SessionSpec) -> Compute:
         is_compiled=spec.compile is True,  # not for `auto`: most sessions are too short to benefit
         is_deterministic=is_deterministic,
     )
+
+
+def read_cpu_name(information: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the CPU's model name, from Linux's ``information`` if it is there."""
+    with contextlib.suppress(OSError):
+        for line in information.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def add_kind(earlier: list[dict[str, Any]], kind: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the kinds of an interrupted session that continues under ``kind``.
+
+    Args:
+        earlier: the results of :meth:`Compute.describe_kind` so far, in the order of first use.
+        kind: the current result.
+    """
+    if kind in earlier:
+        return earlier
+    logging.warning(
+        "continuing on %s, after %s: the results cannot be reproduced to the bit",
+        format_kind(kind), format_kind(earlier[-1]),
+    )  # fmt: skip
+    return [*earlier, kind]
+
+
+def format_kind(kind: dict[str, Any]) -> str:
+    """Return a result of :meth:`Compute.describe_kind` in words."""
+    settings = [f"{name}={value}" for name, value in kind["variables"].items()]
+    return f"{kind['name']} ({', '.join([kind['capability'], *settings])})"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class Session:
 
     Attributes:
         forward: the model, compiled if configured, for full batches.
+        made_by: what makes the results, for the checkpoint and ``made_by.json``.
         first_epoch: the session's first epoch, counted through all sessions from 1.
         first_step: the session's first step, counted through all sessions from 1.
         stop_if_asked: called after every step and before every validation batch. Raises
@@ -57,6 +59,7 @@ class Session:
     step_optimizer: OptimizerStep
     records: StepRecords
     progress: Progress
+    made_by: dict[str, Any]
     first_epoch: int
     first_step: int
     stop_if_asked: Callable[[], None]
@@ -76,7 +79,11 @@ class Session:
         if self.state.position != self.progress.position:
             self.records.fetch()
             self.progress.save(
-                {"training": self.state.state_dict(), "records": self.records.state_dict()}
+                {
+                    "training": self.state.state_dict(),
+                    "records": self.records.state_dict(),
+                    "compute": self.made_by["compute"],
+                }
             )
             self.records.start_clock()
 

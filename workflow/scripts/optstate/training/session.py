@@ -19,12 +19,18 @@ import numpy as np
 import torch
 import torchvision
 
-from optstate import job
+from optstate import checksums, job
 from optstate.training import checkpoint
-from optstate.training.batches import ImageSet, count_batches, load_split, place_split
+from optstate.training.batches import (
+    ImageSet,
+    count_batches,
+    load_split,
+    place_split,
+    verify_arrays,
+)
 from optstate.training.boundary import carry_over
 from optstate.training.checkpoint import Position, TrainingState
-from optstate.training.compute import Compute, set_up
+from optstate.training.compute import Compute, add_kind, set_up
 from optstate.training.loop import Session, train_session
 from optstate.training.measuring import OptimizerStep, StepRecords
 from optstate.training.model import load_weights, make_model
@@ -39,6 +45,8 @@ from optstate.training.recording import Curves, Recorder, add_shared_session
 from optstate.training.schedule import make_optimizer, make_scheduler
 from optstate.training.spec import SessionSpec
 
+OUTPUTS = ("checkpoint.pt", "steps.csv", "epochs.csv", "made_by.json")  # in session.sha256
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -46,7 +54,7 @@ class Paths:
 
     Attributes:
         arrays: the folder of the data set's arrays.
-        output: the folder for the checkpoint, the tables and ``made_by.json``.
+        output: the folder for the checkpoint, the tables, ``made_by.json`` and their checksums.
         progress: this session's own folder for its lock and its states in progress.
         previous: the output folder of the previous session.
         previous_progress: the previous session's ``progress``, removed when this session begins.
@@ -81,11 +89,12 @@ def train(spec: SessionSpec, paths: Paths, checkpoint_every: dict[str, float]) -
         checkpoint_every: the key of the configuration: ``epochs``, ``steps``, ``minutes``.
     """
     with job.hold_lock(paths.progress / "lock"), stop_on_signals() as stop_if_asked:
-        if paths.previous_progress:
-            # Snakemake starts this session only after it has recorded the previous one as done.
-            shutil.rmtree(paths.previous_progress, ignore_errors=True)
+        verify_inputs(paths.arrays, paths.previous)
         compute = set_up(spec)
         with open_session(spec, paths, compute, checkpoint_every, stop_if_asked) as session:
+            if paths.previous_progress:
+                # Snakemake starts this session only after it has recorded the previous one as done.
+                shutil.rmtree(paths.previous_progress, ignore_errors=True)
             try:
                 with explain_errors(spec):
                     train_session(session)
@@ -95,6 +104,18 @@ def train(spec: SessionSpec, paths: Paths, checkpoint_every: dict[str, float]) -
         # The last state stays: Snakemake deletes the outputs of a job that it has not recorded as
         # done, and runs it again.
         keep_final(session.progress.folder)
+
+
+def verify_inputs(arrays: Path, previous: Path | None) -> None:
+    """Check that the arrays and the previous session's outputs are as their jobs wrote them.
+
+    Raises:
+        InputError: a file is missing or has changed.
+    """
+    verify_arrays(arrays)
+    if previous:
+        names = ("checkpoint.pt", "steps.csv", "epochs.csv")
+        checksums.verify(*(previous / name for name in names))
 
 
 @contextlib.contextmanager
@@ -107,6 +128,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Open a session where it begins, or where an earlier job was interrupted.
 
+    Nothing is written or removed if the previous session's checkpoint is refused.
+
     Args:
         spec: the session's settings.
         paths: the session's files and folders.
@@ -117,9 +140,12 @@ def open_session(
     train = load_split(paths.arrays, "train", spec.train_per_class)
     valid = load_split(paths.arrays, "valid", spec.valid_per_class)
     log_plan(spec, train, valid, compute.device)
-    state = make_state(spec, train, paths.previous, paths.weights, compute.device)
+    made_by = describe(spec, compute, paths.arrays)
+    before = load_previous(spec, paths.arrays, paths.previous)
+    state = make_state(spec, train, before, paths.weights, compute.device)
+    del before  # as large as the model and the optimizer's state
     start = state.position
-    folder = paths.progress / fingerprint(paths, describe(spec, compute))
+    folder = paths.progress / fingerprint(made_by, paths.previous)
     # On a CPU, writing in the background would slow down training.
     progress = Progress(folder, checkpoint_every, start, in_background=compute.is_on_gpu)
     saved = progress.load()
@@ -128,6 +154,9 @@ def open_session(
         state.load_state_dict(saved["training"])
         records.load_state_dict(saved["records"])
         logging.info("continuing after %s", state.position)
+        kinds = saved["compute"]
+        is_finished = state.position.epoch == start.epoch + spec.num_epochs
+        made_by["compute"] = kinds if is_finished else add_kind(kinds, compute.describe_kind())
     try:
         yield Session(
             spec=spec,
@@ -139,6 +168,7 @@ def open_session(
             step_optimizer=OptimizerStep(state.optimizer),
             records=records,
             progress=progress,
+            made_by=made_by,
             first_epoch=start.epoch + 1,
             first_step=start.step + 1,
             stop_if_asked=stop_if_asked,
@@ -167,10 +197,32 @@ def log_plan(spec: SessionSpec, train: ImageSet, valid: ImageSet, device: torch.
         logging.info("the last batch of every epoch would be a single image and is left out")
 
 
+def load_previous(spec: SessionSpec, arrays: Path, previous: Path | None) -> dict[str, Any] | None:
+    """Load the checkpoint that a session continues from; None for the first session.
+
+    Raises:
+        InputError: it belongs to another run or session, or was made from other arrays.
+    """
+    if not previous:
+        return None
+    path = previous / "checkpoint.pt"
+    before = checkpoint.load(path)
+    dataset_sha256 = checksums.file_sha256(arrays / "dataset.json")
+    difference = checkpoint.find_difference(
+        before["meta"], before["position"], spec, dataset_sha256
+    )
+    if difference:
+        raise job.InputError(
+            f"{path}: not the checkpoint from which {spec.method} seed {spec.seed} session "
+            f"{spec.session} continues: {difference}. Delete it, then run again."
+        )
+    return before
+
+
 def make_state(
     spec: SessionSpec,
     train: ImageSet,
-    previous: Path | None,
+    before: dict[str, Any] | None,
     weights: Path | None,
     device: torch.device,
 ) -> TrainingState:
@@ -179,7 +231,7 @@ def make_state(
     Args:
         spec: the session's settings.
         train: the training split.
-        previous: the output folder of the previous session. None: this is the first session.
+        before: the previous session's checkpoint. None: this is the first session.
         weights: a state dict that the first session starts from. None: random weights.
         device: the device of the model.
     """
@@ -187,7 +239,6 @@ def make_state(
     np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
     model = make_model(spec.model, spec.image_size, train.num_classes)
-    before = checkpoint.load(previous / "checkpoint.pt") if previous else None
     if before:
         model.load_state_dict(before["model"])
     elif weights:
@@ -260,18 +311,22 @@ def save_and_exit(session: Session, reason: str) -> None:
 
 
 def write_outputs(session: Session, folder: Path) -> None:
-    """Write the tables, ``made_by.json`` and ``checkpoint.pt`` of a finished session."""
+    """Write the tables, ``made_by.json`` and ``checkpoint.pt``, and last their checksums."""
     session.save()
     session.progress.finish()
     session.records.recorder.write(folder)
-    made_by = describe(session.spec, session.compute)
     with job.write_atomically(folder / "made_by.json") as path:
-        path.write_text(json.dumps(made_by, indent=1) + "\n")
-    checkpoint.save(session.state.state_dict() | {"meta": made_by}, folder / "checkpoint.pt")
+        path.write_text(json.dumps(session.made_by, indent=1) + "\n")
+    content = session.state.state_dict() | {"meta": session.made_by}
+    checkpoint.save(content, folder / "checkpoint.pt")
+    checksums.write_checksums(folder / "session.sha256", [folder / name for name in OUTPUTS])
 
 
-def describe(spec: SessionSpec, compute: Compute) -> dict[str, Any]:
-    """Return what made a checkpoint: configuration, versions, device."""
+def describe(spec: SessionSpec, compute: Compute, arrays: Path) -> dict[str, Any]:
+    """Return what makes a checkpoint: configuration, data, versions, and how torch computes.
+
+    Of a session that was interrupted, ``compute`` lists each kind of processor that took part.
+    """
     versions = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -279,22 +334,26 @@ def describe(spec: SessionSpec, compute: Compute) -> dict[str, Any]:
         "numpy": np.__version__,
     }
     configuration = dataclasses.asdict(spec)
-    return {"configuration": configuration, "versions": versions, **compute.describe()}
+    return {
+        "configuration": configuration,
+        "dataset_sha256": checksums.file_sha256(arrays / "dataset.json"),
+        "versions": versions,
+        **compute.describe(),
+        "compute": [compute.describe_kind()],
+    }
 
 
-def fingerprint(paths: Paths, made_by: dict[str, Any]) -> str:
+def fingerprint(made_by: dict[str, Any], previous: Path | None) -> str:
     """Hash everything that the results of a session depend on, to name its states in progress.
 
-    The name of the device is left out, so that a job may continue on another device of the same
-    type.
+    The names of the device and of its kind are left out, so that a job may continue on another
+    device of the same type.
     """
-    files = [paths.arrays / "dataset.json", Path(job.__file__)]
-    files += sorted(Path(__file__).parent.glob("*.py"))
-    if paths.previous:
-        files.append(paths.previous / "checkpoint.pt")
-    kind = {key: value for key, value in made_by.items() if key != "device"}
-    digest = hashlib.sha256(json.dumps(kind, sort_keys=True).encode())
-    for path in files:
+    inputs = {key: value for key, value in made_by.items() if key not in ("device", "compute")}
+    if previous:  # its checkpoint has been verified
+        inputs["previous"] = checksums.read_checksums(previous)["checkpoint.pt"]
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
+    for path in [Path(job.__file__), *sorted(Path(__file__).parent.glob("*.py"))]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
