@@ -3,6 +3,8 @@
 import csv
 import gc
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from optstate.checksums import read_checksums, write_checksums
 from optstate.experiment.configuration import load
 from optstate.experiment.runs import Runs, Session
 from optstate.job import InputError
+from optstate.training.batches import count_batches
 
 STEP = (
     "dataset,schedule,boundary,method,seed,session,epoch,step,loss,top1,lr,momentum,"
@@ -45,6 +48,12 @@ CARD = {
     "greyscale": {"train": [], "valid": []},
     "duplicates": {"train": [], "valid": [], "across_splits": []},
     "left_out": {"train": [], "valid": []},
+}  # fmt: skip
+AVX2 = {"name": "Fast CPU", "capability": "AVX2", "variables": {}}
+AVX512 = AVX2 | {"capability": "AVX512"}
+MADE_BY = {
+    "compute": [AVX2], "precision": "float32", "deterministic": True, "compiled": False,
+    "versions": {"torch": "2.15.0"},
 }  # fmt: skip
 SEEDS = (0, 1, 2)
 KIND = {"kind": "constant"}
@@ -76,6 +85,7 @@ def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "steps.csv").write_text("\n".join([STEP, *steps]) + "\n")
         (folder / "epochs.csv").write_text("\n".join([EPOCH, *epochs]) + "\n")
+        (folder / "made_by.json").write_text(json.dumps(MADE_BY))
         list_checksums(folder)
     write_card(root)
     return root
@@ -99,24 +109,37 @@ def run_command(module, *arguments: object) -> None:
     module.main(module.PARSER.parse_args(list(map(str, arguments))))
 
 
+def collect_tables(
+    root: Path, output: Path, methods=METHODS, seeds=SEEDS, num_sessions=2, dataset="noise"
+) -> None:
+    """Run the command that collects the sessions below ``root``."""
+    run_command(
+        collect, "--runs-folder", root, "--output", output, "--epochs", *[1] * num_sessions,
+        "--cards", root / "dataset.json", "--batch-size", BATCH_SIZE,
+        "--progress", root.parent / "in_progress",
+        "--runs", Runs([dataset], methods, seeds, num_sessions).to_json(),
+        "--targets", json.dumps({dataset: 0.515}),
+    )  # fmt: skip
+
+
 def make_tables(
     root: Path, output: Path, methods=METHODS, seeds=SEEDS, num_sessions=2, **names: str
 ) -> Path:
     """Run the commands that make the tables from the sessions below ``root``."""
     dataset, new, preserve = (names.get(name, name) for name in ("noise", "new", "preserve"))
-    run_command(
-        collect, "--runs-folder", root, "--output", output, "--epochs", *[1] * num_sessions,
-        "--cards", root / "dataset.json", "--batch-size", BATCH_SIZE, "--progress", root.parent / "in_progress",
-        "--runs", Runs([dataset], methods, seeds, num_sessions).to_json(),
-        "--targets", json.dumps({dataset: 0.515}),
-    )  # fmt: skip
+    collect_tables(root, output, methods, seeds, num_sessions, dataset)
+    compare_tables(output, new, preserve)
+    return output
+
+
+def compare_tables(output: Path, new: str = "new", preserve: str = "preserve") -> None:
+    """Run the commands that measure and compare the boundaries."""
     run_command(boundaries, "--tables", output, "--preserved", preserve)
     baselines = json.dumps({new: new, preserve: new})
     run_command(
         compare, "--tables", output, "--baselines", baselines, "--margin", 0.01,
         "--primary", "final_valid_top1", preserve,
     )  # fmt: skip
-    return output
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -204,6 +227,262 @@ class TestCollect:
         other = make_tables(runs, tmp_path / "other", METHODS[::-1], SEEDS[::-1])
         for path in tables.iterdir():
             assert path.read_bytes() == (other / path.name).read_bytes()
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty_file(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def delete_checksums(path: Path) -> None:
+    for listing in path.parent.glob("*.sha256"):
+        listing.unlink()
+
+
+ALTERATIONS = (flip_byte, cut_file, empty_file, Path.unlink, delete_checksums)
+SECOND = "noise/constant-preserve/seed1/session2"  # a session that the tests alter
+
+
+@pytest.fixture
+def own_runs(tmp_path) -> Path:
+    """Runs that a test may alter."""
+    return write_runs(tmp_path / "runs")
+
+
+def refuse_to_collect(runs: Path, *words: str) -> None:
+    """Check that the sessions are refused in one line that has all words, and nothing changes."""
+    output = runs.parent / "tables"
+    states = runs.parent / "in_progress/noise/constant/seed0/session1"
+    states.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(InputError) as error:
+        collect_tables(runs, output)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith("un again.") or "un again to make it" in str(error.value)
+    assert not output.exists()
+    assert states.exists()
+
+
+class TestAlteredSessions:
+    """Sessions that have changed, or are not those of the configuration, are refused."""
+
+    @pytest.mark.parametrize("alter", ALTERATIONS)
+    @pytest.mark.parametrize("name", ["steps.csv", "epochs.csv"])
+    def test_an_altered_table_is_refused(self, own_runs, name, alter):
+        alter(own_runs / SECOND / name)
+        # Without checksums, the first file of the folder is named.
+        refuse_to_collect(own_runs, f"{SECOND}/{'' if alter is delete_checksums else name}")
+
+    def test_a_table_of_another_session_is_refused(self, own_runs):
+        other = own_runs / "noise/constant-preserve/seed2/session2/steps.csv"
+        (own_runs / SECOND / "steps.csv").write_bytes(other.read_bytes())
+        refuse_to_collect(own_runs, f"{SECOND}/steps.csv")
+
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            ("noise/constant-preserve/seed2/session2", "row 1: seed is '2', not '1'"),
+            ("noise/onecycle-preserve/seed1/session2", "row 1: schedule is 'onecycle'"),
+            ("noise/constant-new/seed1/session2", "row 1: boundary is 'new', not 'preserve'"),
+            ("noise/constant/seed1/session1", "row 1: boundary is '', not 'preserve'"),
+        ],
+    )
+    def test_another_session_is_refused(self, own_runs, other, message):
+        for path in (own_runs / other).iterdir():
+            (own_runs / SECOND / path.name).write_bytes(path.read_bytes())
+        refuse_to_collect(own_runs, f"{SECOND}/steps.csv: {message}")
+
+    @pytest.mark.parametrize(
+        ("name", "old", "new", "message"),
+        [
+            ("steps", r"(?s).*", "", "steps.csv: row 1 (epoch 2, step 51) is missing."),
+            ("steps", r"\n.*2,100,.*\n", "\n", "steps.csv: row 50 (epoch 2, step 100) is missing."),
+            ("steps", r"\n.*2,70,.*\n", "\n", "steps.csv: row 20: step is '71', not '70'."),
+            ("steps", r"(\n.*,2,)100(,.*\n)", r"\g<0>\g<1>101\2", "steps.csv: has more rows than"),
+            ("steps", r",2,51,[^,]*,", ",2,51,high,", "row 1: loss is 'high', not a number."),
+            ("steps", r",0.001,0.9,,\n$", ",0.0\n", "row 50 is not as long as the first line."),
+            ("steps", r"update_norm", "norm", "steps.csv: has other columns than"),
+            ("epochs", r"(?s)(.*?\n).*", r"\1", "row 1 (epoch 2, split train) is missing."),
+            ("epochs", r"(?s)(.*\n).*?\n$", r"\1", "row 2 (epoch 2, split valid) is missing."),
+            ("epochs", r",valid,", ",test,", "row 2: split is 'test', not 'valid'."),
+            ("epochs", r"split,", "part,", "row 1: split is missing, not 'train'."),
+            ("epochs", r"seconds", "s", "epochs.csv: row 1: seconds is None, not a number."),
+            ("epochs", r"0.7,", "\udcff,", "epochs.csv: unreadable ("),
+        ],
+    )  # fmt: skip
+    def test_a_listed_table_with_other_rows_is_refused(self, own_runs, name, old, new, message):
+        path = own_runs / SECOND / f"{name}.csv"
+        text = re.sub(old, new, path.read_text(), count=1)
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+        list_checksums(path.parent)
+        refuse_to_collect(own_runs, SECOND, message)
+
+    def test_sessions_of_another_batch_size_are_refused(self, own_runs):
+        classes = [entry | {"train": entry["train"] + 1} for entry in CARD["classes"]]
+        write_card(own_runs, classes=classes)
+        refuse_to_collect(own_runs, "constant/seed0/session1/steps.csv: row 51 (epoch 1, step 51)")
+
+    @pytest.mark.parametrize("alter", ALTERATIONS)
+    def test_an_altered_data_set_card_is_refused(self, own_runs, alter):
+        alter(own_runs / "dataset.json")
+        refuse_to_collect(own_runs, "dataset.json")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [("", "unreadable (Expecting value"), ("{}", "has no 'classes'"), ("[]", "has no 'cl")],
+    )
+    def test_an_unreadable_data_set_card_is_refused(self, own_runs, text, message):
+        (own_runs / "dataset.json").write_text(text)
+        list_checksums(own_runs)
+        refuse_to_collect(own_runs, f"dataset.json: {message}")
+
+    @pytest.mark.parametrize(
+        ("batch_size", "per_class", "num_steps"),
+        [(10, None, 10), (11, None, 9), (33, None, 3), (34, None, 3), (10, 5, 1), (7, 45, 12),
+         (100, None, 1), (1000, None, 1)],
+    )  # fmt: skip
+    def test_the_number_of_steps_is_that_of_training(self, batch_size, per_class, num_steps):
+        used = sum(min(entry["train"], per_class or 100) for entry in CARD["classes"])
+        assert count_batches(used, batch_size) == num_steps
+        assert sessions.count_steps(CARD, batch_size, per_class) == num_steps
+
+    def test_epochs_are_counted_through_all_sessions(self):
+        plan = sessions.Plan([3, 1, 2], {"noise": 50})
+        third = Session("noise", "constant-new", 0, 3)
+        assert list(plan.list_epochs(third)) == [5, 6]
+        rows = list(plan.list_rows(third, "steps"))
+        assert len(rows) == 2 * 50
+        assert (rows[0]["epoch"], rows[0]["step"]) == ("5", "201")
+        whole = Session("noise", "constant-uninterrupted", 0, 1)
+        assert list(plan.list_epochs(whole)) == [1, 2, 3, 4, 5, 6]
+        assert [row["split"] for row in plan.list_rows(whole, "epochs")] == ["train", "valid"] * 6
+
+
+READERS = {  # command: the tables that it reads
+    "boundaries": ["steps"],
+    "compare": ["summary", "boundaries"],
+    "curves": ["steps", "epochs"],
+    "boundary": ["steps"],
+    "differences": ["comparisons", "pairs"],
+    "learning_rate": ["steps"],
+    "epochs_to_target": ["summary"],
+    "report": ["comparisons", "summary", "boundaries", "epochs"],
+    "show": ["summary", "comparisons"],
+}
+
+
+class TestAlteredTables:
+    """A table that has changed since its job wrote it is refused by every job that reads it."""
+
+    def run(self, folder: Path, reader: str) -> None:
+        """Run a command on the tables in ``folder / "tables"``."""
+        tables, output = folder / "tables", folder / "output"
+        of_figures = ["--tables", tables, "--output", output]
+        of_dataset = [*of_figures, "--dataset", "noise"]
+        primary = ["--margin", 0.01, "--primary", "final_valid_top1", "preserve"]
+        baselines = json.dumps({"new": "new", "preserve": "new"})
+        commands = {
+            "boundaries": (boundaries, ["--tables", tables, "--preserved", "preserve"]),
+            "compare": (compare, ["--tables", tables, "--baselines", baselines, *primary]),
+            "curves": (curves, of_dataset),
+            "boundary": (boundary, of_dataset),
+            "differences": (
+                differences, [*of_dataset, "--measure", "final_valid_top1", "--margin", 0.01]
+            ),
+            "learning_rate": (learning_rate, of_figures),
+            "epochs_to_target": (epochs_to_target, of_figures),
+        }  # fmt: skip
+        if reader == "show":
+            show.main(folder)
+        elif reader == "report":
+            write_report(folder, output / "report.html")
+        else:
+            run_command(commands[reader][0], *commands[reader][1])
+
+    def copy(self, diverged: Path, folder: Path) -> dict[str, bytes]:
+        """Copy an experiment. Returns the bytes of its tables."""
+        shutil.copytree(diverged, folder)
+        (folder / "tables").mkdir()
+        for path in [*folder.glob("*.csv"), *folder.glob("*.sha256")]:
+            path.rename(folder / "tables" / path.name)
+        return self.read(folder)
+
+    def read(self, folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (folder / "tables").iterdir()}
+
+    @pytest.mark.parametrize(
+        ("reader", "table"),
+        [(reader, table) for reader, tables in READERS.items() for table in tables],
+    )
+    def test_an_altered_table_is_refused(self, diverged, drawn, tmp_path, reader, table):
+        folder = tmp_path / "results"
+        self.copy(diverged, folder)
+        path = folder / "tables" / f"{table}.csv"
+        empty_file(path)
+        before = self.read(folder)
+        with pytest.raises(InputError, match=f"{table}.csv: changed since it was made"):
+            self.run(folder, reader)
+        assert self.read(folder) == before
+        assert not (folder / "output").exists()
+
+    @pytest.mark.parametrize("alter", ALTERATIONS)
+    def test_every_alteration_is_found(self, diverged, tmp_path, alter):
+        folder = tmp_path / "results"
+        self.copy(diverged, folder)
+        alter(folder / "tables" / "summary.csv")
+        with pytest.raises(InputError, match=r"summary\.csv: "):
+            tables_of_analysis.read_verified(folder / "tables" / "summary.csv")
+
+    @pytest.mark.parametrize(
+        ("reader", "table"),
+        [("boundaries", "steps"), ("curves", "epochs"), ("compare", "summary"),
+         ("differences", "pairs"), ("show", "comparisons"), ("report", "boundaries")],
+    )  # fmt: skip
+    @pytest.mark.parametrize("content", ["", 'a,b\n"'])
+    def test_a_listed_table_that_is_unreadable_is_refused(
+        self, diverged, drawn, tmp_path, reader, table, content
+    ):
+        folder = tmp_path / "results"
+        self.copy(diverged, folder)
+        (folder / "tables" / f"{table}.csv").write_text(content)
+        list_checksums(folder / "tables")
+        with pytest.raises(InputError, match=rf"{table}\.csv: unreadable \("):
+            self.run(folder, reader)
+        assert not (folder / "output").exists()
+
+    @pytest.mark.parametrize(
+        ("reader", "table"),
+        [("boundaries", "steps"), ("curves", "epochs"), ("compare", "summary")],
+    )
+    def test_a_listed_table_without_rows_is_refused(self, diverged, tmp_path, reader, table):
+        folder = tmp_path / "results"
+        self.copy(diverged, folder)
+        path = folder / "tables" / f"{table}.csv"
+        path.write_text(path.read_text().partition("\n")[0] + "\n")
+        list_checksums(folder / "tables")
+        with pytest.raises(InputError, match=f"{table}.csv: has no rows. Delete it, then run"):
+            self.run(folder, reader)
+
+    def test_every_job_lists_the_tables_that_it_writes(self, tables):
+        listed = {
+            name: (tables / f"{name}.sha256").read_text().split()[1::2]
+            for name in ("collect", "boundaries", "compare")
+        }
+        assert listed == {
+            "collect": ["epochs.csv", "steps.csv", "summary.csv"],
+            "boundaries": ["boundaries.csv"],
+            "compare": ["comparisons.csv", "pairs.csv"],
+        }
 
 
 class TestBoundaries:
@@ -455,6 +734,106 @@ def draw(tables: Path, output: Path, dataset: str = "noise") -> None:
     run_command(differences, *where, "--dataset", dataset, *primary)
     for module in (learning_rate, epochs_to_target):
         run_command(module, *where)
+
+
+def write_report(folder: Path, output: Path, **config: object) -> str:
+    """Write the report of the runs of ``CONSTANT`` in ``folder``. Returns it on one line."""
+    figures = folder / "all_figures"
+    for part in (figures, figures / "noise"):
+        part.mkdir(exist_ok=True)
+        for path in (folder / "figures").iterdir():
+            if not (part / path.name).exists():
+                shutil.copy(path, part)
+    tables = folder / "tables"
+    config = load() | {"datasets": {"noise": {"target_top1": 0.515}}} | config
+    run_command(
+        report, "--config", json.dumps(config), "--tables", tables, "--figures", figures,
+        "--runs-folder", folder / "runs", "--runs", Runs(["noise"], CONSTANT, SEEDS, 2).to_json(),
+        "--cards", folder / "runs/dataset.json", "--command", "snakemake", "--packages", "numpy",
+        "--template", ROOT / "workflow/report/report.html.j2", "--output", output,
+    )  # fmt: skip
+    return " ".join(output.read_text().split())
+
+
+class TestReport:
+    @pytest.fixture
+    def results(self, diverged, drawn, tmp_path) -> Path:
+        """An experiment that a test may alter."""
+        shutil.copytree(diverged, tmp_path / "results")
+        (tmp_path / "results/tables").mkdir()
+        for path in [*diverged.glob("*.csv"), *diverged.glob("*.sha256")]:
+            shutil.copy(path, tmp_path / "results/tables")
+        return tmp_path / "results"
+
+    def change_made_by(self, results: Path, session: str, compute: list) -> None:
+        folder = results / "runs/noise" / session
+        (folder / "made_by.json").write_text(json.dumps(MADE_BY | {"compute": compute}))
+        list_checksums(folder)
+
+    def test_the_page_is_listed(self, results):
+        page = write_report(results, results / "report.html")
+        assert (results / "report.sha256").read_text().endswith("  report.html\n")
+        assert "9 sessions on Fast CPU (AVX2), float32, deterministic" in page
+        assert "not reproducible" not in page
+        assert "not used because" not in page
+        assert page.count("<img") == 10
+
+    @pytest.mark.parametrize("alter", ALTERATIONS)
+    @pytest.mark.parametrize(
+        "name",
+        ["figures/train_loss.png", "runs/dataset.json", f"runs/{SECOND}/made_by.json"],
+    )
+    def test_an_altered_file_is_refused(self, results, name, alter):
+        alter(results / name)
+        # Without checksums, the first figure of the folder is named.
+        named = ".png" if alter is delete_checksums and "figures" in name else Path(name).name
+        with pytest.raises(InputError, match=re.escape(named)):
+            write_report(results, results / "report.html")
+        assert not list(results.glob("report.*"))
+
+    @pytest.mark.parametrize("name", ["runs/dataset.json", f"runs/{SECOND}/made_by.json"])
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+    def test_a_listed_file_that_is_unreadable_is_refused(self, results, name, text):
+        (results / name).write_text(text)
+        list_checksums((results / name).parent)
+        with pytest.raises(InputError, match=f"{Path(name).name}: (unreadable|has no)"):
+            write_report(results, results / "report.html")
+        assert not list(results.glob("report.*"))
+
+    def test_sessions_of_different_kinds_are_named_before_the_answer(self, results):
+        chosen = AVX2 | {"variables": {"ATEN_CPU_CAPABILITY": "avx2"}}
+        self.change_made_by(results, "constant-new/seed1/session2", [chosen])
+        page = write_report(results, results / "report.html")
+        before, _, _ = page.partition('<div class="answer">')
+        assert (
+            "<strong>noise</strong>: these runs are <strong>not reproducible to the bit" in before
+        )
+        assert "<li>Fast CPU (AVX2): 8 sessions</li>" in before
+        assert "<li>Fast CPU (AVX2, ATEN_CPU_CAPABILITY=avx2): 1 session</li>" in before
+        assert "continued on another kind" not in page
+
+    def test_a_session_that_continued_on_another_kind_is_counted(self, results):
+        self.change_made_by(results, "constant/seed0/session1", [AVX512, AVX2])
+        page = write_report(results, results / "report.html")
+        assert "<li>Fast CPU (AVX2): 9 sessions</li>" in page
+        assert "<li>Fast CPU (AVX512): 1 session</li>" in page
+        assert "1 session continued on another kind after an interruption." in page
+        assert "1 session on Fast CPU (AVX512), then Fast CPU (AVX2), float32" in page
+
+    def test_data_sets_may_be_of_different_kinds(self):
+        made_by = {
+            Session(dataset, "constant", 0, 1): {"compute": [kind]}
+            for dataset, kind in (("a", AVX2), ("b", AVX512))
+        }
+        assert report.find_mixtures(made_by) == {}
+
+    def test_files_that_are_not_used_are_counted_and_listed(self, results):
+        left_out = {"train": ["train/ant/a.txt", "train/ant/b.heic"], "valid": ["val/bee/<c>"]}
+        write_card(results / "runs", left_out=left_out)
+        page = write_report(results, results / "report.html")
+        assert "3 files in the class folders are not used because of their names" in page
+        assert "2 of train, 1 of valid." in page
+        assert "<li>train/ant/b.heic</li><li>val/bee/&lt;c&gt;</li>" in page
 
 
 class TestFigures:
