@@ -35,7 +35,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.content = CONTENT
         self.encoding: str | None = None  # Content-Encoding of the responses
         self.sends_length = True  # otherwise a response ends with its connection
-        self.never_ends = False  # the response repeats its content
+        self.never_ends = False  # the response repeats its content, up to 100 MB
         self.honour_ranges = True
 
     def handle_error(self, request, client_address) -> None:
@@ -78,7 +78,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(body)
-        while self.server.never_ends:
+        for _ in range(50 if self.server.never_ends else 0):
             self.wfile.write(body)  # fails when the client closes the connection
 
     def log_message(self, *_) -> None:
@@ -168,19 +168,29 @@ def test_a_size_is_not_required(server, output):
     assert output.read_bytes() == CONTENT
 
 
-def test_an_endless_download_stops_before_the_disk_is_full(server, output, monkeypatch):
-    server.sends_length, server.never_ends = False, True
-    free_at_first = 10_000_000
+def set_free_space(monkeypatch, free: int) -> None:
+    """Let ``shutil.disk_usage`` report ``free`` bytes, less the files in the folder."""
 
     def get_usage(folder: Path) -> object:
         used = sum(path.stat().st_size for path in folder.iterdir())
-        return type("Usage", (), {"free": free_at_first - used})
+        return type("Usage", (), {"free": free - used})
 
     monkeypatch.setattr("shutil.disk_usage", get_usage)
+
+
+def test_an_endless_download_stops_before_the_disk_is_full(server, output, monkeypatch):
+    server.sends_length, server.never_ends = False, True
+    set_free_space(monkeypatch, 10_000_000)
     message = rf"{server.url}: the server has sent 9\.\d MB without an end.*Correct the address"
     with pytest.raises(InputError, match=message):
         fetch(server.url, SHA256, output)
     assert list(output.parent.iterdir()) == []
+
+
+def test_an_announced_archive_may_fill_the_disk(server, output, monkeypatch):
+    set_free_space(monkeypatch, len(CONTENT))
+    fetch(server.url, SHA256, output)
+    assert output.read_bytes() == CONTENT
 
 
 def test_an_endless_download_stops_at_the_announced_size(server, output):
@@ -227,6 +237,13 @@ def test_a_refused_range_leaves_no_files(server, output):
 def test_a_server_that_stays_down_is_an_error(server, output):
     server.fail_with = [503] * fetching.MAX_FAILURES
     with pytest.raises(InputError, match=r"cannot be downloaded \(503.*`mirror`"):
+        fetch(server.url, SHA256, output)
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_download_without_a_byte_leaves_no_files(server, output):
+    server.break_after = [0] * fetching.MAX_FAILURES
+    with pytest.raises(InputError, match="cannot be downloaded"):
         fetch(server.url, SHA256, output)
     assert list(output.parent.iterdir()) == []
 
