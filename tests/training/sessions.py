@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ FIRST = configuration.session_spec(CONFIG, Session("noise", "onecycle", 3, 1))
 SECOND = configuration.session_spec(CONFIG, Session("noise", "onecycle-preserve", 3, 2))
 
 
-def write_arrays(folder: Path, valid_labels: list[int] | None = None) -> Path:
+def write_arrays(folder: Path, valid_labels: list[int] | None = None, card: str = "{}") -> Path:
     """Write noise in two classes: bright on the left, and bright on the right."""
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -47,7 +48,7 @@ def write_arrays(folder: Path, valid_labels: list[int] | None = None) -> Path:
         written = labels if split == "train" else valid_labels or labels
         np.save(folder / f"{split}_images.npy", images.astype(np.uint8))
         np.save(folder / f"{split}_labels.npy", np.array(written))
-    (folder / "dataset.json").write_text("{}")
+    (folder / "dataset.json").write_text(card)
     write_checksums(folder / "dataset.sha256", [folder / name for name in batches.FILES])
     return folder
 
@@ -111,10 +112,23 @@ def load_checkpoint(folder: Path) -> dict:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
+def read_made_by(folder: Path) -> dict:
+    return json.loads((folder / "made_by.json").read_text())
+
+
 def read_points(folder: Path, tag: str) -> list[tuple[int, float]]:
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     accumulator.Reload()
     return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+
+def flip_a_byte(path: Path) -> None:
+    """Change the last byte but one, and leave the size and the modification time as they were."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def list_files(folder: Path) -> list[str]:

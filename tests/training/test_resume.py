@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from optstate import job
+from optstate.checksums import verify
 from optstate.training import loop, measuring, session
-from optstate.training.compute import set_up
-from optstate.training.progress import EXIT_CODE, Progress
+from optstate.training.compute import Compute, set_up
+from optstate.training.progress import EXIT_CODE, Interrupted, Progress
 from sessions import (
     FIRST,
     SECOND,
     list_files,
+    load_checkpoint,
     progress_folder,
+    read_made_by,
     read_points,
     read_rows,
     read_rows_without_seconds,
@@ -49,9 +52,14 @@ def assert_same(output: Path, expected: Path) -> None:
     assert read_rows_without_seconds(output / "epochs.csv") == read_rows_without_seconds(
         expected / "epochs.csv"
     )
+    verify(*(output / name for name in session.OUTPUTS))
     for tag in ("train/loss", "train/top1", "lr", "momentum", "valid/loss", "valid/top3"):
         curves = output.parent / "curves", expected.parent / "curves"
         assert read_points(curves[0], tag) == read_points(curves[1], tag), tag
+
+
+def stop_before_a_step(_) -> None:
+    raise Interrupted("SIGTERM")
 
 
 def interrupt_at(monkeypatch, step: int, how=signal.SIGTERM) -> None:
@@ -234,7 +242,14 @@ class TestProgress:
 
     @pytest.mark.parametrize(
         ("what", "is_loaded"),
-        [("versions", False), ("device_type", False), ("precision", False), ("device", True)],
+        [
+            ("versions", False),
+            ("device_type", False),
+            ("precision", False),
+            ("dataset_sha256", False),
+            ("device", True),
+            ("compute", True),
+        ],
     )
     def test_a_state_from_another_environment_is_not_loaded(
         self, tmp_path, arrays, monkeypatch, caplog, what, is_loaded
@@ -248,6 +263,38 @@ class TestProgress:
         monkeypatch.setattr(session, "describe", lambda *a: describe(*a) | {what: "another"})
         train(tmp_path, SPEC, arrays)
         assert ("continuing after step 6" in caplog.text) is is_loaded
+
+    def test_each_kind_of_processor_that_took_part_is_recorded(
+        self, tmp_path, arrays, uninterrupted, monkeypatch
+    ):
+        """A job that is stopped before its first step takes no part."""
+        here = Compute.describe_kind
+        kinds = [here(set_up(SPEC)) | {"name": name} for name in "abc"]
+        for kind, step in zip(kinds, (6, None, 9), strict=True):
+            with monkeypatch.context() as patched:
+                patched.setattr(Compute, "describe_kind", lambda _, kind=kind: kind)
+                if step:
+                    interrupt_at(patched, step)
+                else:
+                    patched.setattr(loop, "train_epoch", stop_before_a_step)
+                with pytest.raises(SystemExit):
+                    train(tmp_path, SPEC, arrays)
+        monkeypatch.setattr(Compute, "describe_kind", lambda _: kinds[0])
+        output = train(tmp_path, SPEC, arrays)
+        assert read_made_by(output)["compute"] == [kinds[0], kinds[2]]
+        assert load_checkpoint(output)["meta"] == read_made_by(output)
+        assert read_made_by(uninterrupted)["compute"] == [here(set_up(SPEC))]
+        assert (output / "steps.csv").read_bytes() == (uninterrupted / "steps.csv").read_bytes()
+
+    def test_writing_the_outputs_again_elsewhere_changes_nothing(
+        self, tmp_path, arrays, monkeypatch
+    ):
+        first = train(tmp_path, SPEC, arrays)
+        content = {path.name: path.read_bytes() for path in first.iterdir()}
+        kind = {"name": "another", "capability": "", "variables": {}}
+        monkeypatch.setattr(Compute, "describe_kind", lambda _: kind)
+        train(tmp_path, SPEC, arrays)
+        assert {path.name: path.read_bytes() for path in first.iterdir()} == content
 
     def test_the_final_state_stays_until_the_next_session(self, tmp_path, arrays, monkeypatch):
         """It restores the outputs if Snakemake, killed before it recorded the job, deletes them."""

@@ -1,6 +1,7 @@
 """The outputs of sessions, and errors. Validation images are never trained on."""
 
 import resource
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from conftest import assert_one_line, file_sha256, run_module
+from optstate import lr_range_test
+from optstate.checksums import read_checksums
 from optstate.job import InputError
 from optstate.training import measuring, session
 from optstate.training.batches import load_split
@@ -16,14 +19,19 @@ from sessions import (
     FIRST,
     SECOND,
     assert_equal_bits,
+    flip_a_byte,
     list_files,
     load_checkpoint,
+    read_made_by,
     read_points,
     read_rows,
     read_rows_without_seconds,
     train,
     write_arrays,
 )
+
+SHORT = replace(FIRST, model="shufflenet_v2_x0_5", num_epochs=1)
+AFTER_SHORT = replace(SECOND, model=SHORT.model)
 
 
 @pytest.fixture
@@ -83,6 +91,75 @@ def test_curves_of_another_shared_session_are_replaced(tmp_path, arrays):
     for tag in ("train/loss", "valid/loss"):
         shared = read_points(tmp_path / "shared" / "curves", tag)
         assert read_points(tmp_path / "added" / "curves", tag)[: len(shared)] == shared
+
+
+def test_outputs_are_listed_with_their_checksums(tmp_path, arrays):
+    output = train(tmp_path, SHORT, arrays)
+    listed = read_checksums(output)
+    assert listed == {name: file_sha256(output / name) for name in session.OUTPUTS}
+    assert sorted([*listed, "session.sha256"]) == list_files(output)
+
+
+def test_what_made_the_outputs_is_recorded(tmp_path, arrays):
+    output = train(tmp_path, SHORT, arrays)
+    made_by = read_made_by(output)
+    assert made_by == load_checkpoint(output)["meta"]
+    assert made_by["dataset_sha256"] == file_sha256(arrays / "dataset.json")
+    assert [kind.keys() for kind in made_by["compute"]] == [{"name", "capability", "variables"}]
+
+
+@pytest.mark.parametrize("name", ["train_images.npy", "valid_labels.npy", "dataset.json"])
+def test_altered_arrays_are_refused(tmp_path, arrays, name):
+    """An earlier session has verified them, so their checksums are stored."""
+    train(tmp_path / "earlier", SHORT, arrays)
+    flip_a_byte(arrays / name)
+    with pytest.raises(InputError, match=f"{arrays / name}: changed since it was made"):
+        train(tmp_path / "later", SHORT, arrays)
+    assert list_files(tmp_path / "later") == []
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "steps.csv", "epochs.csv"])
+def test_altered_files_of_the_previous_session_are_refused(tmp_path, arrays, name):
+    first = train(tmp_path, SHORT, arrays)
+    flip_a_byte(first / name)
+    before = list_files(tmp_path)
+    with pytest.raises(InputError, match=f"{first / name}: changed since it was made"):
+        train(tmp_path, AFTER_SHORT, arrays, previous=first)
+    assert list_files(tmp_path) == before
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path, arrays):
+    """Its checksum fits."""
+    other = train(tmp_path / "other", replace(SHORT, seed=4), arrays)
+    train(tmp_path, SHORT, arrays)
+    first = tmp_path / "session1"
+    shutil.copytree(other, first, dirs_exist_ok=True)
+    before = list_files(tmp_path)
+    with pytest.raises(InputError, match=f"{first}/checkpoint.pt: .* its seed is 4, not 3. Delete"):
+        train(tmp_path, AFTER_SHORT, arrays, previous=first)
+    assert list_files(tmp_path) == before
+
+
+def test_a_checkpoint_of_other_arrays_is_refused(tmp_path, arrays):
+    first = train(tmp_path, SHORT, arrays)
+    write_arrays(tmp_path / "other", card='{"image_size": 32}')
+    with pytest.raises(InputError, match="checkpoint.pt: .* its dataset_sha256 is"):
+        train(tmp_path, AFTER_SHORT, tmp_path / "other", previous=first)
+
+
+@pytest.mark.parametrize("altered", ["arrays", "checkpoint", "run"])
+def test_the_lr_range_test_refuses_altered_files(tmp_path, arrays, altered):
+    first = train(tmp_path, SHORT, arrays)
+    if altered != "run":
+        flip_a_byte(arrays / "train_images.npy" if altered == "arrays" else first / "checkpoint.pt")
+    spec = replace(AFTER_SHORT, seed=4) if altered == "run" else AFTER_SHORT
+    arguments = [
+        "--spec", spec.to_json(), "--arrays", arrays, "--previous", first,
+        "--output", tmp_path / "curve.csv",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="its seed is 3, not 4" if altered == "run" else "changed"):
+        lr_range_test.main(lr_range_test.PARSER.parse_args([str(a) for a in arguments]))
+    assert not list(tmp_path.glob("curve.*"))
 
 
 def test_a_change_of_the_weights_file_is_an_error(tmp_path, arrays):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from optstate.checksums import write_checksums
+from optstate.job import InputError
 from optstate.training import batches as batches_module
 from optstate.training.batches import (
     augment_images,
@@ -14,6 +16,7 @@ from optstate.training.batches import (
     make_input,
     place_split,
     shuffle_indices,
+    verify_arrays,
 )
 
 
@@ -24,6 +27,18 @@ def folder(tmp_path):
     np.save(tmp_path / "train_images.npy", images)
     np.save(tmp_path / "train_labels.npy", np.repeat([0, 1, 2], 4))
     return tmp_path
+
+
+@pytest.mark.parametrize("name", batches_module.FILES)
+def test_every_file_of_the_arrays_is_verified(tmp_path, name):
+    files = [tmp_path / each for each in batches_module.FILES]
+    for file in files:
+        file.write_bytes(b"as it was made")
+    write_checksums(tmp_path / "dataset.sha256", files)
+    verify_arrays(tmp_path)
+    (tmp_path / name).write_bytes(b"as it was mads")
+    with pytest.raises(InputError, match=f"{tmp_path / name}: changed since it was made"):
+        verify_arrays(tmp_path)
 
 
 def test_a_split_uses_the_first_images_of_each_class(folder):

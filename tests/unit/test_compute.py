@@ -1,6 +1,7 @@
 """Device, precision, compilation and determinism, as configured."""
 
 import os
+import platform
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch
 from optstate.experiment import configuration
 from optstate.experiment.runs import Session
 from optstate.job import InputError
-from optstate.training.compute import Compute, set_up
+from optstate.training import compute as compute_module
+from optstate.training.compute import Compute, add_kind, read_cpu_name, set_up
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +101,48 @@ def test_a_model_is_compiled_only_if_configured(monkeypatch, choice, is_compiled
     assert compute.is_compiled is is_compiled
     model = torch.nn.Identity()
     assert compute.compile_model(model) is ("compiled" if is_compiled else model)
+
+
+KIND = {"name": "CPU A", "capability": "AVX2", "variables": {}}
+
+
+def describe_kind(device: str) -> dict:
+    return Compute(torch.device(device), "float32", False, True).describe_kind()
+
+
+def test_the_kind_of_a_cpu(monkeypatch):
+    for name in compute_module.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(compute_module, "read_cpu_name", lambda: "CPU A")
+    assert describe_kind("cpu") == KIND
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # does not change the bits
+    assert describe_kind("cpu") == KIND | {"variables": {"MKL_CBWR": "COMPATIBLE"}}
+
+
+def test_the_kind_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU B")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    kind = describe_kind("cuda")
+    assert (kind["name"], kind["capability"]) == ("GPU B", "sm_90")
+
+
+def test_the_name_of_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    information = tmp_path / "cpuinfo"
+    assert read_cpu_name(information) == "riscv64"
+    information.write_text("processor\t: 0\nmodel\t\t: 1\n")
+    assert read_cpu_name(information) == "riscv64"
+    information.write_text("processor\t: 0\nmodel\t\t: 1\nmodel name\t: CPU: A\n")
+    assert read_cpu_name(information) == "CPU: A"
+
+
+def test_each_kind_is_listed_once_in_the_order_of_first_use(caplog):
+    other = {"name": "CPU A", "capability": "AVX512", "variables": {"MKL_CBWR": "AUTO"}}
+    assert add_kind([KIND], KIND) == [KIND]
+    assert not caplog.text
+    assert add_kind([KIND], other) == [KIND, other]
+    assert "continuing on CPU A (AVX512, MKL_CBWR=AUTO), after CPU A (AVX2)" in caplog.text
+    assert add_kind([KIND, other], KIND) == [KIND, other]
