@@ -253,9 +253,9 @@ SECOND = "noise/constant-preserve/seed1/session2"  # a session that the tests al
 
 
 @pytest.fixture
-def own_runs(tmp_path) -> Path:
+def own_runs(runs, tmp_path) -> Path:
     """Runs that a test may alter."""
-    return write_runs(tmp_path / "runs")
+    return shutil.copytree(runs, tmp_path / "runs")
 
 
 def refuse_to_collect(runs: Path, *words: str) -> None:
