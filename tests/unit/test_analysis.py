@@ -775,7 +775,7 @@ class TestReport:
         assert (results / "report.sha256").read_text().endswith("  report.html\n")
         assert "9 sessions on Fast CPU (AVX2), float32, deterministic" in page
         assert "not reproducible" not in page
-        assert "not used because" not in page
+        assert "left out" not in page
         assert page.count("<img") == 10
 
     @pytest.mark.parametrize("alter", ALTERATIONS)
@@ -827,12 +827,11 @@ class TestReport:
         }
         assert report.find_mixtures(made_by) == {}
 
-    def test_files_that_are_not_used_are_counted_and_listed(self, results):
+    def test_files_that_were_left_out_are_counted_and_listed(self, results):
         left_out = {"train": ["train/ant/a.txt", "train/ant/b.heic"], "valid": ["val/bee/<c>"]}
         write_card(results / "runs", left_out=left_out)
         page = write_report(results, results / "report.html")
-        assert "3 files in the class folders are not used because of their names" in page
-        assert "2 of train, 1 of valid." in page
+        assert "3 other files were left out: 2 of train and 1 of valid." in page
         assert "<li>train/ant/b.heic</li><li>val/bee/&lt;c&gt;</li>" in page
 
 
