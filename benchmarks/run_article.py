@@ -15,13 +15,18 @@ from pathlib import Path
 
 from benchmarks.commands import OutOfTimeError, run_module
 from optstate import job
-from optstate.data.manifest import file_sha256
+from optstate.checksums import file_sha256, write_checksums
 from optstate.experiment import configuration
 from optstate.experiment.runs import Runs, Session
 from optstate.experiment.schema import Config
 
 COLLECT_SECONDS = 600  # allowed after the time limit
-TABLES = ("steps.csv", "epochs.csv", "made_by.json")  # of a session, next to its checkpoint
+TABLES = (
+    "steps.csv",
+    "epochs.csv",
+    "made_by.json",
+    "session.sha256",
+)  # of a session, next to its checkpoint
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,12 @@ class Experiment:
         """
         if (self.arrays(dataset) / "dataset.json").exists():
             return
-        archive = find_archive(dataset, self.config["datasets"][dataset], archives)
+        found = find_archive(dataset, self.config["datasets"][dataset], archives)
+        archive = self.work / "archives" / dataset / "archive"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        archive.unlink(missing_ok=True)
+        archive.symlink_to(found.resolve())
+        write_checksums(archive.with_name("archive.sha256"), [archive])
         options = {
             "--archive": archive, "--image-size": self.config["image_size"],
             "--workers": len(os.sched_getaffinity(0)), "--output": self.arrays(dataset),
@@ -175,6 +185,10 @@ def copy_results(experiment: Experiment, output: Path) -> None:
         options = {
             "--runs-folder": experiment.work / "runs", "--runs": finished.to_json(),
             "--targets": json.dumps(configuration.targets(experiment.config)),
+            "--cards": [experiment.arrays(d) / "dataset.json" for d in sorted(datasets)],
+            "--epochs": experiment.config["sessions"],
+            "--batch-size": experiment.config["batch_size"],
+            "--train-per-class": json.dumps(experiment.config["train_per_class"]),
             "--progress": experiment.work / "in_progress", "--output": output / "tables",
             "--log": output / "logs/collect.log",
         }  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from conftest import Project
 
+MAX_ALTERATIONS = 5  # between two runs
 MAX_REFUSALS = 20  # in a row; each names another file
 REFUSAL = re.compile(r"^(?:error|configuration): (results/[^:]+): .*(?:Delete|Run)", re.MULTILINE)
 Alteration = Callable[[Path, random.Random], None]
@@ -121,20 +122,21 @@ def alter_repeatedly(
     results = project.folder / "results"
     project.run()
     expected, wrong, counts = read_shown_results(), [], collections.Counter[str]()
-    for number in range(num_alterations):
-        path = rng.choice(list_finished_files(results))
-        what = f"{path.relative_to(results)}: {alter(path, rng)}"
+    number = 0
+    while number < num_alterations:
+        paths = rng.sample(list_finished_files(results), rng.randint(1, MAX_ALTERATIONS))
+        number += len(paths)
+        what = "; ".join(f"{path.relative_to(results)}: {alter(path, rng)}" for path in paths)
         if rng.random() < 0.5:
             what += f"; deleted {delete_a_later_output(results, rng)}"
         refusals = run_until_done(project)
         outcome = "refused" if refusals else "made anew or not used"
-        print(f"{number + 1:4} {what}: {outcome}", flush=True)
+        print(f"{number:4} {what}: {outcome}", flush=True)
         counts[outcome] += 1
         made = read_shown_results()
-        wrong += [
-            f"{what}: {name} differs"
-            for name in sorted(expected.keys() | made.keys())
-            if expected.get(name) != made.get(name)
-        ]
-    print(f"{num_alterations} alterations: {dict(counts)}, {len(wrong)} differences")
+        for name in sorted(expected.keys() | made.keys()):
+            if expected.get(name) != made.get(name):
+                wrong.append(f"{what}: {name} differs")
+                print(wrong[-1], flush=True)
+    print(f"{number} alterations: {dict(counts)}, {len(wrong)} differences")
     return wrong

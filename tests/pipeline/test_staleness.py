@@ -33,6 +33,9 @@ EDITS = {  # files that get another line at their end, and the jobs that this ma
     f"{SCRIPTS}/training/boundary.py": TRAINING,
     f"{SCRIPTS}/experiment/runs.py": ANALYSIS,
     f"{SCRIPTS}/analysis/collect.py": ANALYSIS,
+    f"{SCRIPTS}/analysis/files.py": ANALYSIS,
+    f"{SCRIPTS}/analysis/sessions.py": ANALYSIS,
+    f"{SCRIPTS}/analysis/tables.py": TABLES,
     f"{SCRIPTS}/analysis/boundaries.py": {"measure_boundaries": 1} | COMPARE,
     f"{SCRIPTS}/analysis/compare.py": COMPARE,
     f"{SCRIPTS}/analysis/statistics.py": COMPARE,
@@ -54,7 +57,17 @@ NO_EFFECT = [  # files that can be edited without making a job stale
     f"{SCRIPTS}/lr_range_test.py",
     *[
         f"{SCRIPTS}/experiment/{name}.py"
-        for name in ("configuration", "schema", "rules", "check", "lock", "estimate", "requeue")
+        for name in (
+            "configuration",
+            "schema",
+            "yaml_files",
+            "rules",
+            "check",
+            "integrity",
+            "lock",
+            "estimate",
+            "requeue",
+        )
     ],
     *[f"workflow/rules/{name}.smk" for name in ("common", "data", "training", "analysis")],
     "workflow/schemas/config.schema.yaml",

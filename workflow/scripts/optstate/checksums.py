@@ -5,6 +5,7 @@ The file ``NAME.sha256`` has a line for each output, as ``sha256sum`` prints it,
 reads before it writes anything. This module needs nothing but the standard library.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -85,9 +86,10 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """Return the listed SHA-256 of every file in ``folder``, by the file's name."""
     found = {}
     for listing in sorted(folder.glob(f"*{SUFFIX}")):
-        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
-            sha256, _, name = line.partition("  ")
-            found[name] = sha256
+        with contextlib.suppress(FileNotFoundError):  # its job has just started again
+            for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+                sha256, _, name = line.partition("  ")
+                found[name] = sha256
     return found
 
 
