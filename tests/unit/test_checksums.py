@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from multiprocessing.pool import ThreadPool
 
 import pytest
 
@@ -74,6 +75,16 @@ def test_files_that_changed_places_are_refused(files):
 def test_a_damaged_cache_is_ignored(files, tmp_path, content):
     verify(*files, cache=True)
     (tmp_path / CACHE).write_bytes(content)
+    verify(*files, cache=True)
+
+
+def test_several_jobs_may_write_the_cache_at_once(files):
+    with ThreadPool(8) as pool:
+        pool.map(lambda _: verify(*files, cache=True), range(200))
+
+
+def test_a_cache_that_cannot_be_written_is_left_out(files, tmp_path):
+    (tmp_path / CACHE).mkdir()  # nobody can replace a folder by a file
     verify(*files, cache=True)
 
 

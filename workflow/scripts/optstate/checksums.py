@@ -40,8 +40,7 @@ def hash_files(files: Sequence[str], cache: Path | None = None) -> list[str]:
     changed = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
     if changed:
         known.update(zip(changed, _read_and_hash(list(changed.values())), strict=True))
-        with write_atomically(cache) as temporary:
-            temporary.write_text(json.dumps(known, indent=0))
+        _write_cache(cache, known)
     return [known[key] for key in keys]
 
 
@@ -94,12 +93,24 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def _read_cache(cache: Path) -> dict[str, str]:
-    """Return the stored hashes; none if the file is missing or damaged."""
+    """Return the stored hashes; none if the file cannot be read."""
     try:
         content = json.loads(cache.read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _write_cache(cache: Path, known: dict[str, str]) -> None:
+    """Store hashes. Several jobs may do so at the same time; the last one wins.
+
+    A failure is ignored: without the cache, the files are only read again.
+    """
+    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(known, indent=0))
+        temporary.replace(cache)
 
 
 def _make_cache_key(file: str) -> str:
@@ -110,7 +121,7 @@ def _make_cache_key(file: str) -> str:
 
 def _read_and_hash(files: Sequence[str]) -> list[str]:
     with ThreadPool(os.cpu_count()) as pool:  # hashlib releases the GIL
-        return pool.map(_hash_file, files, chunksize=16)
+        return pool.map(_hash_file, files, chunksize=16 if len(files) > 100 else 1)
 
 
 def _hash_file(file: str) -> str:
