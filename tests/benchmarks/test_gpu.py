@@ -97,7 +97,7 @@ def test_a_second_call_continues(tmp_path, archives, overlay):
     epochs = (results / "article/tables/epochs.csv").read_text().splitlines()
     assert len(epochs) == 1 + 2 * (EPOCHS + 1)
     assert {path.name for path in (results / "article/tables").iterdir()} == {
-        "steps.csv", "epochs.csv", "summary.csv",
+        "steps.csv", "epochs.csv", "summary.csv", "collect.sha256",
     }  # fmt: skip
     assert "loop_efficiency,cpu" in (results / "summary.csv").read_text()
     assert json.loads((results / "machine.json").read_text())["cores"] >= 1
