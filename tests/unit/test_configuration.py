@@ -187,8 +187,9 @@ def test_text_is_converted_to_the_types_of_the_schema():
     assert result["experiment"] == "2024"
 
 
-def test_null_removes_an_entry():
-    config = change_article(datasets__imagenette=None, schedules__onecycle=None)
+@pytest.mark.parametrize("null", [None, "null"])  # from YAML and from the command line
+def test_null_removes_an_entry(null):
+    config = change_article(datasets__imagenette=null, schedules__onecycle=null)
     result = convert_types(config, SCHEMA)
     assert list(result["datasets"]) == ["imagewoof"]
     assert list(result["schedules"]) == ["constant"]

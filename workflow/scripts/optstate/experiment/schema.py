@@ -84,12 +84,11 @@ def _convert(value: Any, schema: dict[str, Any]) -> Any:
         properties = schema.get("properties", {})
         others = schema.get("additionalProperties")
         others = others if isinstance(others, dict) else {}
-        schemas = {name: properties.get(name, others) for name in value}
-        return {
-            name: _convert(entry, schemas[name])
-            for name, entry in value.items()
-            if entry is not None or not _is_removable(name, schema)
+        converted = {
+            name: _convert(entry, properties.get(name, others)) for name, entry in value.items()
         }
+        required = schema.get("required", ())
+        return {n: entry for n, entry in converted.items() if entry is not None or n in required}
     if isinstance(value, list):
         return [_convert(entry, schema.get("items", {})) for entry in value]
     types = schema.get("type", ())
@@ -98,11 +97,6 @@ def _convert(value: Any, schema: dict[str, Any]) -> Any:
     if isinstance(value, float) and types == "integer" and value.is_integer():
         return int(value)
     return value
-
-
-def _is_removable(name: str, schema: dict[str, Any]) -> bool:
-    """Return whether null removes the entry ``name`` of a mapping, because it is optional."""
-    return name not in schema.get("required", ())
 
 
 def _parse_number_or_word(text: str) -> Any:
