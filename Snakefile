@@ -35,6 +35,7 @@ rule all:
         f"{RESULTS}/report.html",
         FIGURES,
         TABLES,
+        SMALL_FILES,
 
 
 onstart:

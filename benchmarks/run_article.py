@@ -84,20 +84,24 @@ class Experiment:
         }  # fmt: skip
         run_module("optstate.data.prepare", options, self.deadline)
 
+    def spec(self, session: Session) -> str:
+        """Return a session's settings as JSON."""
+        weights = self.config["weights"]
+        weights_sha256 = file_sha256(Path(weights)) if weights else None
+        return configuration.session_spec(self.config, session, weights_sha256).to_json()
+
     def train(self, session: Session) -> None:
         """Train a session, or the rest of one that an earlier call interrupted."""
         weights = self.config["weights"]
-        spec = configuration.session_spec(
-            self.config, session, file_sha256(Path(weights)) if weights else None
-        )
         options: dict[str, object] = {
-            "--spec": spec.to_json(), "--arrays": self.arrays(session.dataset),
+            "--spec": self.spec(session), "--arrays": self.arrays(session.dataset),
             "--output": self.folder(session), "--progress": self.progress(session),
             "--checkpoint-every": json.dumps(self.config["checkpoint_every"]),
             "--log": self.work / "logs" / f"{session.folder}.log",
         }  # fmt: skip
         if previous := self.runs.previous(session):
             options |= {"--previous": self.folder(previous)}
+            options |= {"--previous-spec": self.spec(previous)}
             options |= {"--previous-progress": self.progress(previous)}
         elif weights:
             options |= {"--weights": weights}

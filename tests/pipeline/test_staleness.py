@@ -145,6 +145,28 @@ def test_touching_every_file_makes_nothing_stale(finished):
     assert found == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("runs/noise/onecycle/seed0/session1/steps.csv", "first_session"),
+        ("runs/noise/onecycle-new/seed0/session2/made_by.json", "later_session"),
+        ("runs/noise/onecycle-new/seed0/session3/session.sha256", "last_session"),
+        ("tables/collect.sha256", "collect"),
+        ("tables/boundaries.sha256", "measure_boundaries"),
+        ("tables/compare.sha256", "compare"),
+        ("figures/learning_rate.sha256", "learning_rate"),
+        ("report.sha256", "report"),
+    ],
+)
+def test_a_deleted_file_is_made_anew(finished, name, rule):
+    (path,) = finished.folder.glob(f"results/*/{name}")
+    deleted = path.rename(path.with_name("deleted"))
+    found = count_jobs(finished)
+    deleted.rename(path)
+    print_row(f"{name} deleted", found)
+    assert found[rule] == 1
+
+
 @pytest.mark.parametrize(("name", "expected"), EDITS.items())
 def test_editing_a_file_makes_its_jobs_stale(finished, name, expected):
     comment = {".j2": "{# more #}\n", ".rst": "\nMore.\n"}.get(Path(name).suffix, "# more\n")

@@ -60,8 +60,13 @@ def train(
     previous: Path | None = None,
     every: dict | None = None,
     weights: Path | None = None,
+    previous_spec: SessionSpec | None = None,
 ) -> Path:
-    """Train one session below ``root``; returns its folder."""
+    """Train one session below ``root``; returns its folder.
+
+    The previous session is expected to have the settings with which it was made, unless others are
+    given.
+    """
     output = root / f"session{spec.session}"
     arguments = [
         "--spec", spec.to_json(), "--arrays", arrays, "--output", output,
@@ -72,7 +77,9 @@ def train(
     if weights:
         arguments += ["--weights", weights]
     if previous:
-        arguments += ["--previous", previous]
+        made = read_made_by(previous)["configuration"]
+        expected = previous_spec or SessionSpec(**made)
+        arguments += ["--previous", previous, "--previous-spec", expected.to_json()]
         arguments += ["--previous-progress", progress_folder(root, spec.session - 1)]
     session.main(session.PARSER.parse_args([str(a) for a in arguments]))
     return output

@@ -136,7 +136,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, arrays):
     shutil.copytree(other, first, dirs_exist_ok=True)
     before = list_files(tmp_path)
     with pytest.raises(InputError, match=f"{first}/checkpoint.pt: .* its seed is 4, not 3. Delete"):
-        train(tmp_path, AFTER_SHORT, arrays, previous=first)
+        train(tmp_path, AFTER_SHORT, arrays, previous=first, previous_spec=SHORT)
     assert list_files(tmp_path) == before
 
 
@@ -152,10 +152,10 @@ def test_the_lr_range_test_refuses_altered_files(tmp_path, arrays, altered):
     first = train(tmp_path, SHORT, arrays)
     if altered != "run":
         flip_a_byte(arrays / "train_images.npy" if altered == "arrays" else first / "checkpoint.pt")
-    spec = replace(AFTER_SHORT, seed=4) if altered == "run" else AFTER_SHORT
+    expected = replace(SHORT, seed=4) if altered == "run" else SHORT
     arguments = [
-        "--spec", spec.to_json(), "--arrays", arrays, "--previous", first,
-        "--output", tmp_path / "curve.csv",
+        "--spec", AFTER_SHORT.to_json(), "--arrays", arrays, "--previous", first,
+        "--previous-spec", expected.to_json(), "--output", tmp_path / "curve.csv",
     ]  # fmt: skip
     with pytest.raises(InputError, match="its seed is 3, not 4" if altered == "run" else "changed"):
         lr_range_test.main(lr_range_test.PARSER.parse_args([str(a) for a in arguments]))
@@ -270,7 +270,7 @@ def test_random_states_continue_at_the_fork(tmp_path, arrays):
     saved = load_checkpoint(first)["random"]["torch"]
     later = replace(spec, session=2, keep="all")
     images = load_split(arrays, "train", None)
-    before = session.load_previous(later, arrays, first)
+    before = session.load_previous(arrays, first, spec.to_json())
     session.make_state(later, images, before, None, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), saved)
     torch.manual_seed(spec.seed)

@@ -53,6 +53,13 @@ FIGURE_CHECKSUMS = ancient(
         ]
     ]
 )
+# If one of these files was deleted, `rule all` makes it anew, even if no other job needs it.
+SMALL_FILES = [
+    f"{RESULTS}/report.sha256",
+    [COLLECTED, MEASURED, COMPARED, *FIGURE_CHECKSUMS],
+    [*SESSIONS, *PREPARED_CHECKSUMS, *CARDS],
+    *[experiment.of_all_sessions(name) for name in ("steps.csv", "epochs.csv", "made_by.json")],
+]
 TABLE_SOURCES = [f"analysis/{name}.py" for name in ("__init__", "files", "tables")]
 FIGURE_SOURCES = [*TABLE_SOURCES, "analysis/figures/__init__.py", "analysis/figures/style.py"]
 FIGURE_PACKAGES = locked("matplotlib", "numpy", "pandas")

@@ -66,7 +66,7 @@ def main(arguments: argparse.Namespace) -> None:
     verify_inputs(arguments.arrays, arguments.previous)
     compute = set_up(spec)
     train = load_split(arguments.arrays, "train", spec.train_per_class)
-    before = load_previous(spec, arguments.arrays, arguments.previous)
+    before = load_previous(arguments.arrays, arguments.previous, arguments.previous_spec)
     model = make_state(spec, train, before, arguments.weights, compute.device).model
     batches = Batches(spec, place_split(train, compute.device), compute.device)
     finder = run_test(spec, compute, model, batches)
@@ -136,6 +136,7 @@ PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 PARSER.add_argument("--spec", required=True, help="JSON of the fields of SessionSpec")
 PARSER.add_argument("--arrays", type=Path, required=True, help="folder of the data set's arrays")
 PARSER.add_argument("--previous", type=Path, help="output folder of the previous session")
+PARSER.add_argument("--previous-spec", help="JSON of the settings of the previous session")
 PARSER.add_argument("--weights", type=Path, help="state dict that the first session starts from")
 PARSER.add_argument("--output", type=Path, required=True, help="CSV file")
 

@@ -250,10 +250,12 @@ class Experiment:
         before = self.runs.previous(self.session_of(wildcards))
         if before is None:
             return self._weights_option
-        return (
-            f"--previous {self.runs_folder}/{before.folder} "
-            f"--previous-progress {self.progress_folder}/{before.folder}"
-        )
+        progress = f"--previous-progress {self.progress_folder}/{before.folder}"
+        return f"{self._previous_options(before)} {progress}"
+
+    def _previous_options(self, before: Session) -> str:
+        spec = shlex.quote(self._spec(before))
+        return f"--previous {self.runs_folder}/{before.folder} --previous-spec {spec}"
 
     @property
     def _weights_option(self) -> str:
@@ -319,7 +321,7 @@ class Experiment:
     def test_start_options(self, wildcards: Wildcards) -> str:
         """The options that say what the LR range test starts from."""
         before = self.runs.previous(self.tested_session(wildcards))
-        return f"--previous {self.runs_folder}/{before.folder}" if before else self._weights_option
+        return self._previous_options(before) if before else self._weights_option
 
 
 def require_works(config: Config) -> None:

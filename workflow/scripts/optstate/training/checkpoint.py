@@ -153,26 +153,30 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def find_difference(
-    meta: dict[str, Any], position: dict[str, Any], spec: SessionSpec, dataset_sha256: str
+    meta: dict[str, Any],
+    position: dict[str, int],
+    spec: SessionSpec,
+    dataset_sha256: str,
+    end: Position,
 ) -> str:
-    """Compare a checkpoint with what the session ``spec`` demands of its predecessor.
+    """Compare the checkpoint of a finished session with what it should be.
+
+    Args:
+        meta: the checkpoint's ``meta``.
+        position: the checkpoint's ``position``.
+        spec: the settings of the session that should have made it.
+        dataset_sha256: of the ``dataset.json`` that describes the arrays.
+        end: the position at the end of that session.
 
     Returns:
         The first difference in words; empty if there is none.
     """
-    configuration = meta.get("configuration", {})
-    pairs = {
-        name: (configuration.get(name), value) for name, value in spec.expect_previous().items()
-    } | {
-        "learning_rate.kind": (
-            configuration.get("learning_rate", {}).get("kind"), spec.learning_rate["kind"],
-        ),
-        "dataset_sha256": (meta.get("dataset_sha256"), dataset_sha256),
-        "position.session": (position.get("session"), spec.session - 1),
-    }  # fmt: skip
-    if spec.session == 2:
-        pairs["position.epoch"] = (position.get("epoch"), configuration.get("num_epochs"))
-    for name, (found, expected) in pairs.items():
-        if found != expected:
-            return f"its {name} is {found!r}, not {expected!r}"
+    found = meta.get("configuration", {}) | {"dataset_sha256": meta.get("dataset_sha256")}
+    expected = dataclasses.asdict(spec) | {"dataset_sha256": dataset_sha256}
+    for name in dataclasses.asdict(end):
+        found[f"position.{name}"] = position.get(name)
+        expected[f"position.{name}"] = getattr(end, name)
+    for name in sorted(expected.keys() | found.keys(), key=[*expected, *found].index):
+        if found.get(name) != expected.get(name):
+            return f"its {name} is {found.get(name)!r}, not {expected.get(name)!r}"
     return ""

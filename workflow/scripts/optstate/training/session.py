@@ -41,7 +41,7 @@ from optstate.training.progress import (
     keep_final,
     stop_on_signals,
 )
-from optstate.training.recording import Curves, Recorder, add_shared_session
+from optstate.training.recording import Curves, Recorder, add_shared_session, read_rows
 from optstate.training.schedule import make_optimizer, make_scheduler
 from optstate.training.spec import SessionSpec
 
@@ -57,6 +57,7 @@ class Paths:
         output: the folder for the checkpoint, the tables, ``made_by.json`` and their checksums.
         progress: this session's own folder for its lock and its states in progress.
         previous: the output folder of the previous session.
+        previous_spec: JSON of the settings with which the previous session was trained.
         previous_progress: the previous session's ``progress``, removed when this session begins.
         weights: a state dict that the first session starts from.
         curves: TensorBoard folders of all runs that the session is part of.
@@ -66,6 +67,7 @@ class Paths:
     output: Path
     progress: Path
     previous: Path | None = None
+    previous_spec: str | None = None
     previous_progress: Path | None = None
     weights: Path | None = None
     curves: Sequence[Path] = ()
@@ -141,7 +143,7 @@ def open_session(
     valid = load_split(paths.arrays, "valid", spec.valid_per_class)
     log_plan(spec, train, valid, compute.device)
     made_by = describe(spec, compute, paths.arrays)
-    before = load_previous(spec, paths.arrays, paths.previous)
+    before = load_previous(paths.arrays, paths.previous, paths.previous_spec)
     state = make_state(spec, train, before, paths.weights, compute.device)
     del before  # as large as the model and the optimizer's state
     start = state.position
@@ -197,24 +199,36 @@ def log_plan(spec: SessionSpec, train: ImageSet, valid: ImageSet, device: torch.
         logging.info("the last batch of every epoch would be a single image and is left out")
 
 
-def load_previous(spec: SessionSpec, arrays: Path, previous: Path | None) -> dict[str, Any] | None:
+def load_previous(
+    arrays: Path, previous: Path | None, previous_spec: str | None
+) -> dict[str, Any] | None:
     """Load the checkpoint that a session continues from; None for the first session.
 
+    Args:
+        arrays: the folder of the data set's arrays.
+        previous: the output folder of the previous session, already verified.
+        previous_spec: JSON of the settings with which that session was trained.
+
     Raises:
-        InputError: it belongs to another run or session, or was made from other arrays.
+        InputError: the checkpoint belongs to another run or session, or was made with other
+            settings or from other arrays.
     """
-    if not previous:
+    if not (previous and previous_spec):
         return None
-    path = previous / "checkpoint.pt"
+    path, spec = previous / "checkpoint.pt", SessionSpec.from_json(previous_spec)
     before = checkpoint.load(path)
-    dataset_sha256 = checksums.file_sha256(arrays / "dataset.json")
+    last = read_rows(previous / "steps.csv")[-1]
     difference = checkpoint.find_difference(
-        before["meta"], before["position"], spec, dataset_sha256
+        before["meta"],
+        before["position"],
+        spec,
+        dataset_sha256=checksums.file_sha256(arrays / "dataset.json"),
+        end=Position(spec.session, int(last["epoch"]), int(last["step"])),
     )
     if difference:
         raise job.InputError(
-            f"{path}: not the checkpoint from which {spec.method} seed {spec.seed} session "
-            f"{spec.session} continues: {difference}. Delete it, then run again."
+            f"{path}: not the checkpoint of {spec.method} seed {spec.seed} session {spec.session}: "
+            f"{difference}. Delete it, then run again."
         )
     return before
 
@@ -367,6 +381,7 @@ PARSER.add_argument(
     "--progress", type=Path, required=True, help="this session's folder of states in progress"
 )
 PARSER.add_argument("--previous", type=Path, help="output folder of the previous session")
+PARSER.add_argument("--previous-spec", help="JSON of the settings of the previous session")
 PARSER.add_argument(
     "--previous-progress", type=Path, help="the previous session's folder of states, to remove"
 )

@@ -1,7 +1,7 @@
 """The settings of a training session: all that its results depend on except its input files."""
 
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -48,26 +48,6 @@ class SessionSpec:
         """Read what :meth:`to_json` wrote."""
         return cls(**json.loads(text))
 
-    def expect_previous(self) -> dict[str, Any]:
-        """Return the settings that the previous session must have.
-
-        Those that each session has of its own are left out: the number of epochs, the schedule's
-        values, and the weights that session 1 starts from.
-        """
-        settings = asdict(self) | {"session": self.session - 1}
-        if self.session == 2:  # it continues from the session that all boundaries share
-            settings |= {"method": self.schedule, "boundary": ""} | OPTIONS_OF_SESSION_1
-        own = ("num_epochs", "learning_rate", "weights_sha256")
-        return {name: value for name, value in settings.items() if name not in own}
-
     def to_json(self) -> str:
         """Return the job's settings as JSON, the same text for equal settings."""
         return json.dumps(asdict(self), sort_keys=True)
-
-
-# The options of a boundary, as they are in session 1.
-OPTIONS_OF_SESSION_1 = {
-    f.name: f.default if f.default_factory is MISSING else f.default_factory()
-    for f in fields(SessionSpec)
-    if f.default is not f.default_factory  # both are MISSING if there is no default
-}
