@@ -43,8 +43,11 @@ def empty(path: Path, rng: random.Random) -> None:
 def exchange(path: Path, rng: random.Random) -> None:
     """Put another file of the same suffix in its place."""
     others = [p for p in list_finished_files(find_root(path)) if p.suffix == path.suffix]
-    other = rng.choice([p for p in others if p.read_bytes() != path.read_bytes()] or [path])
-    shutil.copyfile(other, path)
+    contents = [c for other in others if (c := other.read_bytes()) != path.read_bytes()]
+    if contents:
+        path.write_bytes(rng.choice(contents))
+    else:
+        flip(path, rng)
 
 
 def delete(path: Path, rng: random.Random) -> None:
