@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.commands import OutOfTimeError, run_module
@@ -63,6 +63,11 @@ class Experiment:
         """Whether a session has all its outputs."""
         return all((self.folder(session) / name).exists() for name in (*TABLES, "checkpoint.pt"))
 
+    def count_followed(self, session: Session) -> int:
+        """Return how many sessions must come first because of ``step_size``."""
+        followed = configuration.followed_session(self.config, session)
+        return 1 + self.count_followed(followed) if followed else 0
+
     def prepare(self, dataset: str, archives: Path) -> None:
         """Verify a data set's archive and decode its images.
 
@@ -103,8 +108,11 @@ class Experiment:
             options |= {"--previous": self.folder(previous)}
             options |= {"--previous-spec": self.spec(previous)}
             options |= {"--previous-progress": self.progress(previous)}
+            options |= {"--earlier": [self.folder(s) for s in self.runs.earlier(session)]}
         elif weights:
             options |= {"--weights": weights}
+        if followed := configuration.followed_session(self.config, session):
+            options |= {"--step-sizes": self.folder(followed)}
         run_module("optstate.training.session", options, self.deadline)
 
 
@@ -163,7 +171,10 @@ def run(experiment: Experiment, archives: Path) -> None:
     """Prepare the data sets and train all sessions, in the order of their seeds."""
     for dataset in experiment.runs.datasets:
         experiment.prepare(dataset, archives)
-    sessions = sorted(experiment.runs.sessions, key=lambda session: (session.seed, session))
+    sessions = sorted(
+        experiment.runs.sessions,
+        key=lambda session: (session.seed, experiment.count_followed(session), session),
+    )
     for number, session in enumerate(sessions, 1):
         if not experiment.is_done(session):
             start = time.monotonic()
@@ -185,7 +196,7 @@ def copy_results(experiment: Experiment, output: Path) -> None:
     print(f"{len(done)} of {len(runs.sessions)} sessions are done.")
     missing = {session.dataset for session in runs.sessions if session not in done}
     if datasets := [dataset for dataset in runs.datasets if dataset not in missing]:
-        finished = Runs(datasets, runs.methods, runs.seeds, runs.num_sessions)
+        finished = replace(runs, datasets=datasets)
         options = {
             "--runs-folder": experiment.work / "runs", "--runs": finished.to_json(),
             "--targets": json.dumps(configuration.targets(experiment.config)),
@@ -193,6 +204,7 @@ def copy_results(experiment: Experiment, output: Path) -> None:
             "--epochs": experiment.config["sessions"],
             "--batch-size": experiment.config["batch_size"],
             "--train-per-class": json.dumps(experiment.config["train_per_class"]),
+            "--validate-every": experiment.config["validate_every"],
             "--progress": experiment.work / "in_progress", "--output": output / "tables",
             "--log": output / "logs/collect.log",
         }  # fmt: skip

@@ -61,6 +61,7 @@ def train(
     every: dict | None = None,
     weights: Path | None = None,
     previous_spec: SessionSpec | None = None,
+    step_sizes: Path | None = None,
 ) -> Path:
     """Train one session below ``root``; returns its folder.
 
@@ -81,8 +82,37 @@ def train(
         expected = previous_spec or SessionSpec(**made)
         arguments += ["--previous", previous, "--previous-spec", expected.to_json()]
         arguments += ["--previous-progress", progress_folder(root, spec.session - 1)]
+        arguments += [
+            "--earlier",
+            *[previous.with_name(f"session{n}") for n in range(1, spec.session)],
+        ]
+    if step_sizes:
+        arguments += ["--step-sizes", step_sizes]
     session.main(session.PARSER.parse_args([str(a) for a in arguments]))
     return output
+
+
+def train_methods(root: Path, config: dict, arrays: Path) -> dict[str, list[Path]]:
+    """Train all sessions of one data set and seed.
+
+    Returns:
+        For each method, the folders of its sessions.
+    """
+    runs = configuration.all_runs(config)
+    done: dict[Session, Path] = {}
+
+    def train_once(wanted: Session | None) -> Path | None:
+        if wanted and wanted not in done:
+            done[wanted] = train(
+                root / wanted.name,
+                configuration.session_spec(config, wanted),
+                arrays,
+                previous=train_once(runs.previous(wanted)),
+                step_sizes=train_once(configuration.followed_session(config, wanted)),
+            )
+        return done.get(wanted)
+
+    return {run.method: [train_once(wanted) for wanted in run.sessions] for run in runs}
 
 
 def progress_folder(root: Path, number: int) -> Path:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from optstate.training.boundary import carry_over, make_initial_state
+from optstate.training.boundary import carry_over, fill_state, make_initial_state
 from optstate.training.schedule import make_optimizer, make_scheduler
 
 STEPS = 5
@@ -127,6 +127,34 @@ def test_every_optimizer_can_keep_a_part(name):
         sum((p**2).sum() for p in after.param_groups[0]["params"]).backward()
         after.step()
         assert all(torch.isfinite(p).all() for p in after.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize(
+    "name", "Adadelta Adagrad Adam Adamax AdamW NAdam RAdam RMSprop SGD".split()
+)
+def test_filling_the_state_changes_no_weights(name):
+    """The state becomes that of as many steps with the same gradients, at any learning rate."""
+    filled, trained = (
+        make_optimizer(make_parameters(), {"name": name}, {"kind": "constant", "lr": lr})
+        for lr in (0.1, 1e-30)
+    )
+    parameters = filled.param_groups[0]["params"]
+    fill_state(filled, (sum((p**3).sum() for p in parameters) for _ in range(3)))
+    for expected, parameter in zip(make_parameters(), parameters, strict=True):
+        assert torch.equal(expected, parameter)
+        assert parameter.grad is None
+    assert filled.param_groups[0]["lr"] == 0.1
+    for _ in range(3):
+        trained.zero_grad()
+        sum((p**3).sum() for p in trained.param_groups[0]["params"]).backward()
+        trained.step()
+    for index, entries in trained.state_dict()["state"].items():
+        for entry, value in entries.items():
+            found = filled.state_dict()["state"][index][entry]
+            if torch.is_tensor(value):
+                torch.testing.assert_close(found, value, rtol=1e-6, atol=0)
+            else:
+                assert found == value
 
 
 def test_adagrad_starts_from_zero_when_nothing_is_kept():

@@ -1,7 +1,9 @@
 """Validation of the configuration, one-line errors, and the settings of sessions."""
 
 import copy
+import itertools
 import json
+import math
 import re
 from datetime import date
 from pathlib import Path
@@ -10,7 +12,15 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from optstate.experiment.configuration import baselines, load, session_spec, validate
+from optstate.experiment.configuration import (
+    baselines,
+    followed_session,
+    load,
+    losses,
+    session_spec,
+    validate,
+)
+from optstate.experiment.consistency import KEYS_OF_KIND
 from optstate.experiment.runs import Session
 from optstate.experiment.schema import convert_types
 from optstate.job import InputError
@@ -81,6 +91,46 @@ def test_every_key_is_in_the_schema_and_in_the_reference():
             {"boundaries__uninterrupted": {"keep": []}},
             "boundaries.uninterrupted: this name is reserved .* Choose another.",
         ),
+        ({"boundaries__new__at": []}, r"boundaries.new.at: \[\] must not be empty"),
+        ({"boundaries__new__at": [1]}, r"boundaries.new.at\[0\]: 1 must be at least 2"),
+        ({"boundaries__new__at": [3, 4]}, "boundaries.new.at: there is no session 4, because"),
+        ({"boundaries__new__lr_factor": 0}, "boundaries.new.lr_factor: 0 must be above 0"),
+        ({"boundaries__new__rebuild_steps": 0}, "boundaries.new.rebuild_steps: 0 must be at least"),
+        ({"boundaries__new__baseline": "preserv"}, "boundaries.new.baseline: .* `preserve`"),
+        (
+            {"boundaries__new__baseline": "new"},
+            "boundaries.new.baseline: `boundaries` has no other",
+        ),
+        ({"boundaries__new__baseline": []}, r"boundaries.new.baseline: \[\] must not be empty"),
+        (
+            {"boundaries__new__baseline": "preserve", "methods": ["constant-new"]},
+            "boundaries.new.baseline: constant-new needs constant-preserve. Add it to `methods`",
+        ),
+        ({"boundaries__new__step_size": "presrve"}, "boundaries.new.step_size: .* `preserve`"),
+        ({"boundaries__new__step_size": "new"}, "step_size: .* form a circle: new -> new"),
+        (
+            {"boundaries__new__step_size": "preserve", "boundaries__preserve__step_size": "new"},
+            "boundaries.preserve.step_size: .* a circle: new -> preserve -> new. Remove one",
+        ),
+        (
+            {"boundaries__new__step_size": "preserve", "boundaries__new__reshuffle": True},
+            "boundaries.new.step_size: preserve trains on other batches",
+        ),
+        (
+            {"boundaries__new__step_size": "preserve", "methods": ["constant-new"]},
+            "boundaries.new.step_size: constant-new needs constant-preserve. Add it to `methods`",
+        ),
+        (
+            {"schedules__constant__over": "runs"},
+            'constant.over: "runs" must be one of session, run',
+        ),
+        ({"schedules__constant__over": "run"}, "schedules.constant.lr: .* must be a single number"),
+        ({"schedules__constant__lr": 1e-3}, "schedules.constant.lr: .* add `over: run`"),
+        (
+            {"schedules__constant": {"kind": "constant", "over": "run", "lr": math.inf}},
+            "schedules.constant.lr: Infinity must be at most",
+        ),
+        ({"validate_every": 0}, "validate_every: 0 must be at least 1"),
         ({"methods": ["constant-uninterupted"]}, "Did you mean `uninterrupted`"),
         ({"primary__measure": "top1"}, 'primary.measure: "top1" must be one of final_valid_top1'),
         ({"primary__boundary": "keep"}, "primary.boundary: `boundaries` has no 'keep'."),
@@ -135,7 +185,7 @@ def test_a_boundary_without_a_new_order_needs_no_key_for_it():
     explicit = {"keep": [], "reshuffle": False}
     config = validate(change_article(boundaries={"none": explicit, "preserve": {"keep": "all"}},
                               methods=["constant-none"], primary__boundary="preserve"))  # fmt: skip
-    assert baselines(config)["preserve"] == "none"
+    assert baselines(config)["preserve"] == ["none"]
 
 
 def test_the_error_for_a_missing_key_names_it():
@@ -243,6 +293,50 @@ class TestSessionSpec:
         assert (shared.warmup_steps, shared.reshuffle) == (0, False)
         assert (later.warmup_steps, later.reshuffle) == (7, True)
 
+    def test_a_boundary_at_one_session_keeps_everything_elsewhere(self):
+        late = {"keep": [], "at": [3], "lr_factor": 0.5}
+        config = change_article(boundaries__late=late)
+        second, third = (make_spec(config, "constant-late", number) for number in (2, 3))
+        assert (second.keep, second.lr_factor) == ("all", 1)
+        assert (third.keep, third.lr_factor) == ([], 0.5)
+
+    @pytest.mark.parametrize("kind", ["onecycle", "cosine", "constant", "warmup"])
+    def test_every_session_has_the_whole_schedule_over_the_run(self, kind):
+        values = {"lr": 1e-3, "initial_lr": 1e-5, "max_lr": 1e-3, "final_lr": 0, "warmup_steps": 9}
+        own = {key: values[key] for key in KEYS_OF_KIND[kind]}
+        schedule = {"kind": kind, "over": "run", **own}
+        methods = ["constant-new", "constant-uninterrupted"]
+        config = change_article(schedules={"constant": schedule}, sessions=[2, 3], methods=methods)
+        expected = dict(schedule)
+        if kind in ("onecycle", "cosine"):
+            expected["num_epochs"] = 5
+        for method, session in (("", 1), ("-new", 2), ("-uninterrupted", 1)):
+            assert make_spec(config, f"constant{method}", session).learning_rate == expected
+
+    def test_norms_are_recorded_at_every_step_where_another_run_needs_them(self):
+        rescaled = {"keep": [], "step_size": "preserve"}
+        methods = [*ARTICLE["methods"], "constant-rescaled"]
+        config = change_article(boundaries__rescaled=rescaled, methods=methods)
+        with_all_norms = {
+            (method, number)
+            for method, number in [("constant", 1), *itertools.product(methods, (2, 3))]
+            if make_spec(config, method, number).all_norms
+        }
+        assert with_all_norms == {
+            (method, number)
+            for method in ("constant-preserve", "constant-rescaled")
+            for number in (2, 3)
+        }
+        followed = followed_session(config, Session("imagewoof", "constant-rescaled", 0, 2))
+        assert followed == Session("imagewoof", "constant-preserve", 0, 2)
+
+    def test_the_default_of_an_option_is_the_same_as_leaving_it_out(self):
+        config = change_article(
+            boundaries__new={"keep": [], "reshuffle": False, "lr_factor": 1.0},
+            schedules__constant__over="session",
+        )
+        assert validate(config) == ARTICLE
+
     def test_a_schedule_can_have_its_own_optimizer(self):
         config = change_article(schedules__constant__optimizer={"name": "SGD"})
         assert make_spec(config).optimizer == {"name": "SGD"}
@@ -270,7 +364,8 @@ class TestSessionSpec:
     ],
 )
 def test_the_baseline_keeps_nothing(boundaries, expected):
-    assert set(baselines({"boundaries": boundaries}).values()) == {expected}
+    found = baselines({"boundaries": boundaries})
+    assert all(names == [expected] for names in found.values())
 
 
 def test_a_reshuffled_boundary_is_compared_with_its_twin():
@@ -281,9 +376,34 @@ def test_a_reshuffled_boundary_is_compared_with_its_twin():
         "slow-again": {"keep": [], "warmup_steps": 5, "reshuffle": True},
     }
     assert baselines({"boundaries": boundaries}) == {
-        "new": "new", "preserve": "new", "again": "preserve", "slow-again": "new",
-        "uninterrupted": "new",
+        "new": ["new"], "preserve": ["new"], "again": ["preserve"], "slow-again": ["new"],
+        "uninterrupted": ["new"],
     }  # fmt: skip
+
+
+def test_a_boundary_may_name_its_baselines():
+    boundaries = {
+        "new": {"keep": [], "baseline": "preserve"},
+        "preserve": {"keep": "all"},
+        "slow": {"keep": [], "lr_factor": 0.3, "baseline": ["preserve", "new"]},
+        "slow-again": {"keep": [], "lr_factor": 0.3, "reshuffle": True},
+    }
+    assert baselines({"boundaries": boundaries}) == {
+        "new": ["preserve"], "preserve": ["new"], "slow": ["preserve", "new"],
+        "slow-again": ["slow"], "uninterrupted": ["new"],
+    }  # fmt: skip
+
+
+def test_when_the_state_is_lost():
+    boundaries = {
+        "preserve": {"keep": "all"},
+        "new": {"keep": []},
+        "late": {"keep": [], "at": [3], "baseline": "preserve"},
+        "second-moment": {"keep": ["exp_avg_sq"]},
+        "slow": {"keep": [], "lr_factor": 0.3},
+    }
+    config = {"boundaries": boundaries, "sessions": [1, 1, 1, 1]}
+    assert losses(config) == {"preserve": [], "new": [2, 3, 4], "late": [3]}
 
 
 def test_the_demo_has_only_known_keys():

@@ -41,6 +41,35 @@ def test_norms_are_those_of_gradient_and_update(optimizer):
         )
 
 
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
+@pytest.mark.parametrize("norm", [1e-3, 0.7, 20.0])
+def test_an_update_gets_another_norm_and_keeps_its_direction(optimizer, norm):
+    changes = []
+    for wanted in (None, norm):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(5))]
+        before = torch.cat([p.detach().flatten() for p in parameters])
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        made = getattr(torch.optim, optimizer)(parameters, lr=0.1)
+        _, recorded = OptimizerStep(made)(with_norms=True, norm=wanted)
+        changes.append(torch.cat([p.detach().flatten() for p in parameters]) - before)
+        assert float(recorded) == pytest.approx(float(changes[-1].norm()), rel=1e-5)
+    usual, rescaled = changes
+    assert float(rescaled.norm()) == pytest.approx(norm, rel=1e-4)
+    torch.testing.assert_close(
+        rescaled / rescaled.norm(), usual / usual.norm(), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_an_update_of_zero_stays_zero():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.zeros(3)
+    norms = OptimizerStep(torch.optim.SGD([parameter], lr=0.1))(with_norms=True, norm=0.5)
+    assert torch.equal(parameter.detach(), torch.ones(3))
+    assert [float(norm) for norm in norms] == [0, 0]
+
+
 def test_random_states_are_restored():
     states = get_random_states()
     drawn = torch.rand(3), np.random.rand(3)

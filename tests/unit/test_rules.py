@@ -1,6 +1,7 @@
 """The inputs, outputs and options that an experiment gives to the rules."""
 
 import os
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from conftest import ROOT
 from optstate.experiment import configuration, lock
 from optstate.experiment.rules import Experiment, command_line, errors_in_logs, locked, sources
+from optstate.experiment.runs import Session
 
 CONFIG = configuration.load({"methods": ["constant-new", "constant-uninterrupted"]})
 TABLES = ("steps.csv", "epochs.csv", "made_by.json", "session.sha256")
@@ -33,9 +35,12 @@ def test_a_later_session_starts_from_the_previous_one():
         f"{folder}/{name}"
         for name in ("checkpoint.pt", "epochs.csv", "session.sha256", "steps.csv")
     ]
-    assert EXPERIMENT.start_options(second) == (
-        f"--previous {folder} --previous-progress {folder.replace('runs', 'in_progress')}"
-    )
+    options = shlex.split(EXPERIMENT.start_options(second))
+    first = configuration.session_spec(CONFIG, Session("imagewoof", "constant", 0, 1))
+    assert options == [
+        "--previous", folder, "--previous-spec", first.to_json(), "--earlier", folder,
+        "--previous-progress", folder.replace("runs", "in_progress"),
+    ]  # fmt: skip
 
 
 def test_a_shared_session_writes_the_curves_of_all_its_runs():

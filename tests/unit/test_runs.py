@@ -1,8 +1,14 @@
 """The runs and sessions of an experiment, and their folders."""
 
-from optstate.experiment.runs import Runs, Session, split_method
+import itertools
 
-RUNS = Runs(["b", "a"], ["c-new", "c-uninterrupted", "c-keep-all", "d-new"], [1, 0], 3)
+import pytest
+
+from optstate.experiment.runs import Runs, Session, cross_boundary, name_sessions, split_method
+
+BOUNDARIES = {"new": {"keep": []}, "keep-all": {"keep": "all"}}
+METHODS = ["c-new", "c-uninterrupted", "c-keep-all", "d-new"]
+RUNS = Runs(["b", "a"], [1, 0], name_sessions(METHODS, BOUNDARIES, 3))
 
 
 def test_a_method_is_split_at_its_first_hyphen():
@@ -11,7 +17,10 @@ def test_a_method_is_split_at_its_first_hyphen():
 
 def test_runs_are_sorted_whatever_their_order():
     assert list(RUNS) == sorted(RUNS)
-    reordered = Runs(["a", "b"], sorted(RUNS.methods, reverse=True), [0, 1], 3)
+    for methods in itertools.permutations(METHODS):
+        names = name_sessions(methods, dict(reversed(BOUNDARIES.items())), 3)
+        assert list(names.items()) == list(RUNS.session_names.items())
+    reordered = Runs(["a", "b"], [0, 1], dict(reversed(RUNS.session_names.items())))
     assert list(reordered) == list(RUNS)
     assert len(list(RUNS)) == 2 * 4 * 2
 
@@ -30,9 +39,9 @@ def test_an_uninterrupted_run_has_one_session_of_its_own():
     assert run.sessions == (own,)
     assert own.is_whole_run
     assert not Session("a", "c", 0, 1).is_whole_run
-    assert Runs(["a"], ["c-new"], [0], 2).have_boundaries
-    assert not Runs(["a"], ["c-new"], [0], 1).have_boundaries
-    assert not Runs(["a"], ["c-uninterrupted"], [0], 2).have_boundaries
+    assert Runs(["a"], [0], name_sessions(["c-new"], BOUNDARIES, 2)).have_boundaries
+    assert not Runs(["a"], [0], name_sessions(["c-new"], BOUNDARIES, 1)).have_boundaries
+    assert not Runs(["a"], [0], name_sessions(["c-uninterrupted"], BOUNDARIES, 2)).have_boundaries
 
 
 def test_every_session_is_one_job():
@@ -55,3 +64,74 @@ def test_names_of_a_run():
 
 def test_a_job_reads_the_same_runs():
     assert list(Runs.from_json(RUNS.to_json())) == list(RUNS)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "number", "options"),
+    [
+        ({"keep": []}, 2, {"keep": []}),
+        ({"keep": ["b", "a"]}, 2, {"keep": ["a", "b"]}),
+        ({"keep": [], "baseline": "x"}, 2, {"keep": []}),
+        ({"keep": [], "at": [3]}, 3, {"keep": []}),
+        ({"keep": [], "at": [3]}, 2, {"keep": "all"}),
+        ({"keep": [], "at": [3]}, 4, {"keep": "all"}),
+        # Options that last from the first of these sessions to the end of the run.
+        ({"keep": [], "at": [3], "step_size": "x"}, 2, {"keep": "all"}),
+        ({"keep": [], "at": [3], "step_size": "x"}, 4, {"keep": "all", "step_size": "x"}),
+        ({"keep": [], "at": [3], "reshuffle": True}, 4, {"keep": "all", "reshuffle": True}),
+        # Options of a single session.
+        ({"keep": [], "at": [3], "lr_factor": 0.5, "rebuild_steps": 2}, 4, {"keep": "all"}),
+    ],
+)
+def test_what_happens_at_a_boundary(boundary, number, options):
+    assert cross_boundary(boundary, number) == options
+
+
+class TestSharedSessions:
+    """Sessions with the same history are one job."""
+
+    boundaries = BOUNDARIES | {
+        "late": {"keep": [], "at": [4]},
+        "early": {"keep": [], "at": [2]},
+        "both": {"keep": [], "at": [2, 4]},
+        "also-late": {"keep": [], "at": [4], "baseline": "new"},
+        "every": {"keep": [], "at": [2, 3, 4]},
+    }
+
+    def name(self, *names: str) -> dict[str, list[str]]:
+        return name_sessions([f"c-{name}" for name in names], self.boundaries, 4)
+
+    def test_a_run_is_the_preserved_run_until_it_loses_its_state(self):
+        names = self.name("keep-all", "late")
+        assert names["c-late"] == ["c", "c-keep-all", "c-keep-all", "c-late"]
+        assert names["c-keep-all"] == ["c", *["c-keep-all"] * 3]
+
+    def test_the_folder_is_that_of_the_preserved_run_even_if_this_is_not_a_method(self):
+        """So adding it trains nothing again."""
+        assert self.name("late")["c-late"] == self.name("late", "keep-all")["c-late"]
+
+    def test_other_histories_are_shared_under_the_first_name(self):
+        names = self.name("both", "early")
+        assert names["c-early"] == ["c", "c-both", "c-both", "c-early"]
+        assert names["c-both"] == ["c", *["c-both"] * 3]
+        assert self.name("late", "also-late")["c-late"][-1] == "c-also-late"
+
+    def test_the_same_sessions_in_other_words_are_the_same(self):
+        assert self.name("new", "every")["c-new"] == self.name("new", "every")["c-every"]
+
+    def test_ten_losses_at_different_times_cost_what_differs(self):
+        boundaries = {"preserve": {"keep": "all"}} | {
+            f"at{n}": {"keep": [], "at": [n]} for n in range(2, 12)
+        }
+        names = name_sessions([f"c-{name}" for name in boundaries], boundaries, 11)
+        runs = Runs(["a"], [0], names)
+        assert len(runs.sessions) == 11 + sum(range(1, 11))
+        (shared,) = (s for s in runs.sessions if s.name == "c-preserve" and s.number == 10)
+        assert [run.method for run in runs.runs_of[shared]] == ["c-at11", "c-preserve"]
+        assert runs.earlier(Session("a", "c-at3", 0, 3)) == (
+            Session("a", "c", 0, 1), Session("a", "c-preserve", 0, 2),
+        )  # fmt: skip
+
+    def test_schedules_share_nothing(self):
+        names = name_sessions(["c-late", "d-late"], self.boundaries, 4)
+        assert names["d-late"] == ["d", "d-keep-all", "d-keep-all", "d-late"]

@@ -10,12 +10,12 @@ from optstate.training.schedule import get_momentum, make_optimizer, make_schedu
 
 
 def run_schedule(
-    optimizer: dict, learning_rate: dict, num_steps: int, warmup_steps: int = 0
+    optimizer: dict, learning_rate: dict, num_steps: int, **options: float
 ) -> list[tuple]:
     made = make_optimizer([nn.Parameter(torch.ones(1))], optimizer, learning_rate)
-    scheduler = make_scheduler(made, learning_rate, num_steps, warmup_steps)
+    scheduler = make_scheduler(made, learning_rate, num_steps, **options)
     used = []
-    for _ in range(num_steps):
+    for _ in range(int(options.get("past_steps", 0)), num_steps):
         used.append((made.param_groups[0]["lr"], get_momentum(made)))
         made.step()
         scheduler.step()
@@ -86,24 +86,48 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize("learning_rate", SCHEDULES, ids=lambda rate: rate["kind"])
-class TestWarmUpAfterABoundary:
-    """The warm-up scales the LRs of any schedule, and nothing else."""
+@pytest.mark.parametrize("name", ["Adam", "SGD"])
+def test_a_schedule_over_the_run_goes_on_where_it_was(name, learning_rate):
+    """A new optimizer gets the LR and momentum that the whole schedule has at that step."""
+    optimizer = {"name": name} | ({"momentum": 0.8} if name == "SGD" else {})
+    whole = run_schedule(optimizer, learning_rate, 40)
+    for past_steps in (1, 2, 17, 39):
+        rest = run_schedule(optimizer, learning_rate, 40, past_steps=past_steps)
+        assert rest == whole[past_steps:]
+
+
+@pytest.mark.parametrize("learning_rate", SCHEDULES, ids=lambda rate: rate["kind"])
+class TestScaling:
+    """A factor and a warm-up scale the LRs of any schedule, and nothing else."""
 
     def test_the_lrs_of_the_first_steps_are_scaled(self, learning_rate):
-        plain, warm = (run_schedule({"name": "Adam"}, learning_rate, 12, n) for n in (0, 5))
+        plain, warm = (
+            run_schedule({"name": "Adam"}, learning_rate, 12, warmup_steps=n) for n in (0, 5)
+        )
         shares = [min(step / 5, 1) for step in range(1, 13)]
         expected = [lr * share for (lr, _), share in zip(plain, shares, strict=True)]
         assert [lr for lr, _ in warm] == pytest.approx(expected, rel=1e-12)
         assert [momentum for _, momentum in warm] == [momentum for _, momentum in plain]
 
+    def test_a_factor_and_a_warmup_in_the_middle_of_a_schedule(self, learning_rate):
+        plain, scaled = (
+            run_schedule({"name": "Adam"}, learning_rate, 12, past_steps=4, **options)
+            for options in ({}, {"factor": 0.3, "warmup_steps": 2})
+        )
+        shares = [0.15, *[0.3] * 7]
+        expected = [lr * share for (lr, _), share in zip(plain, shares, strict=True)]
+        assert [lr for lr, _ in scaled] == pytest.approx(expected, rel=1e-12)
+        assert [momentum for _, momentum in scaled] == [momentum for _, momentum in plain]
+
     def test_a_schedule_continues_from_its_state(self, learning_rate):
-        whole = [lr for lr, _ in run_schedule({"name": "Adam"}, learning_rate, 12, 5)]
+        options = {"factor": 0.5, "warmup_steps": 5}
+        whole = [lr for lr, _ in run_schedule({"name": "Adam"}, learning_rate, 12, **options)]
         used, states = [], None
         for start, end in ((0, 3), (3, 12)):
             optimizer = make_optimizer(
                 [nn.Parameter(torch.ones(1))], {"name": "Adam"}, learning_rate
             )
-            scheduler = make_scheduler(optimizer, learning_rate, 12, 5)
+            scheduler = make_scheduler(optimizer, learning_rate, 12, **options)
             if states:
                 optimizer.load_state_dict(states[0])
                 scheduler.load_state_dict(states[1])

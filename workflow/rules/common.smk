@@ -22,7 +22,7 @@ from optstate.experiment.rules import (
     sources,
     untracked,
 )
-from optstate.experiment.runs import FOLDER
+from optstate.experiment.runs import FOLDER, find_plain
 
 experiment = Experiment.load(config, workflow.configfiles, workflow.is_main_process)
 config = experiment.config

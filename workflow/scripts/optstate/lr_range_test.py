@@ -22,16 +22,7 @@ from torch.nn.functional import cross_entropy
 from torch_lr_finder import LRFinder, TrainDataLoaderIter
 
 from optstate import job
-from optstate.training.batches import (
-    ImageSet,
-    augment_images,
-    count_batches,
-    iterate_batches,
-    load_split,
-    make_input,
-    place_split,
-    shuffle_indices,
-)
+from optstate.training.batches import ImageSet, iterate_endlessly, load_split, place_split
 from optstate.training.compute import Compute, set_up
 from optstate.training.schedule import make_optimizer
 from optstate.training.session import load_previous, make_state, verify_inputs
@@ -44,20 +35,14 @@ MIN_STEPS = 20  # fewest steps of a curve
 
 @dataclass(frozen=True)
 class Batches:
-    """Endless batches of the session's size and augmentation, in the order of epochs 1, 2, ..."""
+    """Endless batches of a session, in the order of epochs 1, 2, ..."""
 
     spec: SessionSpec
     images: ImageSet
     device: torch.device
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        spec, step, epoch = self.spec, 0, 0
-        num_images = count_batches(len(self.images), spec.batch_size) * spec.batch_size
-        while True:
-            order = shuffle_indices(self.images, spec.seed, epoch := epoch + 1)[:num_images]
-            for pixels, labels in iterate_batches(self.images, order, spec.batch_size, self.device):
-                step += 1
-                yield make_input(augment_images(pixels, spec.augment, spec.seed, step)), labels
+        return iterate_endlessly(self.images, self.spec, self.device, first_epoch=1)
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from optstate.experiment.runs import split_method
 from optstate.experiment.schema import Config, suggest
 from optstate.job import InputError
+from optstate.training.boundary import fill_state
 from optstate.training.model import list_models, require_runs
 from optstate.training.schedule import make_optimizer, make_scheduler
 
@@ -37,10 +38,12 @@ def check(config: Config) -> None:
         key = f"schedules.{schedule_name}.optimizer" if has_own else "optimizer"
         optimizer = schedule["optimizer"] if has_own else config["optimizer"]
         entries = list_state_entries(key, optimizer, schedule)
-        keep = config["boundaries"].get(boundary, {"keep": "all"})["keep"]
-        for name in keep if keep != "all" else []:
+        options = config["boundaries"].get(boundary, {"keep": "all"})
+        for name in options["keep"] if options["keep"] != "all" else []:
             where = f"boundaries.{boundary}.keep"
             require_known(where, name, entries, kind=f"an entry of {optimizer['name']}'s state")
+        if "rebuild_steps" in options:
+            require_frozen(f"boundaries.{boundary}.rebuild_steps", optimizer, schedule)
 
 
 def list_state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
@@ -60,14 +63,12 @@ def list_state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, 
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
     ]
     require_known(f"{key}.name", optimizer["name"], classes, kind="a class of torch.optim")
-    learning_rate = {
-        name: value[0] if isinstance(value, list) else value for name, value in schedule.items()
-    }
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten())
+    model = make_small_model()
     try:
+        learning_rate = choose_first_values(schedule)
         tried = make_optimizer(model.parameters(), optimizer, learning_rate)
         scheduler = make_scheduler(tried, learning_rate, num_steps=4)
-        model(torch.ones(2, 1, 1, 1)).sum().backward()
+        compute_loss(model).backward()
         tried.step()
         scheduler.step()
     except Exception as error:  # each optimizer raises its own errors
@@ -77,6 +78,38 @@ def list_state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, 
             "arguments, or choose another class of torch.optim."
         ) from error
     return sorted({name for entries in tried.state.values() for name in entries})
+
+
+def require_frozen(key: str, optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:
+    """Check that an optimizer changes no weights at a learning rate of 0.
+
+    Raises:
+        InputError: it does, so that its state cannot be rebuilt without training.
+    """
+    model = make_small_model()
+    before = [parameter.clone() for parameter in model.parameters()]
+    tried = make_optimizer(model.parameters(), optimizer, choose_first_values(schedule))
+    fill_state(tried, (compute_loss(model) for _ in range(3)))
+    if not all(map(torch.equal, before, model.parameters())):
+        raise InputError(
+            f"{key}: {optimizer['name']} changes weights at a learning rate of 0, so its state "
+            "cannot be rebuilt without training. Remove this key, or choose another optimizer."
+        )
+
+
+def make_small_model() -> nn.Module:
+    """Return a model with the kinds of parameters that image classifiers have."""
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten())
+
+
+def compute_loss(model: nn.Module) -> torch.Tensor:
+    """Return a loss of the small model that has gradients."""
+    return model(torch.arange(3.0).reshape(3, 1, 1, 1)).square().cumsum(0).sum()
+
+
+def choose_first_values(schedule: dict[str, Any]) -> dict[str, Any]:
+    """Return a schedule with its values for the first session."""
+    return {key: v[0] if isinstance(v, list) else v for key, v in schedule.items()}
 
 
 def require_known(

@@ -2,28 +2,31 @@
 
 import copy
 import dataclasses
-import math
 from pathlib import Path
 
 from optstate import UNINTERRUPTED
 from optstate.data import packaged
-from optstate.experiment.runs import Runs, Session, split_method
-from optstate.experiment.schema import Config, conform, suggest
+from optstate.experiment.consistency import KEYS_OF_KIND, require_consistent
+from optstate.experiment.runs import (
+    Runs,
+    Session,
+    cross_boundary,
+    find_plain,
+    list_baselines,
+    name_sessions,
+    split_method,
+)
+from optstate.experiment.schema import Config, conform
 from optstate.experiment.yaml_files import read_yaml
-from optstate.job import InputError
 from optstate.training.spec import SessionSpec
 
 ROOT = Path(__file__).parents[4]
 DEFAULT = ROOT / "config/config.yaml"
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 
-KEYS_OF_KIND = {
-    "constant": {"lr"},
-    "onecycle": {"initial_lr", "max_lr"},
-    "cosine": {"lr", "final_lr"},
-    "warmup": {"lr", "warmup_steps"},
-}
-SOURCES = ("archive", "folder", "packaged")
+SPANNING = ("onecycle", "cosine")  # kinds whose values depend on the number of steps in all
+# Values that are the same as leaving the key out.
+DEFAULTS: dict[str, Config] = {"boundaries": {"reshuffle": False, "lr_factor": 1}, "schedules": {"over": "session"}}
 
 
 def load(*overlays: Path | Config) -> Config:
@@ -60,92 +63,13 @@ def validate(given: Config) -> Config:
         InputError: one line that names the key, its value, and the fix.
     """
     config = conform(given, SCHEMA)
-    for boundary in config["boundaries"].values():
-        if not boundary.get("reshuffle"):  # the same as leaving it out
-            boundary.pop("reshuffle", None)
+    for section, defaults in DEFAULTS.items():
+        for entry in config[section].values():
+            for key, default in defaults.items():
+                if entry.get(key) == default:
+                    del entry[key]
     require_consistent(config)
     return config
-
-
-def require_consistent(config: Config) -> None:
-    """Check the conditions that a schema cannot express.
-
-    Raises:
-        InputError: one line that names the key, its value, and the fix.
-    """
-    for name, source in config["datasets"].items():
-        _require_one_source(f"datasets.{name}", source)
-    for name, schedule in config["schedules"].items():
-        _require_values(f"schedules.{name}", schedule, len(config["sessions"]))
-    if UNINTERRUPTED in config["boundaries"]:
-        raise InputError(
-            f"boundaries.{UNINTERRUPTED}: this name is reserved for runs without a boundary. "
-            "Choose another."
-        )
-    known = {
-        "schedules": list(config["schedules"]),
-        "boundaries": [*config["boundaries"], UNINTERRUPTED],
-    }
-    for method in config["methods"]:
-        for part, section in zip(split_method(method), known, strict=True):
-            if part not in known[section]:
-                raise InputError(
-                    f"methods: {method!r} must be SCHEDULE-BOUNDARY, and `{section}` has no "
-                    f"{part!r}. {suggest(part, known[section])}"
-                )
-    primary = config["primary"]["boundary"]
-    if primary not in known["boundaries"]:
-        raise InputError(
-            f"primary.boundary: `boundaries` has no {primary!r}. "
-            f"{suggest(primary, known['boundaries'])}"
-        )
-    if config["weights"] and not Path(config["weights"]).is_file():
-        raise InputError(f"weights: {config['weights']} is not a file. Correct the path.")
-
-
-def _require_one_source(key: str, source: dict[str, str]) -> None:
-    kinds = [kind for kind in SOURCES if kind in source]
-    if len(kinds) != 1:
-        raise InputError(
-            f"{key}: has {' and '.join(kinds) or 'no source'}. Give exactly one of archive (with "
-            "sha256), folder and packaged, and set the others to null."
-        )
-    if kinds == ["archive"] and "sha256" not in source:
-        raise InputError(f"{key}.sha256: missing. `sha256sum ARCHIVE` prints it.")
-    if kinds != ["archive"] and "sha256" in source:
-        raise InputError(f"{key}.sha256: belongs to an archive. Set it to null.")
-    if "folder" in source and not Path(source["folder"]).is_dir():
-        raise InputError(f"{key}.folder: {source['folder']} {_explain_missing(source['folder'])}")
-
-
-def _explain_missing(path: str) -> str:
-    """Return words that say that a folder does not exist, and suggest a similar one next to it."""
-    parent = Path(path).parent
-    siblings = (
-        [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-    )
-    close = suggest(Path(path).name, siblings) if siblings else ""
-    if close.startswith("Did you mean"):
-        return f"does not exist. {close}"
-    return "does not exist. Correct the path."
-
-
-def _require_values(key: str, schedule: Config, num_sessions: int) -> None:
-    """Check that a schedule has the keys of its kind, and a finite value for every session."""
-    needed = KEYS_OF_KIND[schedule["kind"]]
-    given = schedule.keys() - {"kind", "optimizer"}
-    for name in sorted(needed ^ given):
-        fault = "missing" if name in needed else "not a key of this kind"
-        raise InputError(f"{key}.{name}: {fault}. {schedule['kind']} takes {sorted(needed)}.")
-    for name in sorted(needed):
-        if len(schedule[name]) != num_sessions:
-            raise InputError(
-                f"{key}.{name}: {len(schedule[name])} values, but there are {num_sessions} "
-                "`sessions`. Give one for each."
-            )
-        for index, value in enumerate(schedule[name]):
-            if not math.isfinite(value):
-                raise InputError(f"{key}.{name}[{index}]: {value} must be finite.")
 
 
 def archive_sha256(source: dict[str, str]) -> str:
@@ -163,36 +87,76 @@ def all_runs(config: Config) -> Runs:
     """Return the runs of an experiment."""
     return Runs(
         datasets=sorted(config["datasets"]),
-        methods=sorted(config["methods"]),
         seeds=sorted(config["seeds"]),
-        num_sessions=len(config["sessions"]),
+        session_names=name_sessions(
+            config["methods"], config["boundaries"], len(config["sessions"])
+        ),
     )
 
 
-def baselines(config: Config) -> dict[str, str]:
-    """Return the baseline of each boundary: usually the boundary that keeps nothing.
+def baselines(config: Config) -> dict[str, list[str]]:
+    """Return the boundaries that each boundary is compared with. The first one is the primary one.
 
-    The baseline of a boundary with ``reshuffle`` is the boundary that is the same in everything
-    else, if there is one. Their difference is noise.
+    Without the key ``baseline``, this is the boundary that keeps nothing. For a boundary with
+    ``reshuffle``, it is the boundary that is the same in everything else, if there is one. Their
+    difference is noise.
     """
-    boundaries = config["boundaries"]
-    straight = {name: b for name, b in boundaries.items() if not b.get("reshuffle")}
-    twins = {
-        name: [twin for twin, b in straight.items() if b | {"reshuffle": True} == boundary]
-        for name, boundary in boundaries.items()
+    options = {
+        name: {key: value for key, value in boundary.items() if key != "baseline"}
+        for name, boundary in config["boundaries"].items()
     }
-    usual = plain_boundary(config, keep=[], usual="new")
-    return {UNINTERRUPTED: usual} | {name: min(twins[name], default=usual) for name in boundaries}
+    usual = find_plain(options, keep=[], usual="new")
+    found = {UNINTERRUPTED: [usual]}
+    for name, boundary in options.items():
+        twins = [
+            twin
+            for twin, other in options.items()
+            if "reshuffle" not in other and other | {"reshuffle": True} == boundary
+        ]
+        given = list_baselines(config["boundaries"][name])
+        found[name] = given or [min(twins, default=usual)]
+    return found
 
 
-def plain_boundary(config: Config, keep: str | list[str], usual: str) -> str:
-    """Return the name of the boundary that has no option but ``keep``.
+def losses(config: Config) -> dict[str, list[int]]:
+    """Return the sessions before which the optimizer's state is lost, by boundary.
 
-    Of several, return ``usual`` if it is one of them, and the first by name otherwise. If there is
-    none, return ``usual``.
+    Boundaries that differ in more than ``at`` from the one that keeps nothing are left out, except
+    for the one that keeps everything.
     """
-    names = sorted(name for name, b in config["boundaries"].items() if b == {"keep": keep})
-    return usual if usual in names or not names else names[0]
+    later = list(range(2, len(config["sessions"]) + 1))
+    boundaries = config["boundaries"]
+    found = {
+        name: sorted(boundary.get("at", later))
+        for name, boundary in boundaries.items()
+        if boundary["keep"] == [] and boundary.keys() <= {"keep", "at", "baseline"}
+    }
+    keeping = find_plain(boundaries, keep="all", usual="preserve")
+    return found | ({keeping: []} if keeping in boundaries else {})
+
+
+def followed_session(config: Config, session: Session) -> Session | None:
+    """Return the session whose update norms ``session`` takes over: see ``step_size``."""
+    if session.number == 1 or session.is_whole_run:
+        return None
+    boundary = cross_boundary(config["boundaries"][session.boundary], session.number)
+    if "step_size" not in boundary:
+        return None
+    method = f"{session.schedule}-{boundary['step_size']}"
+    names = all_runs(config).session_names[method]
+    return dataclasses.replace(session, name=names[session.number - 1])
+
+
+def is_followed(config: Config, session: Session) -> bool:
+    """Return whether another session takes over the update norms of ``session``."""
+    if not any("step_size" in boundary for boundary in config["boundaries"].values()):
+        return False
+    followers = (
+        dataclasses.replace(session, name=names[session.number - 1])
+        for method, names in all_runs(config).session_names.items()
+        if split_method(method)[0] == session.schedule and len(names) >= session.number
+    )
+    return any(followed_session(config, follower) == session for follower in followers)
 
 
 def session_spec(
@@ -207,9 +171,8 @@ def session_spec(
     """
     index = session.number - 1
     schedule = config["schedules"][session.schedule]
-    crossed: Config = config["boundaries"][session.boundary] if index else {}
-    if isinstance(crossed.get("keep"), list):
-        crossed = crossed | {"keep": sorted(crossed["keep"])}
+    boundary = config["boundaries"].get(session.boundary, {})
+    crossed = cross_boundary(boundary, session.number) if index else {}
     all_epochs = sum(config["sessions"])
     given = config | crossed | {
         "dataset": session.dataset,
@@ -221,8 +184,21 @@ def session_spec(
         "num_epochs": all_epochs if session.is_whole_run else config["sessions"][index],
         "weights_sha256": None if index else weights_sha256,
         "optimizer": schedule.get("optimizer", config["optimizer"]),
-        "learning_rate": {"kind": schedule["kind"]}
-        | {key: schedule[key][index] for key in sorted(KEYS_OF_KIND[schedule["kind"]])},
+        "learning_rate": _choose_learning_rate(schedule, index, all_epochs),
+        "all_norms": "step_size" in crossed or is_followed(config, session),
     }  # fmt: skip
     names = [field.name for field in dataclasses.fields(SessionSpec)]
     return SessionSpec(**{name: given[name] for name in names if name in given})
+
+
+def _choose_learning_rate(schedule: Config, index: int, all_epochs: int) -> Config:
+    """Return ``kind`` and values of a schedule for one session.
+
+    A schedule over the run has ``over``, and ``num_epochs`` if its values depend on their number.
+    """
+    kind = schedule["kind"]
+    keys = sorted(KEYS_OF_KIND[kind])
+    if schedule.get("over") != "run":
+        return {"kind": kind} | {key: schedule[key][index] for key in keys}
+    spanned = {"num_epochs": all_epochs} if kind in SPANNING else {}
+    return {"kind": kind, "over": "run"} | {key: schedule[key] for key in keys} | spanned

@@ -25,7 +25,7 @@ from snakemake.settings.types import ConfigSettings
 from optstate.checksums import file_sha256
 from optstate.data.manifest import folder_sha256
 from optstate.experiment import configuration, integrity, lock
-from optstate.experiment.runs import Runs, Session
+from optstate.experiment.runs import Runs, Session, find_plain
 from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError, explain_os_error
@@ -232,11 +232,17 @@ class Experiment:
         return f"{self.prepared(wildcards.dataset)}/dataset.json"
 
     def previous(self, wildcards: Wildcards) -> list[str]:
-        """The files of the session before the one that the wildcards name; none for a first one.
+        """The files of the sessions that a session depends on; none for a first one.
 
-        Its ``steps.csv`` has every loss, so it tracks the content of the checkpoint as well.
+        These are the previous session, whose ``steps.csv`` has every loss, so that it tracks the
+        content of the checkpoint as well, and the one whose update norms are taken over.
         """
-        return self._files_of(self.runs.previous(self.session_of(wildcards)))
+        session = self.session_of(wildcards)
+        files = self._files_of(self.runs.previous(session))
+        if followed := configuration.followed_session(self.config, session):
+            folder = f"{self.runs_folder}/{followed.folder}"
+            files += [ancient(f"{folder}/session.sha256"), f"{folder}/steps.csv"]
+        return files
 
     def _files_of(self, session: Session | None) -> list[str]:
         if session is None:
@@ -250,8 +256,14 @@ class Experiment:
         before = self.runs.previous(self.session_of(wildcards))
         if before is None:
             return self._weights_option
-        progress = f"--previous-progress {self.progress_folder}/{before.folder}"
-        return f"{self._previous_options(before)} {progress}"
+        session = self.session_of(wildcards)
+        earlier = " ".join(f"{self.runs_folder}/{s.folder}" for s in self.runs.earlier(session))
+        followed = configuration.followed_session(self.config, session)
+        norms = f" --step-sizes {self.runs_folder}/{followed.folder}" if followed else ""
+        return (
+            f"{self._previous_options(before)} --earlier {earlier}{norms} "
+            f"--previous-progress {self.progress_folder}/{before.folder}"
+        )
 
     def _previous_options(self, before: Session) -> str:
         spec = shlex.quote(self._spec(before))
@@ -299,7 +311,7 @@ class Experiment:
 
         Later ones are those of the method with the boundary that keeps nothing, if there is one.
         """
-        usual = configuration.plain_boundary(self.config, keep=[], usual="new")
+        usual = find_plain(self.config["boundaries"], keep=[], usual="new")
         candidates = [
             run
             for run in self.runs

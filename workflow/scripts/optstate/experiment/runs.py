@@ -1,9 +1,9 @@
 """The runs of an experiment, their sessions, and the folders of both.
 
 A run trains one method on one data set with one seed, in sessions. A method is
-``SCHEDULE-BOUNDARY``. Up to the first boundary, the methods of a schedule are the same run.
-Therefore they share their first session, whose folder has the schedule's name. An uninterrupted run
-has a single session of its own.
+``SCHEDULE-BOUNDARY``. Sessions with the same history are trained once: the methods of a schedule
+share their first session, and later ones up to the first boundary at which they do something
+different. An uninterrupted run has a single session of its own.
 """
 
 import json
@@ -11,8 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 from optstate import UNINTERRUPTED
+
+Boundary = dict[str, Any]  # an entry of the configuration's `boundaries`
+
+# These options of a boundary apply until the end of the run; the others apply to one session.
+LASTING = ("reshuffle", "step_size")
 
 FOLDER = "{dataset}/{name}/seed{seed}/session{number}"  # of a session, below the folder of all runs
 
@@ -23,13 +29,80 @@ def split_method(method: str) -> tuple[str, str]:
     return schedule, boundary
 
 
+def cross_boundary(boundary: Boundary, number: int) -> Boundary:
+    """Return the options with which session ``number`` begins, the same for equal meaning.
+
+    Args:
+        boundary: an entry of ``boundaries``. Before sessions that are not in its ``at``, everything
+            is kept.
+        number: the session's number, from 2.
+    """
+    at = boundary.get("at", [number])
+    options = {key: value for key, value in boundary.items() if key not in ("at", "baseline")}
+    if number not in at:
+        has_begun = number > min(at)
+        return {"keep": "all"} | {
+            key: options[key] for key in LASTING if has_begun and key in options
+        }
+    if isinstance(options["keep"], list):
+        options["keep"] = sorted(options["keep"])
+    return options
+
+
+def list_baselines(boundary: Boundary) -> list[str]:
+    """Return the boundaries that a boundary names as its baselines."""
+    given = boundary.get("baseline", [])
+    return given if isinstance(given, list) else [given]
+
+
+def find_plain(boundaries: dict[str, Boundary], keep: str | list[str], usual: str) -> str:
+    """Return the name of the boundary that has no option but ``keep``.
+
+    Of several, return ``usual`` if it is one of them, and the first by name otherwise. If there is
+    none, return ``usual``.
+    """
+    names = sorted(name for name, b in boundaries.items() if b.keys() - {"baseline"} == {"keep"})
+    plain = [name for name in names if boundaries[name]["keep"] == keep]
+    return usual if usual in plain or not plain else plain[0]
+
+
+def name_sessions(
+    methods: Sequence[str], boundaries: dict[str, Boundary], num_sessions: int
+) -> dict[str, list[str]]:
+    """Return the names of the sessions of each method.
+
+    A first session has the schedule's name. A later one has the name of a method with the same
+    history: of the one whose boundary keeps everything, or else of the first by name.
+    """
+
+    def describe_history(method: str, number: int) -> str:
+        schedule, boundary = split_method(method)
+        crossed = [cross_boundary(boundaries[boundary], n) for n in range(2, number + 1)]
+        return json.dumps([schedule, crossed], sort_keys=True)
+
+    later = range(2, num_sessions + 1)
+    several = sorted(m for m in methods if split_method(m)[1] != UNINTERRUPTED)
+    keeping = find_plain(boundaries, keep="all", usual="preserve")
+    keepers = [f"{split_method(method)[0]}-{keeping}" for method in several]
+    owners: dict[str, str] = {}
+    for method in (*keepers, *several) if keeping in boundaries else several:
+        for number in later:
+            owners.setdefault(describe_history(method, number), method)
+    return {
+        method: [split_method(method)[0], *(owners[describe_history(method, n)] for n in later)]
+        if method in several
+        else [method]
+        for method in sorted(methods)
+    }
+
+
 @dataclass(frozen=True, order=True)
 class Session:
     """A training job, possibly part of several runs.
 
     Attributes:
         dataset: the data set's name.
-        name: the method, or the schedule if its methods share the session.
+        name: the schedule for a first session, else a method that the session is part of.
         seed: the run's seed.
         number: the session's number in its runs, from 1.
     """
@@ -46,7 +119,7 @@ class Session:
 
     @property
     def boundary(self) -> str:
-        """The name of the boundary that the session begins with; empty in a shared session."""
+        """The name of the boundary that the session begins with; empty in a first session."""
         return split_method(self.name)[1]
 
     @property
@@ -85,12 +158,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """All runs of an experiment, sorted, so that the order in the configuration changes nothing."""
+    """All runs of an experiment, sorted, so that the order in the configuration changes nothing.
+
+    Attributes:
+        datasets: the names of the data sets.
+        seeds: the seeds.
+        session_names: for each method, the result of :func:`name_sessions`.
+    """
 
     datasets: Sequence[str]
-    methods: Sequence[str]
     seeds: Sequence[int]
-    num_sessions: int
+    session_names: dict[str, list[str]]
 
     @classmethod
     def from_json(cls, text: str) -> "Runs":
@@ -104,16 +182,17 @@ class Runs:
     def __iter__(self) -> Iterator[Run]:
         """Yield every run, by data set, method and seed."""
         for dataset in sorted(self.datasets):
-            for method in sorted(self.methods):
+            for method, names in sorted(self.session_names.items()):
                 for seed in sorted(self.seeds):
-                    yield Run(dataset, method, seed, self._sessions(dataset, method, seed))
+                    yield Run(
+                        dataset, method, seed,
+                        tuple(Session(dataset, name, seed, n) for n, name in enumerate(names, 1)),
+                    )  # fmt: skip
 
-    def _sessions(self, dataset: str, method: str, seed: int) -> tuple[Session, ...]:
-        schedule, boundary = split_method(method)
-        if boundary == UNINTERRUPTED:
-            return (Session(dataset, method, seed, 1),)
-        names = [schedule, *[method] * (self.num_sessions - 1)]
-        return tuple(Session(dataset, name, seed, number) for number, name in enumerate(names, 1))
+    @property
+    def methods(self) -> list[str]:
+        """The names of all methods, sorted."""
+        return sorted(self.session_names)
 
     @cached_property
     def runs_of(self) -> dict[Session, list[Run]]:
@@ -129,10 +208,13 @@ class Runs:
         """Every session once, sorted."""
         return list(self.runs_of)
 
+    def earlier(self, session: Session) -> tuple[Session, ...]:
+        """Return the sessions of the same run before ``session``, in their order."""
+        return self.runs_of[session][0].sessions[: session.number - 1]
+
     def previous(self, session: Session) -> Session | None:
         """Return the session that ``session`` continues from, or None for the first of a run."""
-        before = self.runs_of[session][0].sessions[: session.number - 1]
-        return before[-1] if before else None
+        return self.earlier(session)[-1] if session.number > 1 else None
 
     @property
     def have_boundaries(self) -> bool:

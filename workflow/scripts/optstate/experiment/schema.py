@@ -94,7 +94,7 @@ def _convert(value: Any, schema: dict[str, Any]) -> Any:
     types = schema.get("type", ())
     if isinstance(value, str) and ("string" not in types or ("null" in types and value == "null")):
         value = _parse_number_or_word(value)
-    if isinstance(value, float) and types == "integer" and value.is_integer():
+    if isinstance(value, float) and "integer" in types and value.is_integer():
         return int(value)
     return value
 

@@ -5,6 +5,7 @@ into half of its free memory. Otherwise each batch is copied from pinned memory 
 computes earlier steps. Where the images are stored changes no bit of the results.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from optstate import checksums
+from optstate.training.spec import SessionSpec
 
 FILES = (
     "dataset.json",
@@ -22,6 +24,7 @@ FILES = (
     "valid_images.npy",
     "valid_labels.npy",
 )
+REBUILDING = 2  # the random stream of batches that rebuild a state; 0 and 1 are for training
 CROP_FRACTION = 8  # a crop shifts the image by up to 1/8 of its side
 CHUNK = 1024  # images copied to a device at once
 MAX_MEMORY_SHARE = 0.5  # of a GPU's free memory, for one split; the rest is for training
@@ -116,6 +119,27 @@ def iterate_batches(
         chosen = all_chosen[start : start + batch_size]
         images, labels = image_set.images[chosen], image_set.labels[chosen]
         yield move_to_device(images, device), move_to_device(labels, device)
+
+
+def iterate_endlessly(
+    image_set: ImageSet, spec: SessionSpec, device: torch.device, first_epoch: int, stream: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield a session's inputs (batch, 3, size, size) and labels (batch,), epoch after epoch.
+
+    Args:
+        image_set: the training split.
+        spec: the session's settings: ``batch_size``, ``augment`` and ``seed``.
+        device: the device of the batches.
+        first_epoch: the epoch whose order is the first.
+        stream: each number gives different random numbers.
+    """
+    num_images = count_batches(len(image_set), spec.batch_size) * spec.batch_size
+    steps = itertools.count(1)
+    for epoch in itertools.count(first_epoch):
+        order = shuffle_indices(image_set, spec.seed, epoch, stream)[:num_images]
+        for images, labels in iterate_batches(image_set, order, spec.batch_size, device):
+            images = augment_images(images, spec.augment, spec.seed, next(steps), stream)
+            yield make_input(images), labels
 
 
 def move_to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:

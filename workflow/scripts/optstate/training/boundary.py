@@ -7,8 +7,11 @@ boundary are always those of the new session. The state depends on the boundary:
 - ``new`` keeps nothing (``keep: []``);
 - ``preserve`` keeps everything (``keep: all``);
 - others keep some entries (``keep: [exp_avg_sq]``). The other entries start as in a new optimizer.
+
+With ``rebuild_steps``, the state is then filled with gradients at the weights as they are.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,6 +41,24 @@ def carry_over(
     settings = optimizer.state_dict()["param_groups"]
     # load_state_dict also loads settings, so keep the old learning rate and betas out of it.
     optimizer.load_state_dict({"state": state, "param_groups": settings})
+
+
+def fill_state(optimizer: torch.optim.Optimizer, losses: Iterable[torch.Tensor]) -> None:
+    """Pass the gradients of ``losses`` through the optimizer at a learning rate of 0.
+
+    This updates its state, but no weights. ``experiment.check`` refuses optimizers that change
+    weights nevertheless.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for loss in losses:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def make_initial_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from optstate.job import InputError, write_atomically
-from optstate.training.schedule import WarmUp
+from optstate.training.schedule import ScaledLR
 from optstate.training.spec import SessionSpec
 
 PARTS = {"model", "optimizer", "random", "position", "meta"}  # that a boundary reads
@@ -39,7 +39,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler | WarmUp
+    scheduler: LRScheduler | ScaledLR
     position: Position
 
     def state_dict(self) -> dict[str, Any]:

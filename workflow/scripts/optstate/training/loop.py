@@ -1,7 +1,8 @@
 """The training loop: train an epoch, validate, record both, repeat."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from optstate.training.batches import (
+    REBUILDING,
     ImageSet,
     augment_images,
     count_batches,
     iterate_batches,
+    iterate_endlessly,
     make_input,
     shuffle_indices,
 )
+from optstate.training.boundary import fill_state
 from optstate.training.checkpoint import TrainingState
 from optstate.training.compute import Compute
 from optstate.training.measuring import (
@@ -43,6 +47,7 @@ class Session:
 
     Attributes:
         forward: the model, compiled if configured, for full batches.
+        update_norms: for each step, the norm that its update gets. None: that of the optimizer.
         made_by: what makes the results, for the checkpoint and ``made_by.json``.
         first_epoch: the session's first epoch, counted through all sessions from 1.
         first_step: the session's first step, counted through all sessions from 1.
@@ -59,6 +64,7 @@ class Session:
     step_optimizer: OptimizerStep
     records: StepRecords
     progress: Progress
+    update_norms: dict[int, float] | None
     made_by: dict[str, Any]
     first_epoch: int
     first_step: int
@@ -68,6 +74,11 @@ class Session:
     def epoch(self) -> int:
         """The current epoch, counted through all sessions from 1."""
         return self.state.position.epoch + 1
+
+    @property
+    def last_epoch(self) -> int:
+        """The session's last epoch, counted through all sessions from 1."""
+        return self.first_epoch + self.spec.num_epochs - 1
 
     def save_if_due(self) -> None:
         """Save the state in progress if ``checkpoint_every`` is reached."""
@@ -94,10 +105,40 @@ def train_session(session: Session) -> None:
     Raises:
         Interrupted: a signal was received. The session is between two steps and can be saved.
     """
-    while session.epoch < session.first_epoch + session.spec.num_epochs:
+    if session.spec.rebuild_steps and session.state.position.step < session.first_step:
+        rebuild_state(session)
+    while session.epoch <= session.last_epoch:
         train_row = train_epoch(session)
-        valid_row = validate(session)
+        is_due = session.epoch % session.spec.validate_every == 0
+        valid_row = validate(session) if is_due or session.epoch == session.last_epoch else None
         finish_epoch(session, train_row, valid_row)
+
+
+def rebuild_state(session: Session) -> None:
+    """Fill the optimizer's state with ``rebuild_steps`` extra batches.
+
+    The batches have a random stream of their own. The weights, the buffers (such as batch-norm
+    statistics) and the random state of training stay as they are.
+    """
+    spec, compute, model = session.spec, session.compute, session.state.model
+    batches = iterate_endlessly(
+        session.train, spec, compute.device, first_epoch=session.first_epoch, stream=REBUILDING
+    )
+
+    def compute_losses() -> Iterator[torch.Tensor]:
+        for inputs, labels in islice(batches, spec.rebuild_steps):
+            session.stop_if_asked()
+            with compute.autocast():
+                logits = model(inputs)
+            yield cross_entropy(logits.float(), labels)
+
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    model.train()
+    with compute.fork_random_state():
+        torch.manual_seed(spec.seed)
+        fill_state(session.state.optimizer, compute_losses())
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
 
 
 def train_epoch(session: Session) -> Row:
@@ -133,7 +174,7 @@ def train_step(session: Session, inputs: torch.Tensor, labels: torch.Tensor) -> 
         inputs: float32 (images, 3, size, size).
         labels: int64 (images,).
     """
-    state, optimizer = session.state, session.state.optimizer
+    spec, state, optimizer = session.spec, session.state, session.state.optimizer
     step = state.position.step + 1
     row = {
         "epoch": session.epoch,
@@ -141,13 +182,16 @@ def train_step(session: Session, inputs: torch.Tensor, labels: torch.Tensor) -> 
         "lr": optimizer.param_groups[0]["lr"],
         "momentum": get_momentum(optimizer),
     }
-    is_full = len(labels) == session.spec.batch_size  # another size would compile again
+    is_full = len(labels) == spec.batch_size  # another size would compile again
     with session.compute.autocast():
         logits = session.forward(inputs) if is_full else state.model(inputs)
     loss = cross_entropy(logits.float(), labels)
     optimizer.zero_grad()
     loss.backward()
-    norms = session.step_optimizer(with_norms=has_norms(step - session.first_step + 1))
+    norms = session.step_optimizer(
+        with_norms=spec.all_norms or has_norms(step - session.first_step + 1),
+        norm=session.update_norms[step] if session.update_norms else None,
+    )
     state.scheduler.step()
     state.position = replace(state.position, step=step)
     measures = [loss.detach(), *count_correct(logits.detach(), labels), *norms]
@@ -164,7 +208,7 @@ def validate(session: Session) -> Row:
     order = session.valid.indices
     batch_size = session.spec.batch_size * EVAL_BATCHES[compute.device.type]
     # Restore the random state, so that a repeated validation changes no later step.
-    with torch.random.fork_rng([torch.cuda.current_device()] if compute.is_on_gpu else []):
+    with compute.fork_random_state():
         for images, labels in iterate_batches(session.valid, order, batch_size, compute.device):
             session.stop_if_asked()
             with compute.autocast():
@@ -175,7 +219,7 @@ def validate(session: Session) -> Row:
     return make_epoch_row(session.epoch, "valid", np.array([len(order), *totals.tolist()]), seconds)
 
 
-def finish_epoch(session: Session, train_row: Row, valid_row: Row) -> None:
+def finish_epoch(session: Session, train_row: Row, valid_row: Row | None) -> None:
     """Record the current epoch, move on to the next, and save the state if due."""
     session.records.finish_epoch(train_row, valid_row)
     session.state.position = replace(session.state.position, epoch=session.epoch)

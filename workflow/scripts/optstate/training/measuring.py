@@ -1,6 +1,7 @@
 """Measure training: norms, accuracy, seconds, and a record of every step."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ def has_norms(step: int) -> bool:
 class OptimizerStep:
     """Take an optimizer's steps, and measure the norms of gradient and parameter change.
 
-    The memory for the parameters before a step is reused, because allocating it can take longer
-    than copying into it.
+    Norms are L2 norms over all parameters. The memory for the parameters before a step is reused,
+    because allocating it can take longer than copying into it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -36,8 +37,16 @@ class OptimizerStep:
         self.before: list[torch.Tensor] = []
 
     @torch.no_grad()
-    def __call__(self, with_norms: bool) -> list[torch.Tensor]:
-        """Take a step. Returns the L2 norms of gradient and change, if requested."""
+    def __call__(self, with_norms: bool, norm: float | None = None) -> list[torch.Tensor]:
+        """Take a step.
+
+        Args:
+            with_norms: whether norms are measured.
+            norm: rescale the change of the parameters to this norm. None: do not.
+
+        Returns:
+            The norms of the gradient and of the change, if they are measured.
+        """
         if not with_norms:
             self.optimizer.step()
             return []
@@ -49,9 +58,31 @@ class OptimizerStep:
         gradients = [p.grad for p in parameters if p.grad is not None]
         grad_norm = get_total_norm(gradients, foreach=False)
         self.optimizer.step()
+        if norm is not None:
+            rescale_change(self.before, parameters, norm)
         pairs = zip(self.before, parameters, strict=True)
         changes = [before.sub_(now) for before, now in pairs]
         return [grad_norm, get_total_norm(changes, foreach=False)]
+
+
+def rescale_change(
+    before: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], norm: float
+) -> None:
+    """Move ``parameters`` such that their change has a given L2 norm, in the same direction.
+
+    A change that already has this norm is not touched. A change of zero stays zero.
+
+    Args:
+        before: the parameters before the change.
+        parameters: the parameters after the change.
+        norm: the norm over all parameters.
+    """
+    changes = [now - old for old, now in zip(before, parameters, strict=True)]
+    found = get_total_norm(changes, foreach=False)
+    # `norm / found` would multiply by the reciprocal, so equal norms would not give exactly 1.
+    excess = torch.where(found > 0, torch.full_like(found, norm) / found, 1) - 1
+    for parameter, change in zip(parameters, changes, strict=True):
+        parameter.add_(change * excess)
 
 
 def count_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
@@ -176,7 +207,7 @@ class StepRecords:
         self.fetch()
         return make_epoch_row(epoch, "train", self.totals, self.seconds)
 
-    def finish_epoch(self, train: Row, valid: Row) -> None:
+    def finish_epoch(self, train: Row, valid: Row | None) -> None:
         """Record the rows of an epoch, and reset the sums for the next."""
         self.recorder.record_epoch(train, valid)
         self.totals, self.seconds = np.zeros_like(self.totals), 0.0

@@ -1,5 +1,6 @@
 """The record of a session: a row per step, rows per epoch, and live TensorBoard curves."""
 
+import contextlib
 import csv
 import io
 import logging
@@ -66,16 +67,14 @@ class Recorder:
         self.steps.add(new)
         self.curves.add_steps(new)
 
-    def record_epoch(self, train: Row, valid: Row) -> None:
+    def record_epoch(self, train: Row, valid: Row | None) -> None:
         """Add the rows of an epoch. Its steps must already be recorded."""
-        new = [self.run | train, self.run | valid]
+        new = [self.run | row for row in (train, valid) if row]
         self.epochs.add(new)
         self.curves.add_epochs(new)
-        logging.info(
-            "epoch %d/%d  train loss %.4f top1 %.4f  valid loss %.4f top1 %.4f  %.1f s",
-            train["epoch"], self.num_epochs, train["loss"], train["top1"],
-            valid["loss"], valid["top1"], train["seconds"] + valid["seconds"],
-        )  # fmt: skip
+        results = "  ".join(f"{r['split']} loss {r['loss']:.4f} top1 {r['top1']:.4f}" for r in new)
+        seconds = sum(row["seconds"] for row in new)
+        logging.info("epoch %d/%d  %s  %.1f s", train["epoch"], self.num_epochs, results, seconds)
 
     def state_dict(self) -> dict[str, str]:
         """Return the rows so far as CSV: one text is saved much faster than many rows."""
@@ -153,12 +152,20 @@ class Curves:
             writer.flush()
 
 
-def add_shared_session(folder: Path, previous: Path) -> None:
-    """Write the curve of the shared first session, which may be older than the run's folder."""
-    curves = Curves([folder], session=1)
-    curves.add_steps(read_rows(previous / "steps.csv"))
-    curves.add_epochs(read_rows(previous / "epochs.csv"))
-    curves.close()
+def add_earlier_session(folders: Iterable[Path], session: int, output: Path) -> None:
+    """Write the curves of a finished session, which may be older than the folders of its curves.
+
+    Args:
+        folders: the TensorBoard folders.
+        session: the session's number.
+        output: the session's folder with its tables. Without them, nothing is written.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        steps, epochs = (read_rows(output / f"{name}.csv") for name in ("steps", "epochs"))
+        curves = Curves(folders, session)
+        curves.add_steps(steps)
+        curves.add_epochs(epochs)
+        curves.close()
 
 
 def _list_event_files(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Make torch.optim's optimizers and learning-rate schedulers from the configuration."""
 
 import logging
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,18 +37,26 @@ def make_scheduler(
     optimizer: torch.optim.Optimizer,
     learning_rate: dict[str, Any],
     num_steps: int,
+    past_steps: int = 0,
+    factor: float = 1.0,
     warmup_steps: int = 0,
-) -> "LRScheduler | WarmUp":
-    """Make the scheduler of a session, to be stepped after every optimizer step.
+) -> "LRScheduler | ScaledLR":
+    """Make a session's scheduler, to be stepped after every optimizer step.
 
     Args:
-        optimizer: a new optimizer, with the first LR.
-        learning_rate: ``kind``, and the session's values for it.
-        num_steps: the number of steps of the whole session.
+        optimizer: a new optimizer, with the schedule's first LR.
+        learning_rate: ``kind``, and its values.
+        num_steps: the number of steps of the whole schedule.
+        past_steps: the number of steps of the schedule that earlier sessions have taken.
+        factor: a factor of every LR of the session.
         warmup_steps: the number of steps in which the LR rises to the schedule's; 0: no warm-up.
     """
     scheduler = _make_plain(optimizer, learning_rate, num_steps)
-    return WarmUp(scheduler, warmup_steps) if warmup_steps else scheduler
+    with warnings.catch_warnings(action="ignore"):  # that the optimizer has taken no steps yet
+        for _ in range(past_steps):
+            scheduler.step()
+    is_scaled = factor != 1 or warmup_steps
+    return ScaledLR(scheduler, factor, warmup_steps) if is_scaled else scheduler
 
 
 def _make_plain(
@@ -76,12 +85,14 @@ def _make_plain(
     )
 
 
-class WarmUp:
-    """A scheduler whose LRs are scaled in its first N steps: by 1/N, 2/N, ... 1."""
+class ScaledLR:
+    """A scheduler whose LRs are scaled by a factor, and by 1/N, 2/N, ... 1 in the first N steps."""
 
-    def __init__(self, scheduler: LRScheduler, num_steps: int) -> None:
+    def __init__(self, scheduler: LRScheduler, factor: float, warmup_steps: int) -> None:
         self.scheduler = scheduler
-        self.num_steps = num_steps
+        self.factor = factor
+        self.warmup_steps = warmup_steps
+        self.past_steps = scheduler.last_epoch  # the scheduler calls its steps epochs
         self._scale()
 
     def step(self) -> None:
@@ -94,8 +105,10 @@ class WarmUp:
         self._scale()
 
     def _scale(self) -> None:
+        step = self.scheduler.last_epoch - self.past_steps + 1
+        rise = min(step / self.warmup_steps, 1) if self.warmup_steps else 1
         for group in self.scheduler.optimizer.param_groups:
-            group["lr"] *= min((self.scheduler.last_epoch + 1) / self.num_steps, 1)
+            group["lr"] *= self.factor * rise
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state, which determines the scale."""

@@ -41,7 +41,7 @@ from optstate.training.progress import (
     keep_final,
     stop_on_signals,
 )
-from optstate.training.recording import Curves, Recorder, add_shared_session, read_rows
+from optstate.training.recording import Curves, Recorder, add_earlier_session, read_rows
 from optstate.training.schedule import make_optimizer, make_scheduler
 from optstate.training.spec import SessionSpec
 
@@ -60,6 +60,8 @@ class Paths:
         previous_spec: JSON of the settings with which the previous session was trained.
         previous_progress: the previous session's ``progress``, removed when this session begins.
         weights: a state dict that the first session starts from.
+        step_sizes: the output folder of the session whose update norms this one takes over.
+        earlier: the output folders of all earlier sessions of the run, in their order.
         curves: TensorBoard folders of all runs that the session is part of.
     """
 
@@ -70,6 +72,8 @@ class Paths:
     previous_spec: str | None = None
     previous_progress: Path | None = None
     weights: Path | None = None
+    step_sizes: Path | None = None
+    earlier: Sequence[Path] = ()
     curves: Sequence[Path] = ()
 
 
@@ -91,7 +95,7 @@ def train(spec: SessionSpec, paths: Paths, checkpoint_every: dict[str, float]) -
         checkpoint_every: the key of the configuration: ``epochs``, ``steps``, ``minutes``.
     """
     with job.hold_lock(paths.progress / "lock"), stop_on_signals() as stop_if_asked:
-        verify_inputs(paths.arrays, paths.previous)
+        verify_inputs(paths.arrays, paths.previous, paths.step_sizes)
         compute = set_up(spec)
         with open_session(spec, paths, compute, checkpoint_every, stop_if_asked) as session:
             if paths.previous_progress:
@@ -108,8 +112,8 @@ def train(spec: SessionSpec, paths: Paths, checkpoint_every: dict[str, float]) -
         keep_final(session.progress.folder)
 
 
-def verify_inputs(arrays: Path, previous: Path | None) -> None:
-    """Check that the arrays and the previous session's outputs are as their jobs wrote them.
+def verify_inputs(arrays: Path, previous: Path | None, step_sizes: Path | None = None) -> None:
+    """Check that the arrays and other sessions' outputs are as their jobs wrote them.
 
     Raises:
         InputError: a file is missing or has changed.
@@ -118,6 +122,8 @@ def verify_inputs(arrays: Path, previous: Path | None) -> None:
     if previous:
         names = ("checkpoint.pt", "steps.csv", "epochs.csv")
         checksums.verify(*(previous / name for name in names))
+    if step_sizes:
+        checksums.verify(step_sizes / "steps.csv")
 
 
 @contextlib.contextmanager
@@ -147,7 +153,9 @@ def open_session(
     state = make_state(spec, train, before, paths.weights, compute.device)
     del before  # as large as the model and the optimizer's state
     start = state.position
-    folder = paths.progress / fingerprint(made_by, paths.previous)
+    num_steps = spec.num_epochs * count_batches(len(train), spec.batch_size)
+    update_norms = read_update_norms(paths.step_sizes, start.step + 1, num_steps)
+    folder = paths.progress / fingerprint(made_by, paths.previous, paths.step_sizes)
     # On a CPU, writing in the background would slow down training.
     progress = Progress(folder, checkpoint_every, start, in_background=compute.is_on_gpu)
     saved = progress.load()
@@ -170,6 +178,7 @@ def open_session(
             step_optimizer=OptimizerStep(state.optimizer),
             records=records,
             progress=progress,
+            update_norms=update_norms,
             made_by=made_by,
             first_epoch=start.epoch + 1,
             first_step=start.step + 1,
@@ -265,8 +274,15 @@ def make_state(
         carry_over(optimizer, before["optimizer"], spec.keep)
         checkpoint.set_random_states(before["random"])
         position = Position(**before["position"] | {"session": spec.session})
-    num_steps = spec.num_epochs * count_batches(len(train), spec.batch_size)
-    scheduler = make_scheduler(optimizer, spec.learning_rate, num_steps, spec.warmup_steps)
+    num_epochs = spec.learning_rate.get("num_epochs", spec.num_epochs)
+    scheduler = make_scheduler(
+        optimizer,
+        spec.learning_rate,
+        num_steps=num_epochs * count_batches(len(train), spec.batch_size),
+        past_steps=position.step if spec.learning_rate.get("over") == "run" else 0,
+        factor=spec.lr_factor,
+        warmup_steps=spec.warmup_steps,
+    )
     return TrainingState(model, optimizer, scheduler, position)
 
 
@@ -287,11 +303,35 @@ def start_from_weights(
     logging.info("weights from %s; newly initialized: %s", weights, ", ".join(new) or "none")
 
 
+def read_update_norms(
+    folder: Path | None, first_step: int, num_steps: int
+) -> dict[int, float] | None:
+    """Read the norm of every update of a finished session.
+
+    Args:
+        folder: the session's output folder. None: no norms are taken over.
+        first_step: the first step, counted through all sessions from 1.
+        num_steps: the number of steps.
+
+    Raises:
+        InputError: the session has other steps, or no norm at some of them.
+    """
+    if folder is None:
+        return None
+    path = folder / "steps.csv"
+    norms = {int(row["step"]): row["update_norm"] for row in read_rows(path)}
+    if [*norms] != [*range(first_step, first_step + num_steps)] or not all(norms.values()):
+        raise job.InputError(
+            f"{path}: does not have the norm of every update from step {first_step} on. Delete it, "
+            "then run again."
+        )
+    return {step: float(norm) for step, norm in norms.items()}
+
+
 def open_recorder(spec: SessionSpec, paths: Paths, start: Position) -> Recorder:
     """Return the recorder of a session that starts at ``start``, with its TensorBoard curves."""
-    if spec.session == 2 and paths.previous:
-        for folder in paths.curves:
-            add_shared_session(folder, paths.previous)
+    for number, folder in enumerate(paths.earlier, 1):
+        add_earlier_session(paths.curves, number, folder)
     return Recorder(spec, Curves(paths.curves, spec.session), start.epoch + spec.num_epochs)
 
 
@@ -357,15 +397,18 @@ def describe(spec: SessionSpec, compute: Compute, arrays: Path) -> dict[str, Any
     }
 
 
-def fingerprint(made_by: dict[str, Any], previous: Path | None) -> str:
+def fingerprint(made_by: dict[str, Any], previous: Path | None, step_sizes: Path | None) -> str:
     """Hash everything that the results of a session depend on, to name its states in progress.
 
     The names of the device and of its kind are left out, so that a job may continue on another
     device of the same type.
     """
     inputs = {key: value for key, value in made_by.items() if key not in ("device", "compute")}
-    if previous:  # its checkpoint has been verified
+    # The other sessions' files have been verified.
+    if previous:
         inputs["previous"] = checksums.read_checksums(previous)["checkpoint.pt"]
+    if step_sizes:
+        inputs["step_sizes"] = checksums.read_checksums(step_sizes)["steps.csv"]
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     for path in [Path(job.__file__), *sorted(Path(__file__).parent.glob("*.py"))]:
         with path.open("rb") as file:
@@ -388,6 +431,12 @@ PARSER.add_argument(
 PARSER.add_argument("--weights", type=Path, help="state dict that the first session starts from")
 PARSER.add_argument(
     "--checkpoint-every", default='{"epochs": 1}', help="when to save the state, as JSON"
+)
+PARSER.add_argument(
+    "--step-sizes", type=Path, help="output folder of the session whose update norms are taken over"
+)
+PARSER.add_argument(
+    "--earlier", type=Path, nargs="*", default=[], help="output folders of all earlier sessions"
 )
 PARSER.add_argument("--curves", type=Path, nargs="*", default=[], help="TensorBoard folders")
 

@@ -14,7 +14,8 @@ class SessionSpec:
     fields identify the session.
 
     In the first session, which all boundaries of a schedule share, ``boundary`` is empty and
-    ``method`` is the schedule's name. An uninterrupted run has one session of its own.
+    ``method`` is the schedule's name. A later session that several methods share has the names of
+    one of them. An uninterrupted run has one session of its own.
     """
 
     dataset: str
@@ -24,6 +25,7 @@ class SessionSpec:
     seed: int
     session: int  # from 1
     num_epochs: int  # of this session
+    validate_every: int  # epochs
     image_size: int  # pixels
     train_per_class: int | None  # images; None: all
     valid_per_class: int | None
@@ -32,15 +34,19 @@ class SessionSpec:
     batch_size: int  # images
     augment: str
     optimizer: dict[str, Any]  # `name`, and the keyword arguments of that torch.optim class
-    learning_rate: dict[str, Any]  # `kind`, and the session's values for it
+    learning_rate: dict[str, Any]  # `kind`, and the values of the session, or `over` the run
     device: str
     precision: str
     compile: bool | str
     cpu_threads: int
     deterministic: bool | str
+    all_norms: bool  # whether norms are recorded at every step
     # Options of the boundary that the session begins with; the defaults are those of session 1.
     keep: str | list[str] = field(default_factory=list)  # entries of the optimizer's state, or all
+    rebuild_steps: int = 0  # batches that fill the optimizer's state before the first step
     warmup_steps: int = 0  # steps after the boundary in which the LR rises to the schedule's
+    lr_factor: float = 1.0  # of every LR of the session
+    step_size: str | None = None  # the boundary whose run has the norms that updates get
     reshuffle: bool = False  # whether order and augmentation come from another random stream
 
     @classmethod
