@@ -24,11 +24,12 @@ from optstate.analysis.figures import (
     differences,
     epochs_to_target,
     learning_rate,
+    resets,
     style,
 )
 from optstate.checksums import read_checksums, write_checksums
 from optstate.experiment.configuration import load
-from optstate.experiment.runs import Runs, Session
+from optstate.experiment.runs import Runs, Session, split_method
 from optstate.job import InputError
 from optstate.training.batches import count_batches
 
@@ -60,11 +61,28 @@ KIND = {"kind": "constant"}
 TOP1 = tables_of_analysis.get_measure("final_valid_top1")
 CONSTANT = ("constant-new", "constant-preserve")
 METHODS = (*CONSTANT, "onecycle-new", "onecycle-preserve")
+FORKED = {  # of three sessions; the run that loses its state before session 3 shares the first two
+    "constant-late": ["constant", "constant-preserve", "constant-late"],
+    "constant-new": ["constant", "constant-new", "constant-new"],
+    "constant-preserve": ["constant", "constant-preserve", "constant-preserve"],
+}
+PRIMARY = ["preserve", "new", "final_valid_top1"]
+LOSSES = {"new": [2, 3], "late": [3], "preserve": []}
 
 
-def write_runs(root: Path, diverged: tuple[str, int] | None = None) -> Path:
+def name_runs(methods=METHODS, seeds=SEEDS, num_sessions=2, dataset="noise") -> Runs:
+    """Return runs that share their first session alone."""
+    names = {
+        method: [split_method(method)[0], *[method] * (num_sessions - 1)] for method in methods
+    }
+    return Runs([dataset], seeds, names)
+
+
+def write_runs(
+    root: Path, diverged: tuple[str, int] | None = None, runs: Runs | None = None
+) -> Path:
     """Write runs in which preserve is better than new by 0.1, 0.2, 0.3 for the three seeds."""
-    for session, (run, *_) in Runs(["noise"], METHODS, SEEDS, 2).runs_of.items():
+    for session, (run, *_) in (runs or name_runs()).runs_of.items():
         gain = 0.1 * (session.seed + 1) if session.boundary == "preserve" else 0.0
         has_diverged = session.number == 2 and diverged == (run.method, session.seed)
         loss = "nan" if has_diverged else 1 - gain
@@ -109,16 +127,15 @@ def run_command(module, *arguments: object) -> None:
     module.main(module.PARSER.parse_args(list(map(str, arguments))))
 
 
-def collect_tables(
-    root: Path, output: Path, methods=METHODS, seeds=SEEDS, num_sessions=2, dataset="noise"
-) -> None:
+def collect_tables(root: Path, output: Path, runs: Runs, *options: object) -> None:
     """Run the command that collects the sessions below ``root``."""
+    num_sessions = max(session.number for session in runs.sessions)
     run_command(
         collect, "--runs-folder", root, "--output", output, "--epochs", *[1] * num_sessions,
         "--cards", root / "dataset.json", "--batch-size", BATCH_SIZE,
-        "--progress", root.parent / "in_progress",
-        "--runs", Runs([dataset], methods, seeds, num_sessions).to_json(),
-        "--targets", json.dumps({dataset: 0.515}),
+        "--progress", root.parent / "in_progress", "--runs", runs.to_json(),
+        "--targets", json.dumps(dict.fromkeys(runs.datasets, 0.515)),
+        *(options or ["--validate-every", 1]),
     )  # fmt: skip
 
 
@@ -127,18 +144,17 @@ def make_tables(
 ) -> Path:
     """Run the commands that make the tables from the sessions below ``root``."""
     dataset, new, preserve = (names.get(name, name) for name in ("noise", "new", "preserve"))
-    collect_tables(root, output, methods, seeds, num_sessions, dataset)
-    compare_tables(output, new, preserve)
+    collect_tables(root, output, name_runs(methods, seeds, num_sessions, dataset))
+    compare_tables(output, {new: [new], preserve: [new]}, preserve)
     return output
 
 
-def compare_tables(output: Path, new: str = "new", preserve: str = "preserve") -> None:
+def compare_tables(output: Path, baselines: dict, preserve: str = "preserve") -> None:
     """Run the commands that measure and compare the boundaries."""
     run_command(boundaries, "--tables", output, "--preserved", preserve)
-    baselines = json.dumps({new: new, preserve: new})
     run_command(
-        compare, "--tables", output, "--baselines", baselines, "--margin", 0.01,
-        "--primary", "final_valid_top1", preserve,
+        compare, "--tables", output, "--baselines", json.dumps(baselines), "--margin", 0.01,
+        "--primary", preserve, baselines[preserve][0], "final_valid_top1",
     )  # fmt: skip
 
 
@@ -213,6 +229,19 @@ class TestCollect:
         assert rows["constant-preserve", "0"]["epochs_to_target"] == "inf"
         assert rows["constant-new", "1"]["best_epoch"] == "1"
 
+    def test_only_validated_epochs_are_best_or_reach_the_target(self):
+        (run, *_) = name_runs(CONSTANT)
+        train = [
+            {"epoch": str(e), "split": "train", "loss": "1", "seconds": "1"} for e in (1, 2, 3)
+        ]
+        valid = [
+            {"epoch": epoch, "split": "valid", "loss": "1", "top1": top1, "seconds": "1"}
+            for epoch, top1 in (("2", "0.5"), ("3", "0.6"))
+        ]
+        row = collect.summarize_run(run, [], train + valid, 0.4)
+        assert (row["best_epoch"], row["epochs_to_target"]) == ("3", "2")
+        assert (row["train_seconds"], row["valid_seconds"]) == ("3.000", "2.000")
+
     def test_states_in_progress_of_collected_sessions_are_removed(self, tmp_path):
         runs = write_runs(tmp_path / "runs")
         used = ["constant/seed0/session1/a", "onecycle-new/seed2/session2/a"]
@@ -227,6 +256,67 @@ class TestCollect:
         other = make_tables(runs, tmp_path / "other", METHODS[::-1], SEEDS[::-1])
         for path in tables.iterdir():
             assert path.read_bytes() == (other / path.name).read_bytes()
+
+
+class TestSharedSessions:
+    """A run that loses its state before session 3 alone shares the first two with preserve."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def tables(cls, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("forked")
+        runs = Runs(["noise"], SEEDS, FORKED)
+        collect_tables(write_runs(folder / "runs", runs=runs), folder / "tables", runs)
+        baselines = {"late": ["preserve", "new"], "new": ["new"], "preserve": ["new"]}
+        compare_tables(folder / "tables", baselines)
+        return folder / "tables"
+
+    def test_every_run_has_the_sessions_that_it_shares(self, tables):
+        steps = pd.read_csv(tables / "steps.csv").set_index(["method", "session"])
+        assert steps.index.value_counts().to_dict() == {
+            (method, session): len(SEEDS) * STEPS_PER_EPOCH
+            for method in FORKED for session in (1, 2, 3)
+        }  # fmt: skip
+        assert (steps["boundary"] == steps.index.get_level_values(0).str.slice(9)).all()
+        late, preserve = (steps.loc[f"constant-{b}"]["loss"] for b in ("late", "preserve"))
+        assert late[[1, 2]].tolist() == preserve[[1, 2]].tolist()
+        assert late[3].tolist() != preserve[3].tolist()
+
+    def test_runs_that_share_a_session_do_not_differ_there(self, tables):
+        rows = read_rows(tables / "comparisons.csv")
+        late = [row for row in rows if row["boundary"] == "late"]
+        verdicts = {(row["baseline"], row["measure"]): row["verdict"] for row in late}
+        shared = "no difference in any pair"
+        for name in ("train_loss_first_40_steps", "excess_loss_area", "recovery_steps"):
+            assert verdicts["preserve", f"{name}_session2"] == shared
+        for baseline, measure in (
+            ("new", "excess_loss_area_session2"),
+            ("preserve", "excess_loss_area_session3"),
+            ("preserve", "final_valid_top1"),
+        ):
+            assert verdicts[baseline, measure] != shared
+
+    def test_the_excess_begins_with_the_loss_of_the_state(self, tables):
+        rows = {
+            (row["boundary"], row["session"]): float(row["excess_loss_area"])
+            for row in read_rows(tables / "boundaries.csv")
+            if row["seed"] == "0"
+        }
+        assert rows["late", "2"] == rows["preserve", "3"] == 0
+        assert rows["late", "3"] == rows["new", "2"] == pytest.approx(0.1 * 40)
+
+    def test_run_times_count_a_shared_session_once(self, tables):
+        epochs = tables_of_analysis.read(tables / "epochs.csv")
+        rows = report.sum_run_times(epochs, Runs(["noise"], SEEDS, FORKED))
+        assert [list(row.values()) for row in rows] == [
+            ["noise", "constant", "4.5", "0.75", "3"],
+            ["noise", "constant-late", "4.5", "0.75", "3"],
+            ["noise", "constant-new", "9.0", "1.5", "6"],
+            ["noise", "constant-preserve", "9.0", "1.5", "6"],
+        ]
+        assert list(rows[0]) == [
+            "dataset", "trained_as", "train_seconds", "valid_seconds", "sessions"
+        ]  # fmt: skip
 
 
 def flip_byte(path: Path) -> None:
@@ -264,7 +354,7 @@ def refuse_to_collect(runs: Path, *words: str) -> None:
     states = runs.parent / "in_progress/noise/constant/seed0/session1"
     states.mkdir(parents=True, exist_ok=True)
     with pytest.raises(InputError) as error:
-        collect_tables(runs, output)
+        collect_tables(runs, output, name_runs())
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
@@ -357,7 +447,7 @@ class TestAlteredSessions:
         assert sessions.count_steps(CARD, batch_size, per_class) == num_steps
 
     def test_epochs_are_counted_through_all_sessions(self):
-        plan = sessions.Plan([3, 1, 2], {"noise": 50})
+        plan = sessions.Plan([3, 1, 2], {"noise": 50}, validate_every=1)
         third = Session("noise", "constant-new", 0, 3)
         assert list(plan.list_epochs(third)) == [5, 6]
         rows = list(plan.list_rows(third, "steps"))
@@ -366,6 +456,32 @@ class TestAlteredSessions:
         whole = Session("noise", "constant-uninterrupted", 0, 1)
         assert list(plan.list_epochs(whole)) == [1, 2, 3, 4, 5, 6]
         assert [row["split"] for row in plan.list_rows(whole, "epochs")] == ["train", "valid"] * 6
+
+    @pytest.mark.parametrize(
+        ("name", "number", "every", "validated"),
+        [("constant", 1, 2, [2, 3]), ("constant-new", 2, 2, [4]), ("constant-new", 3, 3, [6, 7]),
+         ("constant-new", 3, 99, [7]), ("constant-uninterrupted", 1, 2, [2, 4, 6, 7]),
+         ("constant-uninterrupted", 1, 99, [7])],
+    )  # fmt: skip
+    def test_epochs_divisible_by_validate_every_and_last_ones_are_validated(
+        self, name, number, every, validated
+    ):
+        plan = sessions.Plan([3, 1, 3], {"noise": 50}, every)
+        rows = list(plan.list_rows(Session("noise", name, 0, number), "epochs"))
+        found = {
+            split: [int(row["epoch"]) for row in rows if row["split"] == split]
+            for split in ("train", "valid")
+        }
+        assert found["valid"] == validated
+        assert found["train"] == list(plan.list_epochs(Session("noise", name, 0, number)))
+
+    def test_the_job_checks_for_the_configured_validations(self, runs, tmp_path, monkeypatch):
+        plans = []
+        monkeypatch.setattr(
+            collect, "check_sessions", lambda *arguments: plans.append(arguments[2])
+        )
+        collect_tables(runs, tmp_path / "tables", name_runs(), "--validate-every", 2)
+        assert plans == [sessions.Plan([1, 1], {"noise": STEPS_PER_EPOCH}, validate_every=2)]
 
 
 READERS = {  # command: the tables that it reads
@@ -376,6 +492,7 @@ READERS = {  # command: the tables that it reads
     "differences": ["comparisons", "pairs"],
     "learning_rate": ["steps"],
     "epochs_to_target": ["summary"],
+    "resets": ["summary"],
     "report": ["comparisons", "summary", "boundaries", "epochs"],
     "show": ["summary", "comparisons"],
 }
@@ -389,16 +506,16 @@ class TestAlteredTables:
         tables, output = folder / "tables", folder / "output"
         of_figures = ["--tables", tables, "--output", output]
         of_dataset = [*of_figures, "--dataset", "noise"]
-        primary = ["--margin", 0.01, "--primary", "final_valid_top1", "preserve"]
-        baselines = json.dumps({"new": "new", "preserve": "new"})
+        primary = ["--margin", 0.01, "--primary", "preserve", "new", "final_valid_top1"]
+        baselines = json.dumps({"new": ["new"], "preserve": ["new"]})
+        of_measure = ["--measure", "final_valid_top1"]
         commands = {
             "boundaries": (boundaries, ["--tables", tables, "--preserved", "preserve"]),
             "compare": (compare, ["--tables", tables, "--baselines", baselines, *primary]),
             "curves": (curves, of_dataset),
             "boundary": (boundary, of_dataset),
-            "differences": (
-                differences, [*of_dataset, "--measure", "final_valid_top1", "--margin", 0.01]
-            ),
+            "differences": (differences, [*of_dataset, *of_measure, "--margin", 0.01]),
+            "resets": (resets, [*of_dataset, *of_measure, "--losses", json.dumps(LOSSES)]),
             "learning_rate": (learning_rate, of_figures),
             "epochs_to_target": (epochs_to_target, of_figures),
         }  # fmt: skip
@@ -597,7 +714,7 @@ class TestCompare:
         table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
             dataset="d", schedule="s", boundary="preserve", baseline="new", measure=measure
         )
-        assert compare.compare_pairs(table, 0.01, ["", ""])["verdict"].tolist() == [verdict]
+        assert compare.compare_pairs(table, 0.01, PRIMARY)["verdict"].tolist() == [verdict]
 
     def test_comparisons_without_a_test_are_not_corrected_for(self):
         pairs = pd.DataFrame(
@@ -606,7 +723,7 @@ class TestCompare:
             for dataset, differences in (("d0", [1, 2, -1, 3, 1]), ("d1", [np.inf] * 5))
             for seed, difference in enumerate(differences)
         )  # fmt: skip
-        verdict = compare.compare_pairs(pairs, 0.01, ["", ""])["verdict"][0]
+        verdict = compare.compare_pairs(pairs, 0.01, PRIMARY)["verdict"][0]
         assert "with fewer than 6 nothing is significant" in verdict
 
     @pytest.mark.parametrize(("num_cells", "is_equivalent"), [(1, True), (4, False)])
@@ -619,21 +736,37 @@ class TestCompare:
             )
             for cell in range(num_cells)
         )  # fmt: skip
-        for verdict in compare.compare_pairs(table, 0.01, ["", ""])["verdict"]:
+        for verdict in compare.compare_pairs(table, 0.01, PRIMARY)["verdict"]:
             assert (verdict == "equivalent within ±1 point") is is_equivalent
 
-    def test_every_boundary_has_its_own_baseline(self):
+    def test_every_boundary_has_its_own_baselines(self):
         rows = pd.DataFrame(
             {"dataset": "d", "schedule": "s", "boundary": boundary, "seed": seed, "measure": "m",
              "value": value + seed}
             for boundary, value in (("new", 1.0), ("preserve", 3.0), ("again", 7.0))
             for seed in (0, 1)
         )  # fmt: skip
-        pairs = compare.pair_runs(rows, {"new": "new", "preserve": "new", "again": "preserve"})
+        baselines = {"new": ["new"], "preserve": ["new", "absent"], "again": ["preserve", "new"]}
+        pairs = compare.pair_runs(rows, baselines)
         found = pairs[["boundary", "baseline", "seed", "difference"]].to_numpy().tolist()
-        assert found == [["again", "preserve", s, 4.0] for s in (0, 1)] + [
-            ["preserve", "new", s, 2.0] for s in (0, 1)
+        assert found == [
+            *(["again", "new", s, 6.0] for s in (0, 1)),
+            *(["again", "preserve", s, 4.0] for s in (0, 1)),
+            *(["preserve", "new", s, 2.0] for s in (0, 1)),
         ]
+
+    def test_p_values_are_adjusted_for_each_baseline_separately(self):
+        pairs = pd.DataFrame(
+            {"dataset": dataset, "schedule": "s", "boundary": "late", "baseline": baseline,
+             "measure": "final_valid_top1", "seed": seed, "difference": 0.01 * (seed + 1)}
+            for dataset, baseline in (("d0", "preserve"), ("d0", "new"), ("d1", "new"))
+            for seed in range(6)
+        )  # fmt: skip
+        table = compare.compare_pairs(pairs, 0.01, ["late", "new", "final_valid_top1"])
+        assert table.groupby("baseline")["p_holm"].max().to_dict() == {
+            "preserve": pytest.approx(2 / 2**6), "new": pytest.approx(2 * 2 / 2**6)
+        }  # fmt: skip
+        assert table.loc[table["primary"] == "true", "baseline"].tolist() == ["new", "new"]
 
     def test_the_primary_outcome_is_marked(self, tables):
         primary = [row for row in read_rows(tables / "comparisons.csv") if row["primary"] == "true"]
@@ -675,7 +808,7 @@ def test_names_that_look_like_numbers_or_missing_values_stay_text(
     assert {row["schedule"] for row in odd} == {"nan", "0"}
     assert sorted(r["mean_difference"] for r in odd) == sorted(r["mean_difference"] for r in usual)
     make_tables(tmp_path, tmp_path, ["nan-1", "nan-null"], **names)
-    draw(tmp_path, tmp_path / "figures", "2024")
+    draw(tmp_path, tmp_path / "figures", "2024", **{"1": [2], "null": []})
     assert (tmp_path / "figures" / "overview_1.png").exists()
 
 
@@ -725,18 +858,20 @@ class TestDiverged:
         assert [list(x) for x in crosses] == [[1.4]]
 
 
-def draw(tables: Path, output: Path, dataset: str = "noise") -> None:
+def draw(tables: Path, output: Path, dataset: str = "noise", **losses: list[int]) -> None:
     """Draw all figures."""
+    losses = losses or {"new": [2], "preserve": []}
     where = ["--tables", tables, "--output", output]
     for module in (curves, boundary):
         run_command(module, *where, "--dataset", dataset)
     primary = ("--measure", "final_valid_top1", "--margin", 0.01)
     run_command(differences, *where, "--dataset", dataset, *primary)
+    run_command(resets, *where, "--dataset", dataset, *primary[:2], "--losses", json.dumps(losses))
     for module in (learning_rate, epochs_to_target):
         run_command(module, *where)
 
 
-def write_report(folder: Path, output: Path, **config: object) -> str:
+def write_report(folder: Path, output: Path, *options: str, **config: object) -> str:
     """Write the report of the runs of ``CONSTANT`` in ``folder``. Returns it on one line."""
     figures = folder / "all_figures"
     for part in (figures, figures / "noise"):
@@ -748,9 +883,9 @@ def write_report(folder: Path, output: Path, **config: object) -> str:
     config = load() | {"datasets": {"noise": {"target_top1": 0.515}}} | config
     run_command(
         report, "--config", json.dumps(config), "--tables", tables, "--figures", figures,
-        "--runs-folder", folder / "runs", "--runs", Runs(["noise"], CONSTANT, SEEDS, 2).to_json(),
+        "--runs-folder", folder / "runs", "--runs", name_runs(CONSTANT).to_json(),
         "--cards", folder / "runs/dataset.json", "--command", "snakemake", "--packages", "numpy",
-        "--template", ROOT / "workflow/report/report.html.j2", "--output", output,
+        "--template", ROOT / "workflow/report/report.html.j2", "--output", output, *options,
     )  # fmt: skip
     return " ".join(output.read_text().split())
 
@@ -777,6 +912,19 @@ class TestReport:
         assert "not reproducible" not in page
         assert "left out" not in page
         assert page.count("<img") == 10
+        assert "resets" not in page
+
+    def test_resets_are_shown_if_there_are_any(self, results):
+        page = write_report(results, results / "report.html", "--has-resets")
+        assert page.count("<img") == 11
+        assert "difference in final valid top-1 to the run that keeps all state" in page
+        assert "as the state is lost more often" in page
+
+    @pytest.mark.parametrize("every", [1, 3])
+    def test_the_validated_epochs_are_explained_if_some_are_not(self, results, every):
+        page = write_report(results, results / "report.html", validate_every=every)
+        explanation = "are those of validated epochs: every 3 epochs, and the last one"
+        assert (explanation in page) is (every == 3)
 
     @pytest.mark.parametrize("alter", ALTERATIONS)
     @pytest.mark.parametrize(
@@ -848,12 +996,13 @@ class TestFigures:
             "boundary_update_norm",
             "differences",
             "epochs_to_target",
+            "resets",
             *CURVES,
         }
         figures = {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
         assert set(names) - figures == {
             "curves.sha256", "boundary.sha256", "differences.sha256", "learning_rate.sha256",
-            "epochs_to_target.sha256",
+            "epochs_to_target.sha256", "resets.sha256",
         }  # fmt: skip
         assert set(read_checksums(drawn)) == figures
         assert figures <= set(names)
@@ -890,6 +1039,23 @@ class TestFigures:
             "onecycle: preserve\nvs new, 1 of 3 lost", "constant: preserve\nvs new"
         ]  # fmt: skip
 
+    def test_a_row_of_differences_has_the_pairs_of_its_baseline(self, tables):
+        comparisons, pairs = (
+            tables_of_analysis.read(tables / f"{name}.csv").query(
+                "measure == 'final_valid_top1' and schedule == 'constant'"
+            )
+            for name in ("comparisons", "pairs")
+        )
+        comparisons, pairs = (
+            pd.concat([table, table.assign(baseline="other", **{column: 0.5})])
+            for table, column in ((comparisons, "mean_difference"), (pairs, "difference"))
+        )
+        axes = differences.draw_differences(comparisons, pairs, "noise", TOP1, 0.01).axes[0]
+        found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
+        assert found == [[50.0] * 3, pytest.approx([1, 2, 3])]
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        assert labels == ["constant: preserve\nvs other", "constant: preserve\nvs new"]
+
     def test_all_data_sets_have_the_same_scale_of_differences(self, tables):
         comparisons, pairs = (
             tables_of_analysis.read(tables / f"{name}.csv").query("measure == 'final_valid_top1'")
@@ -922,12 +1088,127 @@ class TestFigures:
         for what in ("color", "linestyle"):
             assert len({str(look[what]) for look in looks}) == len(names)
 
+    @pytest.mark.parametrize("num_columns", [1, 2, 3])
+    def test_the_legend_fits_into_the_figure(self, num_columns):
+        figure, _ = style.make_grid(1, num_columns, 3)
+        names = "early late lower_lr rebuild twice new preserve uninterrupted".split()
+        style.add_legend(figure, names, *style.make_marks(3, True, True))
+        assert figure.legends[0].get_window_extent().width < figure.bbox.width
+
     def test_figures_of_a_boundary_show_50_steps_before_and_after(self, tables):
         steps = tables_of_analysis.read(tables / "steps.csv")
         around = boundary.select_steps(steps).query("boundary == 'new' and schedule == 'constant'")
         one = around[around["seed"] == 0]
         assert one["x"].tolist() == list(range(-49, 51))
         assert one["step"].tolist() == list(range(1, 101))
+
+    def test_points_of_the_valid_curves_are_validated_epochs(self, tables):
+        steps, epochs = (pd.read_csv(tables / f"{name}.csv") for name in ("steps", "epochs"))
+        epochs = epochs.query("schedule == 'constant'")
+        whole = epochs.query("boundary == 'new'").assign(boundary="uninterrupted", session=1)
+        whole = whole[(whole["split"] == "train") | (whole["epoch"] == 2)]
+        both = curves.stack_curves(steps, pd.concat([epochs, whole], ignore_index=True))
+        axes = curves.draw_curves(both, ["valid_loss"], "noise").axes[0]
+        found = {
+            line.get_label(): line.get_xdata().tolist()
+            for line in axes.lines if line.get_marker() == "o"
+        }  # fmt: skip
+        assert found == {
+            "new optimizer": [1, 2], "preserved optimizer": [1, 2], "one session": [2]
+        }  # fmt: skip
+
+
+class TestResets:
+    @pytest.fixture
+    def summary(self) -> pd.DataFrame:
+        """Runs whose differences to preserve are 0.01, 0.02 and 0.06 for each loss."""
+        return pd.DataFrame(
+            {"dataset": "d", "schedule": schedule, "boundary": boundary, "seed": seed,
+             "final_valid_top1": top1, "final_valid_loss": 1 - top1}
+            for schedule, used in (
+                ("a", ["new", "late", "preserve", "other"]), ("b", ["preserve", "late"]),
+                ("c", ["preserve"]),
+            )
+            for boundary in used
+            for seed, cost in enumerate([0.01, 0.02, 0.06])
+            for top1 in [0.5 + seed / 10 - cost * len(LOSSES.get(boundary, []))]
+        )  # fmt: skip
+
+    def find(self, axes, marker: str) -> list:
+        return [line.get_ydata() for line in axes.lines if line.get_marker() == marker]
+
+    def test_each_boundary_has_its_differences_to_the_one_that_keeps_all(self, summary):
+        figure = resets.draw_resets(summary, LOSSES, "final_valid_top1")
+        assert [axes.get_title("left") for axes in figure.axes] == ["a", "b"]
+        axes = figure.axes[0]
+        late, new = self.find(axes, "o")
+        assert late == pytest.approx([-1, -2, -6])
+        assert new == pytest.approx([-2, -4, -12])
+        assert self.find(axes, "D") == [pytest.approx([m]) for m in (-3, -6, 0)]
+        interval = stats.t.interval(0.95, 2, -3, stats.sem([1, 2, 6]))
+        bars = [line.get_ydata() for line in axes.lines if line.get_linewidth() == 3]
+        assert bars[0] == pytest.approx(interval)
+        positions = resets.place_boundaries(LOSSES)
+        xs = [line.get_xdata() for line in axes.lines if line.get_marker() == "D"]
+        assert xs == [[positions[boundary]] for boundary in ("late", "new", "preserve")]
+        assert figure.get_suptitle() == "d: ↓ preserve better"
+        assert len(self.find(figure.axes[1], "o")) == 1
+
+    def test_a_lower_loss_is_better(self, summary):
+        figure = resets.draw_resets(summary, LOSSES, "final_valid_loss")
+        assert self.find(figure.axes[0], "o")[0] == pytest.approx([0.01, 0.02, 0.06])
+        assert figure.get_suptitle() == "d: ↑ preserve better"
+
+    def test_the_line_passes_through_averages_of_equal_numbers(self, summary):
+        losses = LOSSES | {"early": [2]}
+        early = summary.query("boundary == 'late'").assign(boundary="early")
+        early["final_valid_top1"] -= 0.04
+        both = pd.concat([summary, early])
+        axes = resets.draw_resets(both, losses, "final_valid_top1").axes[0]
+        (trend,) = [line for line in axes.lines if line.get_linewidth() == 1.2]
+        assert trend.get_ydata() == pytest.approx([0, (-3 - 7) / 2, -6])
+        positions = resets.place_boundaries(losses)
+        assert positions["early"] == positions["late"] - 1
+        between = (positions["early"] + positions["late"]) / 2
+        assert trend.get_xdata() == pytest.approx([0, between, positions["new"]])
+
+    def test_a_diverged_pair_is_counted_and_left_out_of_the_mean(self, summary):
+        of_late = (summary["boundary"] == "late") & (summary["seed"] == 2)
+        summary.loc[of_late, "final_valid_loss"] = np.inf
+        axes = resets.draw_resets(summary, LOSSES, "final_valid_loss").axes[0]
+        assert self.find(axes, "D")[0] == pytest.approx([0.015])
+        assert [text.get_text() for text in axes.texts] == ["1 of 3\ndiverged"]
+
+    def test_the_axis_names_boundaries_and_their_losses(self, summary):
+        axes = resets.draw_resets(summary, LOSSES, "final_valid_top1").axes[-1]
+        labels = {label.get_text() for label in axes.get_xticklabels()}
+        assert labels == {
+            "preserve\nnever", "late\nbefore\nsession 3", "new\nbefore sessions\n2, 3"
+        }  # fmt: skip
+        numbers = [label.get_text() for label in axes.get_xticklabels(minor=True)]
+        assert numbers == ["0", "1", "2"]
+        assert axes.get_xlabel() == "number of losses of the state"
+
+    def test_the_axis_is_to_scale_unless_it_is_too_long(self, summary):
+        short = {"new": [2, 3, 4, 5, 6], "late": [6], "twice": [3, 5], "preserve": []}
+        positions = resets.place_boundaries(short)
+        assert [positions[b] / len(short[b]) for b in ("late", "twice", "new")] == pytest.approx(
+            [1.4] * 3
+        )
+        long = LOSSES | {"new": list(range(2, 40))}
+        positions = resets.place_boundaries(long)
+        assert list(positions.values()) == pytest.approx([0, 1.4, 2.8])
+        axes = resets.draw_resets(summary, long, "final_valid_top1").axes[-1]
+        assert axes.get_xlabel() == "number of losses of the state (not to scale)"
+
+    @pytest.mark.parametrize(
+        ("sessions", "words"),
+        [([], "never"), ([3], "before\nsession 3"), ([2, 3], "before sessions\n2, 3"),
+         ([2, 3, 4, 5], "before sessions\n2 to 5"), ([2, 4, 6], "before sessions\n2, 4, 6"),
+         ([2, 4, 6, 8, 10, 12], "before sessions\n2, 4, …, 12")],
+    )  # fmt: skip
+    def test_losses_in_words(self, sessions, words):
+        assert resets.describe_losses(sessions) == words
 
 
 @pytest.mark.parametrize(("boundary", "left_is_better"), [("new", "preserve"), ("other", "first")])
@@ -948,7 +1229,7 @@ def compare_primary(pairs: list[float], measure: str = "final_valid_top1") -> st
     table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
         dataset="d", schedule="s", boundary="preserve", baseline="new", measure=measure
     )
-    found = compare.compare_pairs(table, 0.01, [measure, "preserve"])
+    found = compare.compare_pairs(table, 0.01, ["preserve", "new", measure])
     ((row,),) = report.list_answers(found.assign(primary=found["primary"] == "true")).values()
     assert row["schedule"] == "s"
     return row["answer"].replace("\N{MINUS SIGN}", "-")
@@ -1008,10 +1289,27 @@ class TestCaptions:
         text = self.render("differences", boundaries=boundaries, primary=primary)
         assert ("grey margin" in text) is applies
         assert ("A boundary with <em>reshuffle</em>" in text) is applies
+        again = {"keep": [], "reshuffle": True, "baseline": "new"}
+        assert "reshuffle" not in self.render("differences", boundaries={"again": again})
         methods = ["constant-new", "constant-uninterrupted" if applies else "constant-preserve"]
         assert (
             "An <em>uninterrupted</em> run" in self.render("workflow", methods=methods)
         ) is applies
+
+    @pytest.mark.parametrize("every", [1, 4])
+    def test_captions_say_which_epochs_are_validated(self, every):
+        curves = self.render("curves", validate_every=every)
+        assert ("one point per epoch." in curves) is (every == 1)
+        assert ("one point for every 4 epochs, and one at the end of each" in curves) is (
+            every == 4
+        )
+        target = self.render("epochs_to_target", validate_every=every)
+        assert ("Only every 4 epochs and at the end of each session" in target) is (every == 4)
+
+    @pytest.mark.parametrize("twin", [{}, {"step_size": "preserve"}])
+    def test_norms_at_every_step_are_explained_where_they_are(self, twin):
+        text = self.render("boundary_update_norm", boundaries={"new": {"keep": []} | twin})
+        assert ("have it at every step" in text) is bool(twin)
 
 
 def test_show_prints_the_answer(tables, capsys):

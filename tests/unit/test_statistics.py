@@ -44,7 +44,7 @@ def find_verdicts(mean: float, scatter: float, num_seeds: int, repeats: int = 1)
     p-values are adjusted within a boundary, so one call compares all experiments.
     """
     pairs = plant(mean, scatter, num_seeds, repeats)
-    table = compare.compare_pairs(pairs, MARGIN, ["final_valid_top1", "new"])
+    table = compare.compare_pairs(pairs, MARGIN, ["new", "new", "final_valid_top1"])
     table["verdict"] = table["verdict"].str.replace(r"preserve\d+", "preserve", regex=True)
     return [group["verdict"].tolist() for _, group in table.groupby("boundary")]
 

@@ -43,8 +43,10 @@ def test_boundaries_follow_from_steps(study):
 @pytest.mark.usefixtures("frozen_heap")
 def test_comparisons_follow_from_runs_and_boundaries(study):
     values = compare.stack_measures(study["summary"], study["boundaries"])
-    pairs = compare.pair_runs(values, configuration.baselines(CONFIG))
-    primary = [CONFIG["primary"]["measure"], CONFIG["primary"]["boundary"]]
+    baselines = configuration.baselines(CONFIG)
+    pairs = compare.pair_runs(values, baselines)
+    boundary, measure = CONFIG["primary"]["boundary"], CONFIG["primary"]["measure"]
+    primary = [boundary, baselines[boundary][0], measure]
     compared = compare.compare_pairs(pairs, CONFIG["equivalence_margin"], primary)
     compared["primary"] = compared["primary"] == "true"
     pd.testing.assert_frame_equal(compared, study["comparisons"], check_dtype=False)

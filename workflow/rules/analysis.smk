@@ -11,18 +11,31 @@ localrules:
     curves,
     boundary,
     differences,
+    resets,
     epochs_to_target,
     learning_rate,
     report,
 
 
 BASELINES = configuration.baselines(config)
+PRIMARY = config["primary"]
+LOSSES = {b: at for b, at in configuration.losses(config).items() if b in BOUNDARIES}
+# A figure of resets compares at least two boundaries that lose the state with the one that keeps it.
+HAS_RESETS = any(
+    len(found) > 2 and not all(map(LOSSES.get, found))
+    for schedule in config["schedules"]
+    if (found := [b for b in LOSSES if f"{schedule}-{b}" in experiment.runs.methods])
+)
 TABLES = [
     f"{RESULTS}/tables/{name}.csv"
     for name in ("steps", "epochs", "summary", "boundaries", "pairs", "comparisons")
 ]
 OVERVIEWS = [f"overview_{boundary}" for boundary in BOUNDARIES]
-OF_DATASET = [*CURVES, "overview", *OVERVIEWS, "differences", *(BOUNDARY if HAS_BOUNDARIES else [])]
+RESETS = ["resets"] if HAS_RESETS else []
+OF_DATASET = [
+    *[*CURVES, "overview", *OVERVIEWS, "differences", *RESETS],
+    *(BOUNDARY if HAS_BOUNDARIES else []),
+]
 FIGURES = [
     f"{RESULTS}/figures/{name}.{suffix}"
     for suffix in ("png", "svg")
@@ -42,7 +55,7 @@ CARDS = [f"{experiment.prepared(dataset)}/dataset.json" for dataset in DATASETS]
 PREPARED_CHECKSUMS = ancient(
     [f"{experiment.prepared(dataset)}/dataset.sha256" for dataset in DATASETS]
 )
-RULES_OF_DATASET = ["curves", "differences", *(["boundary"] if HAS_BOUNDARIES else [])]
+RULES_OF_DATASET = ["curves", "differences", *RESETS, *(["boundary"] if HAS_BOUNDARIES else [])]
 FIGURE_CHECKSUMS = ancient(
     [
         f"{RESULTS}/figures/{name}.sha256"
@@ -101,6 +114,7 @@ rule collect:
         runs_folder=lambda wildcards: experiment.runs_folder,
         runs=RUNS_JSON,
         epochs=config["sessions"],
+        validate_every=config["validate_every"],
         batch_size=config["batch_size"],
         train_per_class=json.dumps(config["train_per_class"]),
         targets=json.dumps(TARGETS, sort_keys=True),
@@ -111,7 +125,7 @@ rule collect:
     shell:
         "python -m optstate.analysis.collect --runs-folder {params.runs_folder} "
         "--runs {params.runs:q} --cards {input.cards} --epochs {params.epochs} "
-        "--batch-size {params.batch_size} --train-per-class {params.train_per_class} "
+        "--validate-every {params.validate_every} --batch-size {params.batch_size} --train-per-class {params.train_per_class} "
         "--targets {params.targets:q} --progress {params.progress} --output {params.output} "
         "--log {log}"
 
@@ -130,7 +144,7 @@ rule measure_boundaries:
         "../../envs/optstate.yaml"
     params:
         tables=subpath(input[0], parent=True),
-        preserved=configuration.plain_boundary(config, keep="all", usual="preserve"),
+        preserved=find_plain(config["boundaries"], keep="all", usual="preserve"),
         packages=locked("numpy", "pandas"),
     message:
         "Measure the effect of each boundary"
@@ -163,7 +177,7 @@ rule compare:
         tables=subpath(input[0], parent=True),
         baselines=json.dumps({b: BASELINES[b] for b in BOUNDARIES}, sort_keys=True),
         margin=config["equivalence_margin"],
-        primary=[config["primary"]["measure"], config["primary"]["boundary"]],
+        primary=[PRIMARY["boundary"], BASELINES[PRIMARY["boundary"]][0], PRIMARY["measure"]],
         packages=locked("numpy", "pandas", "scipy", "statsmodels"),
     message:
         "Compare the boundaries"
@@ -263,8 +277,31 @@ use rule curves as differences with:
         f"{LOGS}/figures/{{dataset}}-differences.log",
     params:
         module="differences",
-        options=f"--dataset {{dataset}} --measure {config['primary']['measure']} "
+        options=f"--dataset {{dataset}} --measure {PRIMARY['measure']} "
         f"--margin {config['equivalence_margin']}",
+
+
+use rule curves as resets with:
+    input:
+        f"{RESULTS}/tables/summary.csv",
+        COLLECTED,
+        sources=sources(*FIGURE_SOURCES, "analysis/statistics.py", "analysis/figures/resets.py"),
+    output:
+        report(
+            f"{RESULTS}/figures/{{dataset}}/resets.png",
+            caption="../report/resets.rst",
+            category="The answer",
+            labels={"figure": "resets", "data set": "{dataset}"},
+        ),
+        f"{RESULTS}/figures/{{dataset}}/resets.svg",
+        f"{RESULTS}/figures/{{dataset}}/resets.sha256",
+    log:
+        f"{LOGS}/figures/{{dataset}}-resets.log",
+    params:
+        module="resets",
+        options=f"--dataset {{dataset}} --measure {PRIMARY['measure']} "
+        f"--losses {shlex.quote(json.dumps(LOSSES, sort_keys=True))}",
+        packages=[*FIGURE_PACKAGES, *locked("scipy", "statsmodels")],
 
 
 use rule curves as epochs_to_target with:
@@ -347,6 +384,7 @@ rule report:
         runs=RUNS_JSON,
         packages=locked(*SHOWN_PACKAGES, "docutils", "jinja2", "pyyaml"),
         shown=SHOWN_PACKAGES,
+        resets="--has-resets" if HAS_RESETS else "",
         command=untracked(lambda _: command_line(workflow.config_settings)),
         commit=untracked(lambda _: commit()),
     message:
@@ -355,4 +393,4 @@ rule report:
         "python -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
         "--figures {params.figures} --runs-folder {params.runs_folder} --runs {params.runs:q} "
         "--cards {input.cards} --template {input.template} --command {params.command:q} "
-        "--commit={params.commit:q} --packages {params.shown} --output {output.page} --log {log}"
+        "--commit={params.commit:q} {params.resets} --packages {params.shown} --output {output.page} --log {log}"

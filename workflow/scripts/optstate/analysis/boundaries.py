@@ -1,9 +1,10 @@
 """Measure the effect of each boundary between two sessions on each run: ``boundaries.csv``.
 
 The train loss and the updates after a boundary are compared with those of the reference: the run
-with the same schedule and seed that keeps the optimizer's whole state. Before the first boundary,
-both are the same run. Afterwards both train on the same batches, unless a boundary reshuffles them.
-Without reshuffling, any difference is caused by the boundary.
+with the same schedule and seed that keeps the optimizer's whole state. Up to the first boundary at
+which they differ, both are the same run, and their differences are exactly 0. Afterwards both train
+on the same batches, unless a boundary reshuffles them. Without reshuffling, any difference is
+caused by the boundaries.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Collect the sessions of all runs: tables of every step, every epoch and every run.
 
-Each run has the rows of all of its sessions under its own method's name. This includes the first
-session, which the methods of a schedule share.
+Each run has the rows of all of its sessions under its own method's name. A session that several
+runs share appears in each of them.
 """
 
 import argparse
@@ -62,7 +62,8 @@ def verify_sessions(arguments: argparse.Namespace, runs: Runs) -> None:
         )
         for dataset, card in zip(sorted(runs.datasets), arguments.cards, strict=True)
     }
-    check_sessions(arguments.runs_folder, runs.sessions, Plan(arguments.epochs, num_steps))
+    plan = Plan(arguments.epochs, num_steps, arguments.validate_every)
+    check_sessions(arguments.runs_folder, runs.sessions, plan)
 
 
 def read_run(runs_folder: Path, run: Run, name: str) -> list[Row]:
@@ -91,9 +92,9 @@ def append_rows(file: IO[str], rows: list[Row]) -> None:
 def summarize_run(run: Run, steps: list[Row], epochs: list[Row], target_top1: float | None) -> Row:
     """Summarize a run in one row.
 
-    The best epoch is the first with the highest valid top-1. A run has diverged if any of its
-    losses is not finite. ``epochs_to_target`` is infinite if the run missed the target, and empty
-    without a target.
+    The best epoch is the first validated one with the highest valid top-1. A run has diverged if
+    any of its losses is not finite. ``epochs_to_target`` is the first validated epoch that reached
+    the target. It is infinite if none did, and empty without a target.
 
     Args:
         run: the run.
@@ -129,6 +130,7 @@ PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 PARSER.add_argument("--runs-folder", type=Path, required=True, help="folder of all runs")
 PARSER.add_argument("--runs", required=True, help="JSON of the runs")
 PARSER.add_argument("--epochs", type=int, nargs="+", required=True, help="epochs of each session")
+PARSER.add_argument("--validate-every", type=int, required=True, help="epochs between validations")
 PARSER.add_argument(
     "--cards", type=Path, nargs="+", required=True, help="dataset.json files, by data set name"
 )

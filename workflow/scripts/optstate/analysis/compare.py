@@ -1,8 +1,8 @@
-"""Compare each boundary with its baseline: paired differences, statistics and a verdict.
+"""Compare each boundary with its baselines: paired differences, statistics and a verdict.
 
 A pair is two runs with the same schedule and seed. Both train on the same batches in the same
-order, unless a boundary reshuffles them. p-values are adjusted over data sets and schedules by
-Holm's method.
+order, unless a boundary reshuffles them. In a session that both share, the difference is exactly 0.
+p-values are adjusted over data sets and schedules by Holm's method.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from optstate.checksums import write_checksums
 from optstate.job import run, write_atomically
 
 CELL = ["dataset", "schedule"]
-COMPARISON = [*CELL, "boundary", "baseline", "measure"]
+OUTCOME = ["boundary", "baseline", "measure"]
+COMPARISON = [*CELL, *OUTCOME]
 COLUMNS = [
     *COMPARISON, "n", "mean_difference", "low", "high", "verdict", "bca_low", "bca_high",
     "p_sign_flip", "p_holm", "p_equivalence", "seeds_to_decide", "primary",
@@ -61,15 +62,15 @@ def stack_measures(summary: pd.DataFrame, boundaries: pd.DataFrame) -> pd.DataFr
     return rows[has_values | ~is_conditional]
 
 
-def pair_runs(rows: pd.DataFrame, baselines: dict[str, str]) -> pd.DataFrame:
-    """Subtract the baseline's value from each boundary's value. Returns a row for each pair.
+def pair_runs(rows: pd.DataFrame, baselines: dict[str, list[str]]) -> pd.DataFrame:
+    """Subtract each baseline's value from the boundary's value. Returns a row for each pair.
 
     Args:
         rows: the result of :func:`stack_measures`.
-        baselines: for each boundary, the boundary that it is compared with.
+        baselines: for each boundary, the boundaries that it is compared with.
     """
     of_baseline = rows.rename(columns={"boundary": "baseline", "value": "baseline_value"})
-    rows = rows.assign(baseline=rows["boundary"].map(baselines))
+    rows = rows.assign(baseline=rows["boundary"].map(baselines)).explode("baseline")
     pairs = rows[rows["boundary"] != rows["baseline"]].merge(of_baseline)
     with np.errstate(invalid="ignore"):  # both may be infinite
         pairs["difference"] = pairs["value"] - pairs["baseline_value"]
@@ -78,12 +79,12 @@ def pair_runs(rows: pd.DataFrame, baselines: dict[str, str]) -> pd.DataFrame:
 
 
 def compare_pairs(pairs: pd.DataFrame, margin: float, primary: list[str]) -> pd.DataFrame:
-    """Compare each boundary with its baseline, for each data set, schedule and measure.
+    """Compare each boundary with its baselines, for each data set, schedule and measure.
 
     Args:
         pairs: the result of :func:`pair_runs`.
         margin: the margin of equivalence in top-1, a fraction.
-        primary: measure and boundary of the primary outcome.
+        primary: boundary, baseline and measure of the primary outcome.
 
     Returns:
         A row for each comparison, with the columns ``COLUMNS``.
@@ -92,13 +93,13 @@ def compare_pairs(pairs: pd.DataFrame, margin: float, primary: list[str]) -> pd.
         return pd.DataFrame(columns=COLUMNS)
     table = estimate_differences(pairs, margin)
     # An outcome is tested in each data set and schedule, so its p-values are adjusted over these.
-    outcome = table.groupby(["boundary", "measure"])
+    outcome = table.groupby(OUTCOME)
     for column, adjusted in (("p_value", "p_holm"), ("p_equivalence", "p_equivalence")):
         table[adjusted] = outcome[column].transform(lambda p: adjust_p_values(p.to_numpy(float)))
     table["num_tests"] = outcome["p_value"].transform("count")
     table["seeds_to_decide"] = [count_seeds_to_decide(row, margin) for row in table.itertuples()]
     table["verdict"] = [describe_verdict(row, margin) for row in table.itertuples()]
-    is_primary = (table[["measure", "boundary"]] == primary).all(axis=1)
+    is_primary = (table[OUTCOME] == primary).all(axis=1)
     table["primary"] = is_primary.astype(str).str.lower()
     table = table.rename(columns={"mean": "mean_difference", "p_value": "p_sign_flip"})
     return table[COLUMNS].sort_values(COMPARISON, ignore_index=True)
@@ -187,12 +188,12 @@ def describe_undecided(row: Any) -> str:
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 PARSER.add_argument("--tables", type=Path, required=True, help="folder of the tables")
-PARSER.add_argument("--baselines", required=True, help="JSON: the baseline of each boundary")
+PARSER.add_argument("--baselines", required=True, help="JSON: the baselines of each boundary")
 PARSER.add_argument(
     "--margin", type=float, required=True, help="margin of equivalence in top-1, a fraction"
 )
 PARSER.add_argument(
-    "--primary", nargs=2, required=True, help="measure and boundary of the primary outcome"
+    "--primary", nargs=3, required=True, help="boundary, baseline and measure to answer for"
 )
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main(arguments: argparse.Namespace) -> None:
         answers=list_answers(tables.read_verified(arguments.tables / "comparisons.csv")),
         num_tests=num_tests,
         required_seeds={n: count_required_pairs(n) for n in (1, num_tests)},
-        run_times=sum_run_times(summary),
+        run_times=sum_run_times(tables.read_verified(arguments.tables / "epochs.csv"), runs),
         machines=count_machines(list(made_by.values())),
         mixtures=find_mixtures(made_by),
         describe_kind=describe_kind,
@@ -57,6 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
         cards=cards,
         curves=CURVES,
         has_boundaries=runs.have_boundaries,
+        has_resets=arguments.has_resets,
         has_targets=any("target_top1" in source for source in config["datasets"].values()),
         embed_figure=lambda name: encode_png(find_figure(name)),
         command=arguments.command,
@@ -124,11 +125,29 @@ def describe_answer(row: Any) -> str:
     return f"{row.verdict}. {difference}: {scale * row.mean_difference:+.2f}{unit} {interval}."
 
 
-def sum_run_times(summary: pd.DataFrame) -> list[dict[Any, str]]:
-    """Sum the seconds of training and validation over the runs of each data set and method."""
-    seconds = summary.groupby(["dataset", "method"])[["train_seconds", "valid_seconds"]]
-    rows = seconds.agg("sum").assign(runs=seconds.size()).reset_index()
-    return [{key: str(value) for key, value in row.items()} for row in rows.to_dict("records")]
+def sum_run_times(epochs: pd.DataFrame, runs: Runs) -> list[dict[Any, str]]:
+    """Sum the seconds of training and validation. A session that several runs share counts once.
+
+    Args:
+        epochs: the table ``epochs.csv``, which has a shared session in each of its runs.
+        runs: the runs of the experiment.
+
+    Returns:
+        A row for each data set and name of sessions: ``dataset``, ``trained_as``, ``sessions``,
+        ``train_seconds`` and ``valid_seconds``.
+    """
+    trained = pd.DataFrame(
+        {"dataset": session.dataset, "trained_as": session.name, "session": session.number,
+         "method": sharing[0].method, "seed": session.seed}
+        for session, sharing in runs.runs_of.items()
+    )  # fmt: skip
+    names = ["dataset", "trained_as"]
+    seconds = epochs.merge(trained).pivot_table("seconds", names, "split", "sum")
+    rows = seconds.add_suffix("_seconds").join(trained.value_counts(names).rename("sessions"))
+    return [
+        {key: str(value) for key, value in row.items()}
+        for row in rows.reset_index().to_dict("records")
+    ]
 
 
 def find_mixtures(made_by: dict[Session, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -195,6 +214,7 @@ PARSER.add_argument("--cards", type=Path, nargs="+", help="dataset.json files, b
 PARSER.add_argument("--template", type=Path, required=True, help="Jinja template of the page")
 PARSER.add_argument("--command", required=True, help="command that runs the experiment")
 PARSER.add_argument("--commit", default="", help="commit of the sources")
+PARSER.add_argument("--has-resets", action="store_true", help="show the figure of resets")
 PARSER.add_argument("--packages", nargs="+", required=True, help="packages to list with versions")
 PARSER.add_argument("--output", type=Path, required=True, help="HTML file")
 

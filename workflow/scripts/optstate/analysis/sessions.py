@@ -20,10 +20,12 @@ class Plan:
     Attributes:
         epochs: the number of epochs of each session.
         num_steps: the number of training steps in an epoch, by data set.
+        validate_every: epochs between validations. The last epoch of a session is always validated.
     """
 
     epochs: Sequence[int]
     num_steps: dict[str, int]
+    validate_every: int
 
     def list_epochs(self, session: Session) -> range:
         """Return a session's epochs, counted through all sessions from 1."""
@@ -39,12 +41,14 @@ class Plan:
             "method": session.name, "seed": str(session.seed), "session": str(session.number),
         }  # fmt: skip
         num_steps = self.num_steps[session.dataset]
-        for epoch in self.list_epochs(session):
+        epochs = self.list_epochs(session)
+        for epoch in epochs:
             if name == "steps":
                 steps = range((epoch - 1) * num_steps + 1, epoch * num_steps + 1)
                 rows = [{"step": str(step)} for step in steps]
             else:
-                rows = [{"split": "train"}, {"split": "valid"}]
+                is_validated = epoch % self.validate_every == 0 or epoch == epochs[-1]
+                rows = [{"split": split} for split in ("train", "valid")[: 1 + is_validated]]
             yield from (names | {"epoch": str(epoch)} | row for row in rows)
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from optstate.analysis import tables
@@ -18,7 +17,6 @@ from optstate.checksums import write_checksums
 from optstate.job import run
 
 BAND = "#EDEDED"
-PAIR: style.Look = {"marker": "o", "linestyle": "", "alpha": 0.45}
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -54,7 +52,7 @@ def draw_differences(
     scale = 100 if measure.is_top1 else 1
     of_dataset = comparisons[comparisons["dataset"] == dataset].iloc[::-1]  # the first one on top
     figure, axes = plt.subplots(figsize=(6.5, 1.8 + 0.45 * len(of_dataset)), layout="constrained")
-    handles = make_handles()
+    handles: list[Artist] = [*style.make_pair_handles()]
     if measure.is_top1:
         axes.axvspan(-scale * margin, scale * margin, color=BAND, zorder=0)
         label = f"margin of equivalence, {tables.format_margin(margin)}"
@@ -80,7 +78,7 @@ def draw_differences(
 
 def select_pairs(pairs: pd.DataFrame, row: Any) -> pd.Series:
     """Return the differences of the pairs of a comparison."""
-    names = ["dataset", "schedule", "boundary"]
+    names = ["dataset", "schedule", "boundary", "baseline"]
     return pairs["difference"][(pairs[names] == [getattr(row, n) for n in names]).all(axis=1)]
 
 
@@ -89,11 +87,11 @@ def draw_comparison(
 ) -> None:
     """Draw the pairs' differences ``values`` (n,), their mean and its interval at height ``y``."""
     colour = style.get_look(row.boundary, boundaries)["color"]
-    heights = y + style.spread_heights(len(values))
-    axes.plot(values, heights, color=colour, markersize=4, **PAIR)
+    heights = y + style.spread_points(len(values))
+    axes.plot(values, heights, color=colour, **style.PAIR)
     interval = np.array([row.low, row.high], float) * scale
-    axes.plot(interval, [y, y], color=colour, linewidth=3, solid_capstyle="butt")
-    axes.plot([scale * row.mean_difference], [y], "D", color=colour, markersize=7)
+    axes.plot(interval, [y, y], color=colour, **style.INTERVAL)
+    axes.plot([scale * row.mean_difference], [y], color=colour, **style.PAIRS_MEAN)
 
 
 def name_comparison(row: Any, num_pairs: int) -> str:
@@ -116,14 +114,6 @@ def find_extent(comparisons: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
     # An empty table has columns of dtype object.
     values = np.concatenate(ends, dtype=float, casting="unsafe")
     return values[np.isfinite(values)]
-
-
-def make_handles() -> list[Artist]:
-    """Return the legend's entries for pairs and means."""
-    return [
-        Line2D([], [], color=style.NEUTRAL, label="a pair", **PAIR),
-        Line2D([], [], color=style.NEUTRAL, label="mean, 95 % t interval", marker="D", linewidth=3),
-    ]
 
 
 PARSER = style.make_parser(__doc__)

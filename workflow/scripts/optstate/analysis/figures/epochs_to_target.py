@@ -38,7 +38,7 @@ def draw_epochs_to_target(summary: pd.DataFrame) -> Figure:
     for y, ((_, _, boundary), runs) in enumerate(methods):
         x = runs["epochs_to_target"].replace(np.inf, missed).to_numpy()
         colour = style.get_look(str(boundary), summary["boundary"])["color"]
-        axes.plot(x, y + style.spread_heights(len(x)), color=colour, **POINT)
+        axes.plot(x, y + style.spread_points(len(x)), color=colour, **POINT)
         axes.plot([np.median(x)], [y], color=colour, markersize=16, **MEDIAN)
     names = [f"{dataset}, {schedule}: {boundary}" for (dataset, schedule, boundary), _ in methods]
     axes.set_yticks(range(len(names)), names)

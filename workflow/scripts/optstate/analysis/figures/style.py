@@ -61,9 +61,13 @@ LABELS = {
 }  # fmt: skip
 FADED = "#C8C8C8"
 NEUTRAL = "#555555"  # colour of lines and text that are not data
+LEGEND_COLUMN = 2.4  # inches
 TITLE_PAD = 18  # points; leaves a line for the session numbers
 SEED: Look = {"linewidth": 0.6, "alpha": 0.45}
 MEAN: Look = {"linewidth": 1.8}
+PAIR: Look = {"marker": "o", "markersize": 4, "linestyle": "", "alpha": 0.45}
+INTERVAL: Look = {"linewidth": 3, "solid_capstyle": "butt"}
+PAIRS_MEAN: Look = {"marker": "D", "markersize": 7, "linestyle": ""}
 DIVERGED: Look = {"marker": "x", "markersize": 9, "markeredgewidth": 2.2}
 
 
@@ -125,8 +129,8 @@ def draw_runs(axes: Axes, wide: pd.DataFrame, look: Look, label: str, **mean_loo
     axes.plot(mean.index, mean, label=label, **look, **MEAN, **mean_look)
 
 
-def spread_heights(number: int) -> np.ndarray:
-    """Return separate heights (number,) for the points of a row, within ±0.25."""
+def spread_points(number: int) -> np.ndarray:
+    """Return separate offsets (number,) for the points of a row or a column, within ±0.25."""
     return (np.arange(1, number + 1) / (number + 1) - 0.5) / 2
 
 
@@ -169,9 +173,8 @@ def add_legend(figure: Figure, boundaries: Iterable[str], *marks: Artist) -> Non
         for boundary in boundaries
     ]
     handles = [*lines, *marks]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 4), handlelength=3.5
-    )
+    ncols = min(len(handles), 4, int(figure.get_figwidth() / LEGEND_COLUMN))
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, handlelength=3.5)
 
 
 def make_marks(num_seeds: int, has_boundaries: bool, has_diverged: bool) -> list[Line2D]:
@@ -185,6 +188,15 @@ def make_marks(num_seeds: int, has_boundaries: bool, has_diverged: bool) -> list
         mark = Line2D([], [], color=NEUTRAL, linestyle="", label="diverged", **DIVERGED)
         marks.append(mark)
     return marks
+
+
+def make_pair_handles() -> list[Line2D]:
+    """Return the legend entries for pairs of runs, and for their mean with its interval."""
+    mean = PAIRS_MEAN | INTERVAL | {"linestyle": "-", "markersize": 6}
+    return [
+        Line2D([], [], color=NEUTRAL, label="a pair", **PAIR),
+        Line2D([], [], color=NEUTRAL, label="mean, 95 % t interval", **mean),
+    ]
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
