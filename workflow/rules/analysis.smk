@@ -125,7 +125,8 @@ rule collect:
     shell:
         "python -m optstate.analysis.collect --runs-folder {params.runs_folder} "
         "--runs {params.runs:q} --cards {input.cards} --epochs {params.epochs} "
-        "--validate-every {params.validate_every} --batch-size {params.batch_size} --train-per-class {params.train_per_class} "
+        "--validate-every {params.validate_every} --batch-size {params.batch_size} "
+        "--train-per-class {params.train_per_class} "
         "--targets {params.targets:q} --progress {params.progress} --output {params.output} "
         "--log {log}"
 
