@@ -25,6 +25,14 @@ def test_an_uninterrupted_run_is_one_job_of_its_own():
     assert (total.num_sessions, total.epochs) == (4 * 4, 4 * (3 + 2 + 1 + 6))
 
 
+def test_sessions_with_the_same_history_are_counted_once():
+    boundaries = CONFIG["boundaries"] | {"late": {"keep": [], "at": [3]}}
+    config = CONFIG | {"methods": ["constant-preserve", "constant-late"], "boundaries": boundaries}
+    total = estimate(configuration.all_runs(config), config, 10)
+    assert (total.num_sessions, total.num_runs) == (4 * 3 + 4, 8)
+    assert total.epochs == 4 * (3 + 2 + 1) + 4 * 1
+
+
 def test_hours_are_those_of_all_jobs_or_of_the_longest_run():
     """One GPU runs all jobs in sequence. With many GPUs, the longest run decides."""
     total = estimate(RUNS, CONFIG, 10)

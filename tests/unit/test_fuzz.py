@@ -23,12 +23,14 @@ TEXT = (ROOT / "config/config.yaml").read_text()
 ARTICLE = yaml.safe_load(TEXT) | {"model": "shufflenet_v2_x0_5", "image_size": 32}
 KEYS = sorted(
     {*ARTICLE, "archive", "sha256", "folder", "packaged", "kind", "lr", "keep", "name", "betas",
-     "optimizer", "initial_lr", "max_lr", "epochs", "steps", "minutes", "constant", "new", "digits"}
+     "optimizer", "initial_lr", "max_lr", "epochs", "steps", "minutes", "constant", "new", "digits",
+     "at", "over", "lr_factor", "rebuild_steps", "warmup_steps", "step_size", "baseline",
+     "reshuffle", "final_lr", "preserve"}
 )  # fmt: skip
 WORDS = [
-    *KEYS, "Adam", "SGD", "LBFGS", "SparseAdam", "all", "auto", "true", "null", "", "3e-4", "1e999",
-    "nan", "-1", "constant-new", "constant-", "-", "../x", "a\nb", "é", "\0", "/", "resnet18",
-    "x" * 300, "1" * 5000,
+    *KEYS, "Adam", "SGD", "LBFGS", "SparseAdam", "Rprop", "run", "all", "auto", "true", "null",
+    "", "3e-4", "1e999", "nan", "-1", "constant-new", "constant-", "-", "../x", "a\nb", "é", "\0",
+    "/", "resnet18", "x" * 300, "1" * 5000,
 ]  # fmt: skip
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-2, 3), st.floats(), st.text(max_size=8),

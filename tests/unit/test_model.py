@@ -73,6 +73,23 @@ class TestCheck:
         with pytest.raises(InputError, match=words):
             check(CONFIG | change)
 
+    @pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "Adafactor"])
+    def test_a_state_can_be_rebuilt(self, name):
+        boundaries = {"part": {"keep": [], "rebuild_steps": 3}}
+        check(CONFIG | {"boundaries": boundaries, "optimizer": {"name": name}})
+
+    def test_an_optimizer_that_changes_weights_without_a_learning_rate_is_refused(self):
+        boundaries = {"part": {"keep": [], "rebuild_steps": 3}}
+        with pytest.raises(InputError, match="part.rebuild_steps: Rprop changes weights at a lear"):
+            check(CONFIG | {"boundaries": boundaries, "optimizer": {"name": "Rprop"}})
+
+    def test_a_schedule_over_the_run_is_checked(self):
+        schedule = {"kind": "cosine", "over": "run", "lr": 0.1, "final_lr": 0.0}
+        check(CONFIG | {"schedules": {"constant": schedule}})
+        broken = schedule | {"optimizer": {"name": "SGX"}}
+        with pytest.raises(InputError, match="schedules.constant.optimizer.name: 'SGX'"):
+            check(CONFIG | {"schedules": {"constant": broken}})
+
     def test_the_optimizer_of_a_schedule_is_checked(self):
         schedules = {"constant": CONFIG["schedules"]["constant"] | {"optimizer": {"name": "SGX"}}}
         with pytest.raises(InputError, match="schedules.constant.optimizer.name: 'SGX'"):
