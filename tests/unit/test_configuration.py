@@ -96,7 +96,7 @@ def test_every_key_is_in_the_schema_and_in_the_reference():
         ({"boundaries__new__at": [3, 4]}, "boundaries.new.at: there is no session 4, because"),
         ({"boundaries__new__lr_factor": 0}, "boundaries.new.lr_factor: 0 must be above 0"),
         ({"boundaries__new__rebuild_steps": 0}, "boundaries.new.rebuild_steps: 0 must be at least"),
-        ({"boundaries__new__baseline": "preserv"}, "boundaries.new.baseline: .* `preserve`"),
+        ({"boundaries__new__baseline": "presrve"}, "boundaries.new.baseline: .* `preserve`"),
         (
             {"boundaries__new__baseline": "new"},
             "boundaries.new.baseline: `boundaries` has no other",

@@ -26,7 +26,10 @@ SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 
 SPANNING = ("onecycle", "cosine")  # kinds whose values depend on the number of steps in all
 # Values that are the same as leaving the key out.
-DEFAULTS: dict[str, Config] = {"boundaries": {"reshuffle": False, "lr_factor": 1}, "schedules": {"over": "session"}}
+DEFAULTS: dict[str, Config] = {
+    "boundaries": {"reshuffle": False, "lr_factor": 1},
+    "schedules": {"over": "session"},
+}
 
 
 def load(*overlays: Path | Config) -> Config:
