@@ -20,6 +20,10 @@ SCHEDULES = {
         "constant": {"lr": [1e-3, 5e-4, 3e-4]},
         "onecycle": {"initial_lr": [5e-5, 2e-5, 5e-6], "max_lr": [1e-3, 6e-4, 1e-4]},
     },
+    "run": {
+        "constant": {"over": "run", "lr": 1e-3},
+        "onecycle": {"over": "run", "initial_lr": 5e-5, "max_lr": 1e-3},
+    },
 }
 
 
@@ -81,6 +85,7 @@ def run_pipeline(folder: Path, pictures: Path, over: str) -> list[str]:
     [
         ("session", 13, 3),  # the last batch of every epoch would be a single image
         ("session", 14, 4),  # the last batch is smaller than the others
+        ("run", 14, 4),
     ],
 )
 def test_every_loss_equals_the_pipelines_to_the_bit(tmp_path, over, num_images, steps_per_epoch):
