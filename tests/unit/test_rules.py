@@ -129,3 +129,17 @@ def test_errors_of_a_configuration_end_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTSTATE_RUN", str(tmp_path / "run.json"))
     with pytest.raises(SystemExit, match=f"configuration: {tmp_path}/run.json: damaged"):
         Experiment.load(CONFIG, [], is_main_process=False)
+
+
+def test_a_rescaled_session_needs_the_norms_of_its_twin():
+    boundaries = CONFIG["boundaries"] | {"rescaled": {"keep": [], "step_size": "preserve"}}
+    methods = ["constant-preserve", "constant-rescaled"]
+    config = CONFIG | {"boundaries": boundaries, "methods": methods}
+    experiment = Experiment(configuration.validate(config), {}, None)
+    second = make_wildcards(name="constant-rescaled", number="2")
+    twin = "results/article/runs/imagewoof/constant-preserve/seed0/session2"
+    assert experiment.previous(second)[-2:] == [f"{twin}/session.sha256", f"{twin}/steps.csv"]
+    assert f"--step-sizes {twin} " in experiment.start_options(second)
+    assert "--step-sizes" not in experiment.start_options(
+        make_wildcards(name="constant-preserve", number="2")
+    )
