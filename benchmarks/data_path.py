@@ -75,7 +75,8 @@ def make_session_epoch(spec: SessionSpec, arrays: Path, device: torch.device) ->
     def epoch() -> Iterator[torch.Tensor]:
         inputs = None
         for step, (pixels, _) in enumerate(iterate_batches(images, order, spec.batch_size, device)):
-            inputs = make_input(augment_images(pixels, spec.augment, spec.seed, step), inputs)
+            pixels = augment_images(pixels, spec.augment, spec.seed, step)
+            inputs = make_input(pixels, spec.normalize, inputs)
             yield inputs
 
     return epoch

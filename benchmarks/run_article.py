@@ -17,6 +17,7 @@ from benchmarks.commands import OutOfTimeError, run_module
 from optstate import job
 from optstate.checksums import file_sha256, write_checksums
 from optstate.experiment import configuration
+from optstate.experiment.consistency import is_published, list_files
 from optstate.experiment.runs import Runs, Session
 from optstate.experiment.schema import Config
 
@@ -91,13 +92,11 @@ class Experiment:
 
     def spec(self, session: Session) -> str:
         """Return a session's settings as JSON."""
-        weights = self.config["weights"]
-        weights_sha256 = file_sha256(Path(weights)) if weights else None
-        return configuration.session_spec(self.config, session, weights_sha256).to_json()
+        hashes = {key: file_sha256(Path(file)) for key, file in list_files(self.config).items()}
+        return configuration.session_spec(self.config, session, hashes).to_json()
 
     def train(self, session: Session) -> None:
         """Train a session, or the rest of one that an earlier call interrupted."""
-        weights = self.config["weights"]
         options: dict[str, object] = {
             "--spec": self.spec(session), "--arrays": self.arrays(session.dataset),
             "--output": self.folder(session), "--progress": self.progress(session),
@@ -109,8 +108,10 @@ class Experiment:
             options |= {"--previous-spec": self.spec(previous)}
             options |= {"--previous-progress": self.progress(previous)}
             options |= {"--earlier": [self.folder(s) for s in self.runs.earlier(session)]}
-        elif weights:
-            options |= {"--weights": weights}
+        else:
+            keys = {"weights": "--weights", "optimizer_state": "--optimizer-state"}
+            files = list_files(self.config)
+            options |= {option: files[key] for key, option in keys.items() if key in files}
         if followed := configuration.followed_session(self.config, session):
             options |= {"--step-sizes": self.folder(followed)}
         run_module("optstate.training.session", options, self.deadline)
@@ -122,6 +123,8 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.device:
         overlays.append({"device": arguments.device})
     config = configuration.load(*overlays)
+    if is_published(config["weights"]):
+        raise job.InputError(f"weights: {config['weights']} is not fetched here. Give a file.")
     claim_folder(arguments.work, config)
     (arguments.work / "logs").mkdir(exist_ok=True)
     deadline = time.monotonic() + arguments.seconds

@@ -166,9 +166,12 @@ def test_a_change_of_the_weights_file_is_an_error(tmp_path, arrays):
     weights = tmp_path / "weights.pt"
     torch.save(make_model("shufflenet_v2_x0_5", 32, 2).state_dict(), weights)
     spec = replace(FIRST, model="shufflenet_v2_x0_5")
-    train(tmp_path, replace(spec, weights_sha256=file_sha256(weights)), arrays, weights=weights)
-    with pytest.raises(InputError, match=f"{weights}: this file has changed .* Run again"):
-        train(tmp_path, replace(spec, weights_sha256="0" * 64), arrays, weights=weights)
+    for sha256 in (file_sha256(weights), file_sha256(weights)[:8]):  # all, or a published start
+        given = replace(spec, file_hashes={"weights": sha256})
+        train(tmp_path / sha256, given, arrays, weights=weights)
+    with pytest.raises(InputError, match=f"^weights: {weights} has changed .* Run again"):
+        given = replace(spec, file_hashes={"weights": "0" * 64})
+        train(tmp_path, given, arrays, weights=weights)
 
 
 def test_a_seed_decides_all_bits(tmp_path, arrays):
@@ -271,7 +274,7 @@ def test_random_states_continue_at_the_fork(tmp_path, arrays):
     later = replace(spec, session=2, keep="all")
     images = load_split(arrays, "train", None)
     before = session.load_previous(arrays, first, spec.to_json())
-    session.make_state(later, images, before, None, torch.device("cpu"))
+    session.make_state(later, images, before, {}, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), saved)
     torch.manual_seed(spec.seed)
     make_model(spec.model, 32, 2)

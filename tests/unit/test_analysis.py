@@ -644,7 +644,7 @@ class TestBoundaries:
         )
         found = {
             (row["boundary"], row["session"]): row["recovery_steps"]
-            for row in boundaries.measure_boundaries(steps, "preserve")
+            for row in boundaries.measure_boundaries(steps, "preserve", 2)
         }
         assert found == {
             ("new", 2): 10, ("new", 3): np.inf, ("preserve", 2): 10, ("preserve", 3): 10,
@@ -1097,7 +1097,9 @@ class TestFigures:
 
     def test_figures_of_a_boundary_show_50_steps_before_and_after(self, tables):
         steps = tables_of_analysis.read(tables / "steps.csv")
-        around = boundary.select_steps(steps).query("boundary == 'new' and schedule == 'constant'")
+        around = boundary.select_steps(steps, 2).query(
+            "boundary == 'new' and schedule == 'constant'"
+        )
         one = around[around["seed"] == 0]
         assert one["x"].tolist() == list(range(-49, 51))
         assert one["step"].tolist() == list(range(1, 101))

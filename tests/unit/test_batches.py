@@ -106,10 +106,10 @@ def test_input_is_scaled_and_channels_last():
 def test_the_memory_of_an_earlier_batch_is_reused():
     images = torch.randint(0, 255, (3, 4, 4, 3), dtype=torch.uint8)
     used = make_input(torch.zeros_like(images))
-    again = make_input(images, used)
+    again = make_input(images, buffer=used)
     assert again.data_ptr() == used.data_ptr()
     assert torch.equal(again, make_input(images))
-    part = make_input(images[:2], used)
+    part = make_input(images[:2], buffer=used)
     assert part.data_ptr() != used.data_ptr()
     assert torch.equal(part, make_input(images[:2]))
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from optstate.experiment import configuration
 from optstate.experiment.configuration import (
     baselines,
     followed_session,
@@ -92,7 +93,8 @@ def test_every_key_is_in_the_schema_and_in_the_reference():
             "boundaries.uninterrupted: this name is reserved .* Choose another.",
         ),
         ({"boundaries__new__at": []}, r"boundaries.new.at: \[\] must not be empty"),
-        ({"boundaries__new__at": [1]}, r"boundaries.new.at\[0\]: 1 must be at least 2"),
+        ({"boundaries__new__at": [0]}, r"boundaries.new.at\[0\]: 0 must be at least 1"),
+        ({"boundaries__new__at": [1]}, "boundaries.new.at: session 1 begins with a boundary only"),
         ({"boundaries__new__at": [3, 4]}, "boundaries.new.at: there is no session 4, because"),
         ({"boundaries__new__lr_factor": 0}, "boundaries.new.lr_factor: 0 must be above 0"),
         ({"boundaries__new__rebuild_steps": 0}, "boundaries.new.rebuild_steps: 0 must be at least"),
@@ -172,6 +174,32 @@ def test_every_key_is_in_the_schema_and_in_the_reference():
         ({"experiment": "x\n"}, "experiment: "),
         ({"experiment": "README.md"}, "experiment: "),
         ({"weights": "/nowhere.pt"}, "weights: /nowhere.pt is not a file."),
+        ({"model": "/nowhere.py:make"}, "model: /nowhere.py is not a file."),
+        ({"model": "net.py"}, "model: net.py names no function. Write FILE.py:FUNCTION."),
+        (
+            {"weights": str(ROOT / "Makefile"), "optimizer_state": "/nowhere.pt"},
+            "optimizer_state: /nowhere.pt is not a file.",
+        ),
+        ({"optimizer_state": "mine.pt"}, "optimizer_state: belongs to weights of your own."),
+        (
+            {"optimizer_state": "mine.pt", "weights": "IMAGENET1K_V2"},
+            "optimizer_state: belongs to weights of your own.",
+        ),
+        (
+            {"model": "net.py:make", "weights": "IMAGENET1K_V2"},
+            "weights: IMAGENET1K_V2 belongs to a model of torchvision.",
+        ),
+        ({"subset": "last"}, 'subset: "last" must be one of first, seed'),
+        ({"normalize": "cifar"}, 'normalize: "cifar" must be `none`, `imagenet`, or a mapping'),
+        ({"normalize": {"mean": [0, 0, 0]}}, "normalize.std: missing"),
+        (
+            {"normalize": {"mean": [0, 0], "std": [1, 1, 1]}},
+            r"normalize.mean: \[0, 0\] must be a list of three numbers",
+        ),
+        (
+            {"normalize": {"mean": [0, 0, 0], "std": [1, 0, 1]}},
+            r"normalize.std\[1\]: 0 must be above 0",
+        ),
     ],
 )
 def test_an_error_is_one_line(changes, line, monkeypatch):
@@ -342,12 +370,33 @@ class TestSessionSpec:
         assert make_spec(config).optimizer == {"name": "SGD"}
         assert make_spec(config, method="onecycle-new").optimizer == {"name": "Adam"}
 
-    def test_weights_apply_to_the_first_session(self):
+    def test_weights_apply_to_the_first_session_and_the_model_to_all(self):
+        hashes = {"weights": "0", "model": "1"}
         first, second = (
-            session_spec(ARTICLE, Session("imagewoof", name, 0, number), weights_sha256="0")
+            session_spec(ARTICLE, Session("imagewoof", name, 0, number), hashes)
             for number, name in ((1, "constant"), (2, "constant-new"))
         )
-        assert (first.weights_sha256, second.weights_sha256) == ("0", None)
+        assert (first.file_hashes, second.file_hashes) == (hashes, {"model": "1"})
+
+    def test_with_an_optimizer_state_session_1_begins_with_a_boundary(self):
+        config = ARTICLE | {"optimizer_state": "mine.pt"}
+        hashes = {"weights": "0", "optimizer_state": "1"}
+
+        def make(method):
+            names = configuration.all_runs(config).session_names[f"constant-{method}"]
+            session = Session("imagewoof", names[0], 0, 1)
+            return names, session_spec(config, session, hashes)
+
+        names, spec = make("preserve")
+        assert names == ["constant-preserve"] * 3
+        assert (spec.keep, spec.method, spec.file_hashes) == ("all", "constant-preserve", hashes)
+        names, spec = make("new")
+        assert (names, spec.keep) == (["constant-new"] * 3, [])
+
+    def test_an_uninterrupted_run_keeps_the_given_state(self):
+        config = ARTICLE | {"optimizer_state": "mine.pt", "methods": ["constant-uninterrupted"]}
+        session = Session("imagewoof", "constant-uninterrupted", 0, 1)
+        assert session_spec(config, session).keep == "all"
 
     def test_a_job_reads_the_spec_that_was_written(self):
         assert SessionSpec.from_json(make_spec().to_json()) == make_spec()
@@ -402,8 +451,10 @@ def test_when_the_state_is_lost():
         "second-moment": {"keep": ["exp_avg_sq"]},
         "slow": {"keep": [], "lr_factor": 0.3},
     }
-    config = {"boundaries": boundaries, "sessions": [1, 1, 1, 1]}
+    config = {"boundaries": boundaries, "sessions": [1, 1, 1, 1], "optimizer_state": None}
     assert losses(config) == {"preserve": [], "new": [2, 3, 4], "late": [3]}
+    given = losses(config | {"optimizer_state": "mine.pt"})
+    assert given == {"preserve": [], "new": [1, 2, 3, 4], "late": [3]}
 
 
 def test_the_demo_has_only_known_keys():

@@ -1,14 +1,24 @@
-"""Models by name, errors for unusable ones, and weights to start from."""
+"""Models by name and of one's own, and errors for unusable ones."""
+
+import os
 
 import pytest
-import torch
 
 from optstate.experiment.check import check
 from optstate.job import InputError
-from optstate.training.model import load_weights, make_model, require_runs
+from optstate.training.model import make_model, require_runs
 
+OWN_MODEL = """
+from torch import nn
+
+
+def make(num_classes, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size * image_size, num_classes))
+"""
 CONFIG = {
     "model": "resnet18",
+    "weights": None,
+    "optimizer_state": None,
     "image_size": 32,
     "optimizer": {"name": "Adam"},
     "schedules": {"constant": {"kind": "constant", "lr": [1e-3, 1e-3]}},
@@ -96,50 +106,70 @@ class TestCheck:
             check(CONFIG | {"schedules": schedules})
 
 
-class TestWeights:
-    def load(self, model, path, num_classes=4):
-        return load_weights(model, "resnet18", 32, num_classes, path)
+class TestOwnModel:
+    def make(self, tmp_path, text, function="make"):
+        (tmp_path / "net.py").write_text(text)
+        return make_model(f"{tmp_path}/net.py:{function}", 16, 3)
 
-    def test_everything_is_loaded_except_a_head_of_another_size(self, tmp_path):
-        source, target = make_model("resnet18", 32, 10), make_model("resnet18", 32, 4)
-        head = target.fc.weight.clone()
-        torch.save(source.state_dict(), tmp_path / "weights.pt")
-        assert self.load(target, tmp_path / "weights.pt") == ["fc.bias", "fc.weight"]
-        assert torch.equal(target.fc.weight, head)
-        assert torch.equal(target.conv1.weight, source.conv1.weight)
+    def test_a_function_makes_the_model_for_classes_and_image_size(self, tmp_path):
+        model = self.make(tmp_path, OWN_MODEL)
+        assert model[1].weight.shape == (3, 3 * 16 * 16)
+        require_runs(f"{tmp_path}/net.py:make", 16, 3)
+        assert [path.name for path in tmp_path.iterdir()] == ["net.py"]  # and no bytecode
 
-    @pytest.mark.parametrize("key", ["model", "state_dict"])
-    def test_a_head_of_the_same_size_is_loaded(self, tmp_path, key):
-        source, target = make_model("resnet18", 32, 4), make_model("resnet18", 32, 4)
-        torch.save({key: source.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
-        assert self.load(target, tmp_path / "weights.pt") == []
-        assert torch.equal(target.fc.weight, source.fc.weight)
+    def test_the_current_content_counts(self, tmp_path):
+        self.make(tmp_path, OWN_MODEL)
+        before = (tmp_path / "net.py").stat()
+        (tmp_path / "net.py").write_text(OWN_MODEL.replace("Flatten", "Sigmoid"))
+        os.utime(tmp_path / "net.py", ns=(before.st_atime_ns, before.st_mtime_ns))
+        model = make_model(f"{tmp_path}/net.py:make", 16, 3)
+        assert type(model[0]).__name__ == "Sigmoid"
 
-    def test_weights_of_another_model_are_an_error(self, tmp_path):
-        torch.save(make_model("resnet34", 32, 4).state_dict(), tmp_path / "weights.pt")
-        with pytest.raises(InputError, match=r"weights.pt: these are not weights of resnet18"):
-            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+    def test_a_dataclass_in_the_file_works(self, tmp_path):
+        text = f"from __future__ import annotations\nimport dataclasses\n{OWN_MODEL}"
+        text += "@dataclasses.dataclass\nclass Options:\n    width: int = 3\n"
+        self.make(tmp_path, text)
 
     @pytest.mark.parametrize(
-        "content", [{1: torch.ones(1)}, {"a": torch.ones(1).to_sparse()}, [1, 2], None]
+        ("text", "error"),
+        [
+            ("def make(:\n", r"net.py:1: SyntaxError: .*Correct the file"),
+            ("\nx = 1 / 0\n", r"net.py:2: ZeroDivisionError: division by zero"),
+            (
+                "def make(num_classes, image_size):\n    return undefined\n",
+                r"net.py:2: NameError: name 'undefined'",
+            ),
+            ("def make():\n    pass\n", r"net.py: TypeError: .*num_classes"),
+            ("def other():\n    pass\n", r"net.py has no function 'make'"),
+            ("def make(**_):\n    return 3\n", r"make in .*net.py returns int. Return a torch"),
+            ("\nimport missing.part\n", r"net.py:2: needs the package missing, .*pip install miss"),
+            ("import helper\n", r"net.py:1: imports helper from its own folder, .*Move that code"),
+        ],
     )
-    def test_a_file_without_weights_is_an_error(self, tmp_path, content):
-        torch.save(content, tmp_path / "weights.pt")
-        if content is None:
-            (tmp_path / "weights.pt").write_bytes(b"hello")
-        with pytest.raises(
-            InputError, match=r"weights.pt: not a state dict that loads safely. Save it with"
-        ):
-            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+    def test_a_mistake_is_one_line_with_its_line_number(self, tmp_path, text, error):
+        (tmp_path / "helper.py").touch()
+        with pytest.raises(InputError, match=f"^model: .*{error}"):
+            self.make(tmp_path, text)
 
-    def test_code_in_a_pickle_does_not_run(self, tmp_path):
-        import os
+    def test_a_mistake_while_it_runs_has_its_line_number(self, tmp_path):
+        body = "\n    def forward(self, images):\n        return images + missing\n"
+        text = f"from torch import nn\nclass Net(nn.Module):{body}\ndef make(**_): return Net()\n"
+        (tmp_path / "net.py").write_text(text)
+        error = r"^model: for an image_size of 16: .*net.py:4: NameError: name 'missing'"
+        with pytest.raises(InputError, match=error):
+            require_runs(f"{tmp_path}/net.py:make", 16, 3)
 
-        class Bad:
-            def __reduce__(self):
-                return os.mkdir, (str(tmp_path / "pwned"),)
-
-        torch.save({"model": Bad()}, tmp_path / "weights.pt")
-        with pytest.raises(InputError, match="loads safely"):
-            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
-        assert not (tmp_path / "pwned").exists()
+    @pytest.mark.parametrize(
+        ("old", "new", "error"),
+        [
+            ("num_classes)", "7)", r"returns \(2, 7\) for 2 images and 3 classes"),
+            ("nn.Flatten()", "nn.Identity()", r"returns \(2, 3, 16, 3\) for 2 images"),
+        ],
+    )
+    def test_an_output_of_another_shape_is_an_error(self, tmp_path, old, new, error):
+        text = OWN_MODEL.replace(old, new)
+        if "Identity" in new:
+            text = text.replace("3 * image_size * image_size", "image_size")
+        (tmp_path / "net.py").write_text(text)
+        with pytest.raises(InputError, match=error):
+            require_runs(f"{tmp_path}/net.py:make", 16, 3)

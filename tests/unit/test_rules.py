@@ -1,5 +1,6 @@
 """The inputs, outputs and options that an experiment gives to the rules."""
 
+import json
 import os
 import shlex
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from optstate.experiment.runs import Session
 
 CONFIG = configuration.load({"methods": ["constant-new", "constant-uninterrupted"]})
 TABLES = ("steps.csv", "epochs.csv", "made_by.json", "session.sha256")
-EXPERIMENT = Experiment(CONFIG, {"imagenette": "a" * 64, "imagewoof": "b" * 64}, None)
+EXPERIMENT = Experiment(CONFIG, {"imagenette": "a" * 64, "imagewoof": "b" * 64})
 
 
 def make_wildcards(**values: str) -> SimpleNamespace:
@@ -25,7 +26,30 @@ def test_a_first_session_starts_from_nothing_or_weights():
     assert EXPERIMENT.previous(first) == []
     assert EXPERIMENT.start_options(first) == ""
     config = CONFIG | {"weights": "my weights.pt"}
-    assert Experiment(config, {}, "0").start_options(first) == "--weights='my weights.pt'"
+    assert Experiment(config, {}).start_options(first) == "--weights='my weights.pt'"
+
+
+def test_a_first_session_at_a_boundary_starts_from_an_optimizer_state():
+    config = CONFIG | {"weights": "mine.pt", "optimizer_state": "mine.pt"}
+    experiment = Experiment(config, {}, {"weights": "1", "optimizer_state": "2"})
+    for name in ("constant-new", "constant-uninterrupted"):
+        first = make_wildcards(name=name, number="1")
+        assert experiment.start_options(first) == "--weights=mine.pt --optimizer-state=mine.pt"
+    second = make_wildcards(name="constant-new", number="2")
+    assert "mine.pt" not in experiment.start_options(second).replace(experiment.spec(second), "")
+    tested = make_wildcards(schedule="constant", number="1")
+    assert experiment.tested_session(tested).name == "constant-new"
+
+
+def test_weights_of_torchvision_are_an_input():
+    url = "https://host/models/resnet50-11ad3fa6.pth"
+    config = CONFIG | {"weights": "IMAGENET1K_V2", "mirror": "/mirror"}
+    experiment = Experiment(config, {}, {"weights": "11ad3fa6"}, url)
+    first = make_wildcards(name="constant", number="1")
+    assert experiment.previous(first) == ["results/weights/resnet50-11ad3fa6.pth"]
+    assert experiment.start_options(first) == "--weights=results/weights/resnet50-11ad3fa6.pth"
+    assert experiment.weights_options(first) == f"--archive={url} --mirror=/mirror"
+    assert json.loads(experiment.spec(first))["file_hashes"] == {"weights": "11ad3fa6"}
 
 
 def test_a_later_session_starts_from_the_previous_one():
@@ -45,7 +69,7 @@ def test_a_later_session_starts_from_the_previous_one():
 
 def test_a_shared_session_writes_the_curves_of_all_its_runs():
     config = CONFIG | {"methods": ["constant-new", "constant-preserve", "onecycle-new"]}
-    shared = Experiment(config, {}, None).curves(make_wildcards(name="constant", number="1"))
+    shared = Experiment(config, {}).curves(make_wildcards(name="constant", number="1"))
     root = "results/article/tensorboard/imagewoof"
     assert shared == [f"{root}/constant-new/seed0", f"{root}/constant-preserve/seed0"]
     own = EXPERIMENT.curves(make_wildcards(name="constant-uninterrupted", number="1"))
@@ -57,7 +81,7 @@ def test_a_shared_session_writes_the_curves_of_all_its_runs():
     [("all", False, True), ("last", False, False), ("last", True, True), ("none", True, False)],
 )
 def test_checkpoints_that_are_not_kept_are_temporary(keep, is_last, is_kept):
-    experiment = Experiment(CONFIG | {"keep_checkpoints": keep}, {}, None)
+    experiment = Experiment(CONFIG | {"keep_checkpoints": keep}, {})
     checkpoint, *tables = experiment.session_files("folder", is_last)
     assert getattr(checkpoint, "flags", {}).get("temp", False) is not is_kept
     assert tables == [f"folder/{name}" for name in TABLES]
@@ -65,7 +89,7 @@ def test_checkpoints_that_are_not_kept_are_temporary(keep, is_last, is_kept):
 
 def test_the_lr_range_test_follows_the_boundary_that_keeps_nothing():
     config = CONFIG | {"methods": ["constant-preserve", "constant-new", "constant-uninterrupted"]}
-    experiment = Experiment(config, {}, None)
+    experiment = Experiment(config, {})
     assert experiment.tested_schedules == ["constant"]
     third = make_wildcards(schedule="constant", number="3")
     assert experiment.tested_session(third).name == "constant-new"
@@ -116,7 +140,7 @@ def test_one_snakemake_claims_an_experiment(tmp_path, monkeypatch, capsys):
     submitted = Experiment(*lock.load_submitted())
     assert (submitted.config, submitted.dataset_sha256) == (CONFIG, EXPERIMENT.dataset_sha256)
     with pytest.raises(SystemExit, match="error: another Snakemake is running on results/article"):
-        Experiment(CONFIG, {}, None).claim()
+        Experiment(CONFIG, {}).claim()
 
 
 def test_errors_of_a_configuration_end_in_one_line(tmp_path, monkeypatch):
@@ -135,11 +159,11 @@ def test_a_rescaled_session_needs_the_norms_of_its_twin():
     boundaries = CONFIG["boundaries"] | {"rescaled": {"keep": [], "step_size": "preserve"}}
     methods = ["constant-preserve", "constant-rescaled"]
     config = CONFIG | {"boundaries": boundaries, "methods": methods}
-    experiment = Experiment(configuration.validate(config), {}, None)
+    experiment = Experiment(configuration.validate(config), {})
     second = make_wildcards(name="constant-rescaled", number="2")
     twin = "results/article/runs/imagewoof/constant-preserve/seed0/session2"
     assert experiment.previous(second)[-2:] == [f"{twin}/session.sha256", f"{twin}/steps.csv"]
-    assert f"--step-sizes {twin} " in experiment.start_options(second)
+    assert f"--step-sizes {twin}" in experiment.start_options(second)
     assert "--step-sizes" not in experiment.start_options(
         make_wildcards(name="constant-preserve", number="2")
     )

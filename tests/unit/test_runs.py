@@ -8,7 +8,7 @@ from optstate.experiment.runs import Runs, Session, cross_boundary, name_session
 
 BOUNDARIES = {"new": {"keep": []}, "keep-all": {"keep": "all"}}
 METHODS = ["c-new", "c-uninterrupted", "c-keep-all", "d-new"]
-RUNS = Runs(["b", "a"], [1, 0], name_sessions(METHODS, BOUNDARIES, 3))
+RUNS = Runs(["b", "a"], [1, 0], name_sessions(METHODS, BOUNDARIES, 3, 2))
 
 
 def test_a_method_is_split_at_its_first_hyphen():
@@ -18,7 +18,7 @@ def test_a_method_is_split_at_its_first_hyphen():
 def test_runs_are_sorted_whatever_their_order():
     assert list(RUNS) == sorted(RUNS)
     for methods in itertools.permutations(METHODS):
-        names = name_sessions(methods, dict(reversed(BOUNDARIES.items())), 3)
+        names = name_sessions(methods, dict(reversed(BOUNDARIES.items())), 3, 2)
         assert list(names.items()) == list(RUNS.session_names.items())
     reordered = Runs(["a", "b"], [0, 1], dict(reversed(RUNS.session_names.items())))
     assert list(reordered) == list(RUNS)
@@ -39,9 +39,16 @@ def test_an_uninterrupted_run_has_one_session_of_its_own():
     assert run.sessions == (own,)
     assert own.is_whole_run
     assert not Session("a", "c", 0, 1).is_whole_run
-    assert Runs(["a"], [0], name_sessions(["c-new"], BOUNDARIES, 2)).have_boundaries
-    assert not Runs(["a"], [0], name_sessions(["c-new"], BOUNDARIES, 1)).have_boundaries
-    assert not Runs(["a"], [0], name_sessions(["c-uninterrupted"], BOUNDARIES, 2)).have_boundaries
+
+    def have_boundaries(method, num_sessions, first_boundary):
+        names = name_sessions([method], BOUNDARIES, num_sessions, first_boundary)
+        return Runs(["a"], [0], names).have_boundaries
+
+    assert have_boundaries("c-new", 2, 2)
+    assert not have_boundaries("c-new", 1, 2)
+    assert have_boundaries("c-new", 1, 1)
+    assert not have_boundaries("c-uninterrupted", 2, 2)
+    assert not have_boundaries("c-uninterrupted", 1, 1)
 
 
 def test_every_session_is_one_job():
@@ -99,7 +106,7 @@ class TestSharedSessions:
     }
 
     def name(self, *names: str) -> dict[str, list[str]]:
-        return name_sessions([f"c-{name}" for name in names], self.boundaries, 4)
+        return name_sessions([f"c-{name}" for name in names], self.boundaries, 4, 2)
 
     def test_a_run_is_the_preserved_run_until_it_loses_its_state(self):
         names = self.name("keep-all", "late")
@@ -123,7 +130,7 @@ class TestSharedSessions:
         boundaries = {"preserve": {"keep": "all"}} | {
             f"at{n}": {"keep": [], "at": [n]} for n in range(2, 12)
         }
-        names = name_sessions([f"c-{name}" for name in boundaries], boundaries, 11)
+        names = name_sessions([f"c-{name}" for name in boundaries], boundaries, 11, 2)
         runs = Runs(["a"], [0], names)
         assert len(runs.sessions) == 11 + sum(range(1, 11))
         (shared,) = (s for s in runs.sessions if s.name == "c-preserve" and s.number == 10)
@@ -133,5 +140,5 @@ class TestSharedSessions:
         )  # fmt: skip
 
     def test_schedules_share_nothing(self):
-        names = name_sessions(["c-late", "d-late"], self.boundaries, 4)
+        names = name_sessions(["c-late", "d-late"], self.boundaries, 4, 2)
         assert names["d-late"] == ["d", "d-keep-all", "d-keep-all", "d-late"]

@@ -35,7 +35,7 @@ def test_the_tables_have_all_runs(study):
 
 
 def test_boundaries_follow_from_steps(study):
-    rows = boundaries.measure_boundaries(study["steps"], "preserve")
+    rows = boundaries.measure_boundaries(study["steps"], "preserve", 2)
     measured = pd.DataFrame(rows, columns=boundaries.COLUMNS)
     pd.testing.assert_frame_equal(measured, study["boundaries"], check_dtype=False)
 

@@ -146,12 +146,13 @@ rule measure_boundaries:
     params:
         tables=subpath(input[0], parent=True),
         preserved=find_plain(config["boundaries"], keep="all", usual="preserve"),
+        first_boundary=FIRST_BOUNDARY,
         packages=locked("numpy", "pandas"),
     message:
         "Measure the effect of each boundary"
     shell:
         "python -m optstate.analysis.boundaries --tables {params.tables} "
-        "--preserved {params.preserved} --log {log}"
+        "--preserved {params.preserved} --first-boundary {params.first_boundary} --log {log}"
 
 
 rule compare:
@@ -257,6 +258,7 @@ use rule curves as boundary with:
         f"{LOGS}/figures/{{dataset}}-boundary.log",
     params:
         module="boundary",
+        options=f"--dataset {{dataset}} --first-boundary {FIRST_BOUNDARY}",
 
 
 use rule curves as differences with:

@@ -22,7 +22,7 @@ from optstate.experiment.rules import (
     sources,
     untracked,
 )
-from optstate.experiment.runs import FOLDER, find_plain
+from optstate.experiment.runs import FOLDER, find_first_boundary, find_plain
 
 experiment = Experiment.load(config, workflow.configfiles, workflow.is_main_process)
 config = experiment.config
@@ -31,6 +31,7 @@ LOGS = experiment.logs
 NUM_SESSIONS = len(config["sessions"])
 DATASETS = sorted(config["datasets"])
 HAS_BOUNDARIES = experiment.runs.have_boundaries
+FIRST_BOUNDARY = find_first_boundary(config)
 TARGETS = configuration.targets(config)
 RUNS_JSON = experiment.runs.to_json()
 BOUNDARIES = sorted({run.names()["boundary"] for run in experiment.runs})

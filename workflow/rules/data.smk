@@ -2,7 +2,8 @@
 
 
 localrules:
-    fetch,  # compute nodes often have no internet access
+    fetch,
+    fetch_weights,  # compute nodes often have no internet access
 
 
 # The archive is verified against its checksum, so a change of the source code cannot change it.
@@ -23,6 +24,19 @@ rule fetch:
     shell:
         "python -m optstate.data.fetch {params.location} --sha256 {params.sha256} "
         "--output {output.archive} --log {log}"
+
+
+use rule fetch as fetch_weights with:
+    output:
+        archive="results/weights/{file}.pth",
+        checksum="results/weights/{file}.pth.sha256",
+    log:
+        f"{LOGS}/fetch/{{file}}.log",
+    params:
+        sha256=lambda wildcards: experiment.file_hashes["weights"],
+        location=untracked(experiment.weights_options),
+    message:
+        "Fetch {wildcards.file}"
 
 
 PREPARED = "results/datasets/{dataset}/{key}/{image_size}px"

@@ -1,5 +1,5 @@
 # Train sessions from arrays. The boundaries of a schedule share its first session, and fork from
-# its checkpoint. A session's `name` is its method, or its schedule if the session is shared.
+# its checkpoint. A session's `name` is its method, or its schedule before the first boundary.
 
 SESSION = f"{experiment.runs_folder}/{FOLDER}"
 
@@ -15,7 +15,7 @@ rule first_session:
     log:
         f"{LOGS}/train/{{dataset}}/{{name}}/seed{{seed}}-session{{number}}.log",
     wildcard_constraints:
-        name="[a-z0-9_]+",
+        name="[a-z0-9_]+(-[a-z0-9_-]+)?",
         number="1",
     conda:
         "../../envs/optstate.yaml"

@@ -50,9 +50,10 @@ def main(arguments: argparse.Namespace) -> None:
     spec = SessionSpec.from_json(arguments.spec)
     verify_inputs(arguments.arrays, arguments.previous)
     compute = set_up(spec)
-    train = load_split(arguments.arrays, "train", spec.train_per_class)
+    train = load_split(arguments.arrays, "train", spec.train_per_class, spec.subset_seed)
     before = load_previous(arguments.arrays, arguments.previous, arguments.previous_spec)
-    model = make_state(spec, train, before, arguments.weights, compute.device).model
+    files = {"weights": arguments.weights} if arguments.weights else {}
+    model = make_state(spec, train, before, files, compute.device).model
     batches = Batches(spec, place_split(train, compute.device), compute.device)
     finder = run_test(spec, compute, model, batches)
     suggested = draw(finder, spec, arguments.output.with_suffix(".png"))

@@ -1,4 +1,4 @@
-"""Measure the effect of each boundary between two sessions on each run: ``boundaries.csv``.
+"""Measure the effect of each boundary on each run: ``boundaries.csv``.
 
 The train loss and the updates after a boundary are compared with those of the reference: the run
 with the same schedule and seed that keeps the optimizer's whole state. Up to the first boundary at
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from optstate import UNINTERRUPTED
 from optstate.analysis import tables
 from optstate.checksums import write_checksums
 from optstate.job import run, write_atomically
@@ -29,26 +30,29 @@ COLUMNS = [*tables.RUN, "session", *tables.OF_BOUNDARIES]
 def main(arguments: argparse.Namespace) -> None:
     """Write ``boundaries.csv``."""
     steps = tables.read_verified(arguments.tables / "steps.csv")
-    rows = measure_boundaries(steps, arguments.preserved)
+    rows = measure_boundaries(steps, arguments.preserved, arguments.first_boundary)
     output = arguments.tables / "boundaries.csv"
     with write_atomically(output) as path:
         pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, lineterminator="\n")
     write_checksums(output.with_suffix(".sha256"), [output])
 
 
-def measure_boundaries(steps: pd.DataFrame, preserved: str) -> Iterator[dict[str, object]]:
+def measure_boundaries(
+    steps: pd.DataFrame, preserved: str, first_boundary: int
+) -> Iterator[dict[str, object]]:
     """Yield a row for each boundary of each run.
 
     Args:
         steps: the table ``steps.csv``.
         preserved: the name of the boundary that keeps the whole state.
+        first_boundary: the first session that begins with a boundary.
     """
     for cell, of_cell in steps.groupby(["dataset", "schedule", "seed"]):
         sessions: dict[Any, pd.DataFrame] = dict(list(of_cell.groupby(["boundary", "session"])))
         for (boundary, session), after in sessions.items():
-            if session == 1:
+            if session < first_boundary or boundary == UNINTERRUPTED:
                 continue
-            before = sessions[boundary, session - 1]
+            before = sessions.get((boundary, session - 1))
             reference = sessions.get((preserved, session))
             dataset, schedule, seed = cell
             names = [dataset, schedule, boundary, f"{schedule}-{boundary}", seed, session]
@@ -57,25 +61,27 @@ def measure_boundaries(steps: pd.DataFrame, preserved: str) -> Iterator[dict[str
 
 
 def measure_boundary(
-    before: pd.DataFrame, after: pd.DataFrame, reference: pd.DataFrame | None
+    before: pd.DataFrame | None, after: pd.DataFrame, reference: pd.DataFrame | None
 ) -> list[float]:
     """Compute the measures of ``tables.OF_BOUNDARIES``, in their order.
 
     Args:
-        before: the steps of the session before the boundary.
+        before: the steps of the session before the boundary. If None, recovery is NaN.
         after: the steps of the session after the boundary.
         reference: the steps after the boundary of the run that keeps all state. If None, the
             measures relative to that run are NaN.
     """
     loss = after["loss"].to_numpy()
-    level = float(np.median(before["loss"].to_numpy()[-LEVEL_STEPS:]))
-    area = peak = ratio = np.nan
+    area = peak = ratio = recovery = np.nan
+    if before is not None:
+        level = float(np.median(before["loss"].to_numpy()[-LEVEL_STEPS:]))
+        recovery = count_recovery_steps(loss, level)
     if reference is not None:
         excess = loss[:EXCESS_STEPS] - reference["loss"].to_numpy()[:EXCESS_STEPS]
         area, peak = float(excess.sum()), float(excess.max())
         ratio = after["update_norm"].iloc[0] / reference["update_norm"].iloc[0]
     early = float(loss[:EARLY_STEPS].mean())
-    return [early, area, peak, count_recovery_steps(loss, level), float(ratio)]
+    return [early, area, peak, recovery, float(ratio)]
 
 
 def count_recovery_steps(loss: np.ndarray, level: float) -> float:
@@ -99,6 +105,9 @@ def count_recovery_steps(loss: np.ndarray, level: float) -> float:
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 PARSER.add_argument("--tables", type=Path, required=True, help="folder of the tables")
 PARSER.add_argument("--preserved", required=True, help="boundary that keeps the whole state")
+PARSER.add_argument(
+    "--first-boundary", type=int, default=2, help="first session that begins with a boundary"
+)
 
 if __name__ == "__main__":
     run(PARSER, main)

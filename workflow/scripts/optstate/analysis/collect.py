@@ -119,6 +119,7 @@ def summarize_run(run: Run, steps: list[Row], epochs: list[Row], target_top1: fl
         "diverged": str(diverged).lower(),
         "best_valid_loss": min(losses, key=float, default="nan"),
         "epochs_to_target": "" if target_top1 is None else next(reached, "inf"),
+        "final_valid_balanced_top1": valid[-1]["balanced_top1"],
     }
 
 

@@ -32,8 +32,11 @@ COLUMNS = [
     "p_sign_flip", "p_holm", "p_equivalence", "seeds_to_decide", "primary",
 ]  # fmt: skip
 LOST = {"epochs_to_target": "missed the target", "recovery_steps": "did not recover"}
-# These measures need a target, or a run that keeps all state.
-CONDITIONAL = ["epochs_to_target", "excess_loss_area", "excess_loss_peak", "update_norm_ratio"]
+# These measures need a target, a run that keeps all state, or a session before the boundary.
+CONDITIONAL = [
+    "epochs_to_target", "excess_loss_area", "excess_loss_peak", "update_norm_ratio",
+    "recovery_steps",
+]  # fmt: skip
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -31,6 +31,9 @@ class Measure(NamedTuple):
 
 OF_RUNS = {
     "final_valid_top1": Measure("final valid top-1", "higher", is_top1=True),
+    "final_valid_balanced_top1": Measure(
+        "final valid top-1, averaged over the classes", "higher", is_top1=True
+    ),
     "final_valid_loss": Measure("final valid loss", "lower"),
     "best_valid_top1": Measure("best valid top-1", "higher", is_top1=True),
     "best_valid_loss": Measure("best valid loss", "lower"),

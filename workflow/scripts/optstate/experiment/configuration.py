@@ -11,6 +11,7 @@ from optstate.experiment.runs import (
     Runs,
     Session,
     cross_boundary,
+    find_first_boundary,
     find_plain,
     list_baselines,
     name_sessions,
@@ -92,7 +93,10 @@ def all_runs(config: Config) -> Runs:
         datasets=sorted(config["datasets"]),
         seeds=sorted(config["seeds"]),
         session_names=name_sessions(
-            config["methods"], config["boundaries"], len(config["sessions"])
+            config["methods"],
+            config["boundaries"],
+            len(config["sessions"]),
+            find_first_boundary(config),
         ),
     )
 
@@ -127,7 +131,7 @@ def losses(config: Config) -> dict[str, list[int]]:
     Boundaries that differ in more than ``at`` from the one that keeps nothing are left out, except
     for the one that keeps everything.
     """
-    later = list(range(2, len(config["sessions"]) + 1))
+    later = list(range(find_first_boundary(config), len(config["sessions"]) + 1))
     boundaries = config["boundaries"]
     found = {
         name: sorted(boundary.get("at", later))
@@ -140,7 +144,7 @@ def losses(config: Config) -> dict[str, list[int]]:
 
 def followed_session(config: Config, session: Session) -> Session | None:
     """Return the session whose update norms ``session`` takes over: see ``step_size``."""
-    if session.number == 1 or session.is_whole_run:
+    if session.number < find_first_boundary(config) or session.is_whole_run:
         return None
     boundary = cross_boundary(config["boundaries"][session.boundary], session.number)
     if "step_size" not in boundary:
@@ -163,19 +167,22 @@ def is_followed(config: Config, session: Session) -> bool:
 
 
 def session_spec(
-    config: Config, session: Session, weights_sha256: str | None = None
+    config: Config, session: Session, file_hashes: dict[str, str] | None = None
 ) -> SessionSpec:
     """Return a session's settings: all that its results depend on except its input files.
 
     Args:
         config: the validated configuration.
         session: a session of the experiment.
-        weights_sha256: the SHA-256 of the file ``weights``, from which the first session starts.
+        file_hashes: the SHA-256, or its first digits, of each file that a key names, by this key.
     """
     index = session.number - 1
+    # A later session has weights and state from its previous session.
+    used = {key: v for key, v in (file_hashes or {}).items() if not index or key == "model"}
     schedule = config["schedules"][session.schedule]
-    boundary = config["boundaries"].get(session.boundary, {})
-    crossed = cross_boundary(boundary, session.number) if index else {}
+    boundary = config["boundaries"].get(session.boundary, {"keep": "all"})
+    has_boundary = session.number >= find_first_boundary(config)
+    crossed = cross_boundary(boundary, session.number) if has_boundary else {}
     all_epochs = sum(config["sessions"])
     given = config | crossed | {
         "dataset": session.dataset,
@@ -185,7 +192,7 @@ def session_spec(
         "seed": session.seed,
         "session": session.number,
         "num_epochs": all_epochs if session.is_whole_run else config["sessions"][index],
-        "weights_sha256": None if index else weights_sha256,
+        "file_hashes": used,
         "optimizer": schedule.get("optimizer", config["optimizer"]),
         "learning_rate": _choose_learning_rate(schedule, index, all_epochs),
         "all_norms": "step_size" in crossed or is_followed(config, session),

@@ -1,12 +1,14 @@
 """Check the conditions that a configuration must fulfil and that a JSON schema cannot express."""
 
 import math
+import re
 from pathlib import Path
 
 from optstate import UNINTERRUPTED
-from optstate.experiment.runs import list_baselines, split_method
+from optstate.experiment.runs import find_first_boundary, list_baselines, split_method
 from optstate.experiment.schema import Config, suggest
 from optstate.job import InputError
+from optstate.training.spec import split_model
 
 KEYS_OF_KIND = {
     "constant": {"lr"},
@@ -27,19 +29,50 @@ def require_consistent(config: Config) -> None:
         _require_one_source(f"datasets.{name}", source)
     for name, schedule in config["schedules"].items():
         _require_values(f"schedules.{name}", schedule, len(config["sessions"]))
-    _require_boundaries(config["boundaries"], len(config["sessions"]))
+    _require_boundaries(config)
     _require_methods(config)
     primary, known = config["primary"]["boundary"], [*config["boundaries"], UNINTERRUPTED]
     if primary not in known:
         raise InputError(
             f"primary.boundary: `boundaries` has no {primary!r}. {suggest(primary, known)}"
         )
-    if config["weights"] and not Path(config["weights"]).is_file():
-        raise InputError(f"weights: {config['weights']} is not a file. Correct the path.")
+    _require_files(config)
 
 
-def _require_boundaries(boundaries: Config, num_sessions: int) -> None:
+def is_published(weights: str | None) -> bool:
+    """Return whether weights are named as torchvision names its own, such as IMAGENET1K_V2."""
+    return bool(weights and re.fullmatch("[A-Z][A-Z0-9_]*", weights))
+
+
+def list_files(config: Config) -> dict[str, str]:
+    """Return the paths of the user's files whose content the results depend on, by their keys."""
+    own = split_model(config["model"])
+    files = {"model": own and own[0], "optimizer_state": config["optimizer_state"]}
+    if not is_published(config["weights"]):
+        files["weights"] = config["weights"]
+    return {key: file for key, file in files.items() if file}
+
+
+def _require_files(config: Config) -> None:
+    """Check the user's files with a model, its weights and its optimizer's state."""
+    model, weights, state = (config[key] for key in ("model", "weights", "optimizer_state"))
+    own = split_model(model)
+    if ".py" in model and not own:
+        raise InputError(f"model: {model} names no function. Write FILE.py:FUNCTION.")
+    if own and is_published(weights):
+        raise InputError(f"weights: {weights} belongs to a model of torchvision. Give a file.")
+    if state and (not weights or is_published(weights)):
+        raise InputError(
+            "optimizer_state: belongs to weights of your own. Give their file as `weights`."
+        )
+    for key, file in list_files(config).items():
+        if not Path(file).is_file():
+            raise InputError(f"{key}: {file} is not a file. Correct the path.")
+
+
+def _require_boundaries(config: Config) -> None:
     """Check the sessions and the other boundaries that boundaries name."""
+    boundaries, num_sessions = config["boundaries"], len(config["sessions"])
     if UNINTERRUPTED in boundaries:
         raise InputError(
             f"boundaries.{UNINTERRUPTED}: this name is reserved for runs without a boundary. "
@@ -52,6 +85,11 @@ def _require_boundaries(boundaries: Config, num_sessions: int) -> None:
                 raise InputError(
                     f"{key}.at: there is no session {number}, because `sessions` has "
                     f"{num_sessions}. Correct one of them."
+                )
+            if number < find_first_boundary(config):
+                raise InputError(
+                    f"{key}.at: session {number} begins with a boundary only if `optimizer_state` "
+                    "is given. Remove it."
                 )
         for other in list_baselines(boundary):
             if other not in known:

@@ -22,9 +22,10 @@ from snakemake.io import ancient, temp
 from snakemake.iocontainers import Wildcards
 from snakemake.settings.types import ConfigSettings
 
-from optstate.checksums import file_sha256
+from optstate.checksums import hash_files
 from optstate.data.manifest import folder_sha256
 from optstate.experiment import configuration, integrity, lock
+from optstate.experiment.consistency import is_published, list_files
 from optstate.experiment.runs import Runs, Session, find_plain
 from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
@@ -33,7 +34,10 @@ from optstate.job import InputError, explain_os_error
 PACKAGE = "workflow/scripts/optstate"
 CACHE = Path(".snakemake/optstate")  # of hashes and checks; it may be deleted at any time
 LOCK_FILE = configuration.ROOT / "envs/requirements.lock"
-CHECKED_KEYS = ("model", "image_size", "optimizer", "schedules", "boundaries", "methods")
+CHECKED_KEYS = (
+    "model", "weights", "optimizer_state", "image_size", "optimizer", "schedules", "boundaries",
+    "methods",
+)  # fmt: skip
 ARRAYS = [f"{split}_{kind}.npy" for split in ("train", "valid") for kind in ("images", "labels")]
 
 
@@ -69,14 +73,17 @@ class Experiment:
     Attributes:
         config: the configuration.
         dataset_sha256: for each data set, the SHA-256 of its archive or of its folder's manifest.
-        weights_sha256: of the file that the first session starts from, if there is one.
+        file_hashes: the SHA-256 of each file that a key names, by this key. Of torchvision's
+            weights, its first digits.
+        weights_url: the address of torchvision's weights, if the first session starts from them.
         locks: held as long as the object lives.
         start: when Snakemake started, in seconds since 1970.
     """
 
     config: Config
     dataset_sha256: dict[str, str]
-    weights_sha256: str | None
+    file_hashes: dict[str, str] = field(default_factory=dict)
+    weights_url: str | None = None
     locks: list[IO[str]] = field(default_factory=list, repr=False)
     start: float = field(default_factory=time.time, repr=False)
 
@@ -112,12 +119,16 @@ class Experiment:
             InputError: it is not valid, or names something that does not exist or does not work.
         """
         config = configuration.validate(given)
-        require_works(config)
+        files = list_files(config)
+        hashes = hash_files([*files.values()], CACHE / "files.json")
+        file_hashes = dict(zip(files, hashes, strict=True))
+        weights_url = require_works(config, file_hashes)
+        if weights_url:  # such as https://download.pytorch.org/models/resnet50-11ad3fa6.pth
+            file_hashes["weights"] = Path(weights_url).stem.rpartition("-")[2]
         datasets = {
             name: content_sha256(name, source) for name, source in config["datasets"].items()
         }
-        weights = config["weights"]
-        return cls(config, datasets, weights and file_sha256(Path(weights), CACHE / "weights.json"))
+        return cls(config, datasets, file_hashes, weights_url)
 
     # Snakemake's start and end
 
@@ -130,7 +141,7 @@ class Experiment:
             self.locks.append(lock.claim(Path(self.results)))
         except InputError as error:
             sys.exit(f"error: {error}")
-        submitted = [self.config, self.dataset_sha256, self.weights_sha256]
+        submitted = [self.config, self.dataset_sha256, self.file_hashes, self.weights_url]
         lock.save_submitted(Path(self.results), submitted)
 
     def require_unchanged(self) -> None:
@@ -182,9 +193,16 @@ class Experiment:
         source = self.config["datasets"][wildcards.dataset]
         if "packaged" in source:
             return f"--packaged {source['packaged']}"
+        return self._address_options(source["archive"])
+
+    def weights_options(self, _: Wildcards) -> str:
+        """The options of ``fetch`` that say where torchvision's weights come from."""
+        return self._address_options(str(self.weights_url))
+
+    def _address_options(self, address: str) -> str:
         mirror = self.config["mirror"]
         mirror_option = f" --mirror={shlex.quote(mirror)}" if mirror else ""
-        return f"--archive={shlex.quote(source['archive'])}{mirror_option}"
+        return f"--archive={shlex.quote(address)}{mirror_option}"
 
     def archive(self, wildcards: Wildcards) -> list[str]:
         """The verified archive, whose checksum file tracks its content; nothing for a folder."""
@@ -218,7 +236,7 @@ class Experiment:
         return self._spec(self.session_of(wildcards))
 
     def _spec(self, session: Session) -> str:
-        return configuration.session_spec(self.config, session, self.weights_sha256).to_json()
+        return configuration.session_spec(self.config, session, self.file_hashes).to_json()
 
     def arrays(self, wildcards: Wildcards) -> list[str]:
         """The arrays, whose content is tracked by the checksums in dataset.json."""
@@ -232,46 +250,58 @@ class Experiment:
         return f"{self.prepared(wildcards.dataset)}/dataset.json"
 
     def previous(self, wildcards: Wildcards) -> list[str]:
-        """The files of the sessions that a session depends on; none for a first one.
+        """The files that a session starts from, and those of other sessions that it depends on.
 
-        These are the previous session, whose ``steps.csv`` has every loss, so that it tracks the
-        content of the checkpoint as well, and the one whose update norms are taken over.
+        These are torchvision's weights, or the previous session, whose ``steps.csv`` has every
+        loss, so that it tracks the content of the checkpoint as well, and the session whose update
+        norms are taken over.
         """
         session = self.session_of(wildcards)
-        files = self._files_of(self.runs.previous(session))
+        files = self._files_before(session)
         if followed := configuration.followed_session(self.config, session):
             folder = f"{self.runs_folder}/{followed.folder}"
             files += [ancient(f"{folder}/session.sha256"), f"{folder}/steps.csv"]
         return files
 
-    def _files_of(self, session: Session | None) -> list[str]:
-        if session is None:
-            return []
-        folder = f"{self.runs_folder}/{session.folder}"
+    def _files_before(self, session: Session) -> list[str]:
+        before = self.runs.previous(session)
+        if before is None:
+            return [ancient(str(self.weights_file))] if self.weights_url else []
+        folder = f"{self.runs_folder}/{before.folder}"
         names = ("checkpoint.pt", "epochs.csv", "session.sha256")
         return [*[ancient(f"{folder}/{name}") for name in names], f"{folder}/steps.csv"]
 
     def start_options(self, wildcards: Wildcards) -> str:
-        """The options that say what a session starts from: the previous session, or weights."""
-        before = self.runs.previous(self.session_of(wildcards))
-        if before is None:
-            return self._weights_option
+        """The options that say what a session starts from, and whose update norms it takes over."""
         session = self.session_of(wildcards)
-        earlier = " ".join(f"{self.runs_folder}/{s.folder}" for s in self.runs.earlier(session))
+        before = self.runs.previous(session)
+        options = self._weights_option
+        if before is None and (state := self.config["optimizer_state"]):
+            options += f" --optimizer-state={shlex.quote(state)}"
+        if before:
+            earlier = " ".join(f"{self.runs_folder}/{s.folder}" for s in self.runs.earlier(session))
+            options = (
+                f"{self._previous_options(before)} --earlier {earlier} "
+                f"--previous-progress {self.progress_folder}/{before.folder}"
+            )
         followed = configuration.followed_session(self.config, session)
         norms = f" --step-sizes {self.runs_folder}/{followed.folder}" if followed else ""
-        return (
-            f"{self._previous_options(before)} --earlier {earlier}{norms} "
-            f"--previous-progress {self.progress_folder}/{before.folder}"
-        )
+        return options + norms
 
     def _previous_options(self, before: Session) -> str:
         spec = shlex.quote(self._spec(before))
         return f"--previous {self.runs_folder}/{before.folder} --previous-spec {spec}"
 
     @property
+    def weights_file(self) -> str | None:
+        """The file with the weights that the first session starts from, if there is one."""
+        if self.weights_url:
+            return f"results/weights/{Path(self.weights_url).name}"
+        return self.config["weights"]
+
+    @property
     def _weights_option(self) -> str:
-        weights = self.config["weights"]
+        weights = self.weights_file
         return f"--weights={shlex.quote(weights)}" if weights else ""
 
     def progress(self, wildcards: Wildcards) -> str:
@@ -302,8 +332,8 @@ class Experiment:
 
     @property
     def tested_schedules(self) -> list[str]:
-        """The schedules of runs in several sessions."""
-        runs = (run for run in self.runs if len(run.sessions) > 1)
+        """The schedules of runs in sessions."""
+        runs = (run for run in self.runs if not run.sessions[0].is_whole_run)
         return sorted({run.sessions[0].schedule for run in runs})
 
     def tested_session(self, wildcards: Wildcards) -> Session:
@@ -316,8 +346,8 @@ class Experiment:
             run
             for run in self.runs
             if run.dataset == wildcards.dataset
-            and len(run.sessions) > 1
-            and run.sessions[0].name == wildcards.schedule
+            and run.sessions[0].schedule == wildcards.schedule
+            and not run.sessions[0].is_whole_run
         ]
         run = min(candidates, key=lambda run: (run.names()["boundary"] != usual, run))
         return run.sessions[int(wildcards.number) - 1]
@@ -328,7 +358,7 @@ class Experiment:
 
     def before_test(self, wildcards: Wildcards) -> list[str]:
         """The files of the session that the LR range test continues from."""
-        return self._files_of(self.runs.previous(self.tested_session(wildcards)))
+        return self._files_before(self.tested_session(wildcards))
 
     def test_start_options(self, wildcards: Wildcards) -> str:
         """The options that say what the LR range test starts from."""
@@ -336,24 +366,35 @@ class Experiment:
         return self._previous_options(before) if before else self._weights_option
 
 
-def require_works(config: Config) -> None:
-    """Try model, optimizers and boundaries with torch, once for each configuration and version.
+def require_works(config: Config, file_hashes: dict[str, str]) -> str | None:
+    """Try model, weights, optimizers and boundaries with torch.
+
+    This happens once for each configuration, content of the files that it names, and version.
+
+    Returns:
+        The address of the weights, if they are torchvision's.
 
     Raises:
         InputError: one of them does not work.
     """
     if not find_spec("torch"):
+        if is_published(config["weights"]):
+            raise InputError(
+                f"weights: torch, which knows the address of {config['weights']}, is not installed "
+                "here. Install it, or download the weights and give the file."
+            )
         message = "torch is not installed here: model and optimizers are not tried before the jobs"
         print(message, file=sys.stderr)
-        return
+        return None
     what = json.dumps({key: config[key] for key in CHECKED_KEYS}, sort_keys=True)
-    versions = " ".join(locked("torch", "torchvision"))
+    versions = " ".join([*file_hashes.values(), *locked("torch", "torchvision")])
     passed = CACHE / f"passed-{sha256(f'{what} {versions}'.encode()).hexdigest()[:16]}"
     if passed.exists():
-        return
-    scripts = Path(__file__).parents[2]
+        return passed.read_text() or None
+    scripts = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "optstate.experiment.check", what]
-    tried = subprocess.run(command, cwd=scripts, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": scripts}
+    tried = subprocess.run(command, env=environment, capture_output=True, text=True)
     if tried.returncode:
         last = tried.stderr.strip().rpartition("\n")[2] or f"exit code {tried.returncode}"
         raise InputError(
@@ -362,7 +403,8 @@ def require_works(config: Config) -> None:
             "memory (`ulimit -v`, `free`), or is `.venv` incomplete (`make install`)?"
         )
     passed.parent.mkdir(parents=True, exist_ok=True)
-    passed.touch()
+    passed.write_text(tried.stdout.strip())
+    return tried.stdout.strip() or None
 
 
 def content_sha256(dataset: str, source: dict[str, str]) -> str:

@@ -3,7 +3,8 @@
 A run trains one method on one data set with one seed, in sessions. A method is
 ``SCHEDULE-BOUNDARY``. Sessions with the same history are trained once: the methods of a schedule
 share their first session, and later ones up to the first boundary at which they do something
-different. An uninterrupted run has a single session of its own.
+different. An uninterrupted run has a single session of its own. If a run starts from a given
+optimizer's state, its first session begins with a boundary, too.
 """
 
 import json
@@ -29,13 +30,18 @@ def split_method(method: str) -> tuple[str, str]:
     return schedule, boundary
 
 
+def find_first_boundary(config: dict[str, Any]) -> int:
+    """Return the number of the first session that begins with a boundary."""
+    return 1 if config["optimizer_state"] else 2
+
+
 def cross_boundary(boundary: Boundary, number: int) -> Boundary:
     """Return the options with which session ``number`` begins, the same for equal meaning.
 
     Args:
         boundary: an entry of ``boundaries``. Before sessions that are not in its ``at``, everything
             is kept.
-        number: the session's number, from 2.
+        number: the session's number, not before the first boundary.
     """
     at = boundary.get("at", [number])
     options = {key: value for key, value in boundary.items() if key not in ("at", "baseline")}
@@ -67,20 +73,26 @@ def find_plain(boundaries: dict[str, Boundary], keep: str | list[str], usual: st
 
 
 def name_sessions(
-    methods: Sequence[str], boundaries: dict[str, Boundary], num_sessions: int
+    methods: Sequence[str],
+    boundaries: dict[str, Boundary],
+    num_sessions: int,
+    first_boundary: int,
 ) -> dict[str, list[str]]:
     """Return the names of the sessions of each method.
 
-    A first session has the schedule's name. A later one has the name of a method with the same
-    history: of the one whose boundary keeps everything, or else of the first by name.
+    A session before the first boundary has the schedule's name. A later one has the name of a
+    method with the same history: of the one whose boundary keeps everything, or else of the first
+    by name.
     """
 
     def describe_history(method: str, number: int) -> str:
         schedule, boundary = split_method(method)
-        crossed = [cross_boundary(boundaries[boundary], n) for n in range(2, number + 1)]
+        crossed = [
+            cross_boundary(boundaries[boundary], n) for n in range(first_boundary, number + 1)
+        ]
         return json.dumps([schedule, crossed], sort_keys=True)
 
-    later = range(2, num_sessions + 1)
+    later = range(first_boundary, num_sessions + 1)
     several = sorted(m for m in methods if split_method(m)[1] != UNINTERRUPTED)
     keeping = find_plain(boundaries, keep="all", usual="preserve")
     keepers = [f"{split_method(method)[0]}-{keeping}" for method in several]
@@ -89,7 +101,8 @@ def name_sessions(
         for number in later:
             owners.setdefault(describe_history(method, number), method)
     return {
-        method: [split_method(method)[0], *(owners[describe_history(method, n)] for n in later)]
+        method: [split_method(method)[0]] * (first_boundary - 1)
+        + [owners[describe_history(method, n)] for n in later]
         if method in several
         else [method]
         for method in sorted(methods)
@@ -102,7 +115,7 @@ class Session:
 
     Attributes:
         dataset: the data set's name.
-        name: the schedule for a first session, else a method that the session is part of.
+        name: the schedule before the first boundary, else a method that the session is part of.
         seed: the run's seed.
         number: the session's number in its runs, from 1.
     """
@@ -119,7 +132,7 @@ class Session:
 
     @property
     def boundary(self) -> str:
-        """The name of the boundary that the session begins with; empty in a first session."""
+        """The name of the boundary that the session begins with; empty if it begins with none."""
         return split_method(self.name)[1]
 
     @property
@@ -218,5 +231,5 @@ class Runs:
 
     @property
     def have_boundaries(self) -> bool:
-        """Whether any run has more than one session."""
-        return any(len(run.sessions) > 1 for run in self)
+        """Whether any session begins with a boundary."""
+        return any(session.boundary not in ("", UNINTERRUPTED) for session in self.sessions)

@@ -5,6 +5,7 @@ into half of its free memory. Otherwise each batch is copied from pinned memory 
 computes earlier steps. Where the images are stored changes no bit of the results.
 """
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ FILES = (
     "valid_images.npy",
     "valid_labels.npy",
 )
-REBUILDING = 2  # the random stream of batches that rebuild a state; 0 and 1 are for training
+# Random streams: 0 and 1 order and augment training batches.
+REBUILDING = 2  # batches that rebuild a state
+SUBSET = 3  # the choice of training images
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # of torchvision's weights
 CROP_FRACTION = 8  # a crop shifts the image by up to 1/8 of its side
 CHUNK = 1024  # images copied to a device at once
 MAX_MEMORY_SHARE = 0.5  # of a GPU's free memory, for one split; the rest is for training
@@ -62,11 +66,25 @@ def verify_arrays(folder: Path) -> None:
     checksums.verify(*(folder / name for name in FILES), cache=True)
 
 
-def load_split(folder: Path, split: str, per_class: int | None) -> ImageSet:
-    """Memory-map a split, with the first ``per_class`` images of each class in use; None: all."""
+def load_split(
+    folder: Path, split: str, per_class: int | None, seed: int | None = None
+) -> ImageSet:
+    """Memory-map a split.
+
+    Args:
+        folder: the folder of the arrays.
+        split: ``train`` or ``valid``.
+        per_class: the number of images of each class that are used. None: all.
+        seed: chooses these images at random. None: the first ones are used.
+    """
     images = np.load(folder / f"{split}_images.npy", mmap_mode="r")
     labels = np.load(folder / f"{split}_labels.npy")
-    used = [np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)]
+    used = []
+    for label in np.unique(labels):
+        indices = np.flatnonzero(labels == label)
+        if seed is not None:
+            indices = np.random.default_rng([seed, label, 2 * SUBSET]).permutation(indices)
+        used.append(np.sort(indices[:per_class]))
     return ImageSet(images, labels, np.concatenate(used))
 
 
@@ -139,7 +157,7 @@ def iterate_endlessly(
         order = shuffle_indices(image_set, spec.seed, epoch, stream)[:num_images]
         for images, labels in iterate_batches(image_set, order, spec.batch_size, device):
             images = augment_images(images, spec.augment, spec.seed, next(steps), stream)
-            yield make_input(images), labels
+            yield make_input(images, spec.normalize), labels
 
 
 def move_to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -191,17 +209,34 @@ def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
     return torch.minimum(index, 2 * (size - 1) - index)
 
 
-def make_input(images: torch.Tensor, buffer: torch.Tensor | None = None) -> torch.Tensor:
+def make_input(
+    images: torch.Tensor,
+    normalize: str | dict[str, list[float]] = "none",
+    buffer: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Convert uint8 (batch, size, size, 3) to float32 (batch, 3, size, size), channels last.
 
-    Values lie in [0, 1]. As in the article, they are not normalized by mean and variance.
+    Values are scaled to [0, 1], and then normalized.
 
     Args:
         images: the images of a batch.
+        normalize: ``none``, ``imagenet``, or the ``mean`` that is subtracted from each channel and
+            the ``std`` by which it is then divided.
         buffer: an earlier result that is no longer needed. If it has the right shape, it is
             overwritten and returned, which is twice as fast as new memory.
     """
     planes = images.permute(0, 3, 1, 2)
     if buffer is None or buffer.shape != planes.shape:
         buffer = torch.empty_like(planes, dtype=torch.float32)
-    return buffer.copy_(planes).div_(255)
+    inputs = buffer.copy_(planes).div_(255)
+    if normalize == "none":
+        return inputs
+    values = IMAGENET if isinstance(normalize, str) else normalize
+    mean, std = (_place_channels(tuple(values[k]), inputs.device) for k in ("mean", "std"))
+    return inputs.sub_(mean).div_(std)
+
+
+@functools.cache
+def _place_channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return a value for each channel as float32 (3, 1, 1) on ``device``."""
+    return torch.tensor(values, device=device)[:, None, None]

@@ -29,6 +29,7 @@ from optstate.training.measuring import (
     StepRecord,
     StepRecords,
     Stopwatch,
+    count_by_class,
     count_correct,
     has_norms,
     make_epoch_row,
@@ -159,7 +160,7 @@ def train_epoch(session: Session) -> Row:
         description, num_steps, initial=num_done, unit="step", leave=False, disable=None,
     ):  # fmt: skip
         images = augment_images(images, spec.augment, spec.seed, state.position.step + 1, stream)
-        inputs = make_input(images, inputs)
+        inputs = make_input(images, spec.normalize, inputs)
         records.add(train_step(session, inputs, labels))
         session.save_if_due()
         session.stop_if_asked()
@@ -205,6 +206,7 @@ def validate(session: Session) -> Row:
     stopwatch = Stopwatch(compute.device)
     model.eval()
     totals = torch.zeros(1 + len(TOP_K), dtype=torch.float64, device=compute.device)
+    by_class = torch.zeros(2, session.valid.num_classes, device=compute.device)
     order = session.valid.indices
     batch_size = session.spec.batch_size * EVAL_BATCHES[compute.device.type]
     # Restore the random state, so that a repeated validation changes no later step.
@@ -212,11 +214,13 @@ def validate(session: Session) -> Row:
         for images, labels in iterate_batches(session.valid, order, batch_size, compute.device):
             session.stop_if_asked()
             with compute.autocast():
-                logits = model(make_input(images))
+                logits = model(make_input(images, session.spec.normalize))
             loss = cross_entropy(logits.float(), labels, reduction="sum")
             totals += torch.stack([loss, *count_correct(logits, labels)])
+            by_class += count_by_class(logits, labels, by_class.shape[1])
     seconds = stopwatch.read_seconds()
-    return make_epoch_row(session.epoch, "valid", np.array([len(order), *totals.tolist()]), seconds)
+    sums, (images, hits) = np.array([len(order), *totals.tolist()]), by_class.cpu().double().numpy()
+    return make_epoch_row(session.epoch, "valid", sums, seconds, class_top1=hits / images)
 
 
 def finish_epoch(session: Session, train_row: Row, valid_row: Row | None) -> None:

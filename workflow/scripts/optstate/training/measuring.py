@@ -97,12 +97,39 @@ def count_correct(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tens
     Returns:
         For each k, a float tensor without dimensions.
     """
-    highest = logits.topk(min(max(TOP_K), logits.shape[1])).indices
-    hits = (highest == labels[:, None]).float()
+    hits = _find_hits(logits, labels)
     return [hits[:, :k].sum() for k in TOP_K]
 
 
-def make_epoch_row(epoch: int, split: str, totals: np.ndarray, seconds: float) -> Row:
+def _find_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return 1 where the k-th highest logit is the label's, else 0 (images, largest of TOP_K)."""
+    highest = logits.topk(min(max(TOP_K), logits.shape[1])).indices
+    return (highest == labels[:, None]).float()
+
+
+def count_by_class(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Count the images, and those whose label has the highest logit, of each class.
+
+    Args:
+        logits: (images, classes).
+        labels: (images,).
+        num_classes: the number of classes.
+
+    Returns:
+        float32 (2, classes).
+    """
+    members = (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
+    hits = _find_hits(logits, labels)[:, :1]
+    return torch.stack([members.sum(0), (members * hits).sum(0)])
+
+
+def make_epoch_row(
+    epoch: int,
+    split: str,
+    totals: np.ndarray,
+    seconds: float,
+    class_top1: np.ndarray | None = None,
+) -> Row:
     """Return an epoch's row, with means over its images.
 
     Args:
@@ -110,12 +137,14 @@ def make_epoch_row(epoch: int, split: str, totals: np.ndarray, seconds: float) -
         split: ``train`` or ``valid``.
         totals: sums over the images: their number, loss, and hits for each of ``TOP_K``.
         seconds: the duration of the epoch.
+        class_top1: top-1 of each class (classes,), of which the mean is recorded. None: it is not.
     """
     images, loss, *correct = totals.tolist()
     top_k = {f"top{k}": number / images for k, number in zip(TOP_K, correct, strict=True)}
     return {
         "epoch": epoch, "split": split, "loss": loss / images, **top_k,
         "images": int(images), "seconds": round(seconds, 3),
+        "balanced_top1": None if class_top1 is None else float(class_top1.mean()),
     }  # fmt: skip
 
 

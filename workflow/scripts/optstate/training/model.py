@@ -1,8 +1,12 @@
-"""Make torchvision classification models by name, with a head for the data set's classes."""
+"""Make classification models with a head for the data set's classes.
+
+A model is one of torchvision's, or what a function in a Python file of the user returns.
+"""
 
 import inspect
-import logging
-import warnings
+import sys
+import traceback
+import types
 from pathlib import Path
 
 import torch
@@ -10,10 +14,28 @@ import torchvision
 from torch import nn
 
 from optstate.job import InputError
+from optstate.training.spec import split_model
 
 
 def make_model(name: str, image_size: int, num_classes: int) -> nn.Module:
     """Make an untrained model, initialized from torch's global random state.
+
+    Args:
+        name: the name of a torchvision model, or ``FILE.py:FUNCTION``.
+        image_size: the images' height and width in pixels.
+        num_classes: the number of classes.
+
+    Raises:
+        InputError: a user's own function fails, or does not return a module.
+    """
+    own = split_model(name)
+    if own:
+        return _make_own_model(Path(own[0]), own[1], image_size, num_classes)
+    return _make_torchvision_model(name, image_size, num_classes)
+
+
+def _make_torchvision_model(name: str, image_size: int, num_classes: int) -> nn.Module:
+    """Make a model of torchvision.
 
     Auxiliary heads (GoogLeNet, Inception v3) are left out, so every model has one output. Models
     with a fixed input size (ViT, MaxViT) are built for ``image_size`` pixels.
@@ -34,97 +56,86 @@ def make_model(name: str, image_size: int, num_classes: int) -> nn.Module:
     )
 
 
+def _make_own_model(file: Path, function: str, image_size: int, num_classes: int) -> nn.Module:
+    """Call ``function(num_classes=..., image_size=...)`` of the Python file ``file``."""
+    module = types.ModuleType(file.stem)
+    module.__file__ = str(file)
+    sys.modules[f"optstate own model {file}"] = module
+    module.__name__ = f"optstate own model {file}"  # dataclasses look their module up by name
+    try:
+        # An import would leave bytecode next to the file, and might believe it later.
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # noqa: S102
+        if not callable(getattr(module, function, None)):
+            raise InputError(f"model: {file} has no function {function!r}. Define it there.")
+        model = getattr(module, function)(num_classes=num_classes, image_size=image_size)
+    except InputError:
+        raise
+    except Exception as error:  # the user's code may raise any
+        raise InputError(f"model: {explain_own_error(file, error)}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model: {function} in {file} returns {type(model).__name__}. Return a torch.nn.Module."
+        )
+    return model
+
+
+def explain_own_error(file: Path, error: Exception) -> str:
+    """Return one line that says where in the user's ``file`` an error was raised, and which."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        lines = [error.lineno]
+    where = f"{file}:{lines[-1]}" if lines else str(file)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if (file.parent / f"{package}.py").exists() or (file.parent / package).is_dir():
+            return (
+                f"{where}: imports {package} from its own folder, which is not searched, because "
+                "only the content of the one file is tracked. Move that code into the file."
+            )
+        return (
+            f"{where}: needs the package {package}, which is not installed. Install it with "
+            f"`.venv/bin/uv pip install {package}`."
+        )
+    reason = str(getattr(error, "msg", error)).split("\n")[0]
+    return f"{where}: {type(error).__name__}: {reason}. Correct the file."
+
+
 def list_models() -> list[str]:
-    """Return the names that are allowed for the configuration's ``model``."""
+    """Return the names of torchvision's classification models."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
 def require_runs(name: str, image_size: int, num_classes: int) -> None:
     """Check that a model accepts images of ``image_size`` pixels.
 
-    The model runs on torch's meta device, which computes only shapes.
+    torchvision's models run on torch's meta device, which computes only shapes. A user's own model
+    may do what that device cannot.
 
     Raises:
         InputError: the model does not, or its output is not (images, classes).
     """
+    own = split_model(name)
+    device = "cpu" if own else "meta"
     try:
-        model = make_model(name, image_size, num_classes).to("meta")
-        output = model(torch.zeros(2, 3, image_size, image_size, device="meta"))
+        model = make_model(name, image_size, num_classes).to(device)
+        output = model(torch.zeros(2, 3, image_size, image_size, device=device))
+    except InputError:
+        raise
     except Exception as error:  # each model raises its own errors
+        if own:
+            where = explain_own_error(Path(own[0]), error)
+            raise InputError(f"model: for an image_size of {image_size}: {where}") from error
         reason = str(error).split("\n")[0]
         raise InputError(
             f"model: {name} does not work with an image_size of {image_size} ({reason}). Choose "
             "another size or model."
         ) from error
-    if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
-        raise InputError(f"model: {name} has more than one output. Choose another model.")
-
-
-def load_weights(
-    model: nn.Module, name: str, image_size: int, num_classes: int, path: Path
-) -> list[str]:
-    """Load a state dict into ``model``, except for a head of a different size.
-
-    Entries of auxiliary heads that the model lacks are ignored.
-
-    Args:
-        model: a model made by :func:`make_model` from the next three arguments.
-        name: the model's name.
-        image_size: the images' height and width in pixels.
-        num_classes: the number of classes.
-        path: a file with a state dict, possibly under the key ``model`` or ``state_dict``.
-
-    Returns:
-        The names of the head's parameters that keep their initial values.
-
-    Raises:
-        InputError: the file cannot be loaded safely, or belongs to another model.
-    """
-    own = model.state_dict()
-    head = _find_head(name, image_size, num_classes)
-    given = {
-        key: value
-        for key, value in _read_state_dict(path).items()
-        if key in own or not key.lower().startswith("aux")
-    }
-    left_out = {k for k in head if k not in given or given[k].shape != own[k].shape}
-    wrong = sorted(
-        key
-        for key in (own.keys() | given.keys()) - left_out
-        if key not in own or key not in given or given[key].shape != own[key].shape
-    )
-    if wrong:
+    if not isinstance(output, torch.Tensor):
         raise InputError(
-            f"{path}: these are not weights of {name}: {len(wrong)} entries differ, for example "
-            f"{wrong[0]!r}. Correct `weights` or `model`."
+            f"model: {name} returns {type(output).__name__}, not one tensor. Choose another model."
         )
-    model.load_state_dict({key: own[key] if key in left_out else given[key] for key in own})
-    return sorted(left_out)
-
-
-def _find_head(name: str, image_size: int, num_classes: int) -> set[str]:
-    """Return the names of the parameters whose shape depends on the number of classes."""
-    shapes, others = (
-        {key: value.shape for key, value in make_model(name, image_size, n).state_dict().items()}
-        for n in (num_classes, num_classes + 1)
-    )
-    return {key for key in shapes if shapes[key] != others[key]}
-
-
-def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("model", "state_dict"):
-            if isinstance(content, dict) and isinstance(content.get(key), dict):
-                content = content[key]
-        if all(isinstance(k, str) and v.layout == torch.strided for k, v in content.items()):
-            return content
-    except OSError:
-        raise
-    except Exception as error:  # pickle and torch raise many types for other files
-        logging.info("%s: %s", path, error)
-    raise InputError(
-        f"{path}: not a state dict that loads safely. Save it with "
-        "`torch.save(model.state_dict(), PATH)`."
-    )
+    if output.shape != (2, num_classes):
+        raise InputError(
+            f"model: {name} returns {tuple(output.shape)} for 2 images and {num_classes} classes. "
+            "Its output must be (images, classes)."
+        )

@@ -10,7 +10,7 @@ import platform
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from optstate.training.checkpoint import Position, TrainingState
 from optstate.training.compute import Compute, add_kind, set_up
 from optstate.training.loop import Session, train_session
 from optstate.training.measuring import OptimizerStep, StepRecords
-from optstate.training.model import load_weights, make_model
+from optstate.training.model import make_model
 from optstate.training.progress import (
     EXIT_CODE,
     Interrupted,
@@ -43,7 +43,8 @@ from optstate.training.progress import (
 )
 from optstate.training.recording import Curves, Recorder, add_earlier_session, read_rows
 from optstate.training.schedule import make_optimizer, make_scheduler
-from optstate.training.spec import SessionSpec
+from optstate.training.spec import SessionSpec, split_model
+from optstate.training.weights import load_weights, read_optimizer_state
 
 OUTPUTS = ("checkpoint.pt", "steps.csv", "epochs.csv", "made_by.json")  # in session.sha256
 
@@ -59,7 +60,8 @@ class Paths:
         previous: the output folder of the previous session.
         previous_spec: JSON of the settings with which the previous session was trained.
         previous_progress: the previous session's ``progress``, removed when this session begins.
-        weights: a state dict that the first session starts from.
+        weights: a file with the weights that the first session starts from.
+        optimizer_state: a file with the optimizer state that the first session starts from.
         step_sizes: the output folder of the session whose update norms this one takes over.
         earlier: the output folders of all earlier sessions of the run, in their order.
         curves: TensorBoard folders of all runs that the session is part of.
@@ -72,9 +74,16 @@ class Paths:
     previous_spec: str | None = None
     previous_progress: Path | None = None
     weights: Path | None = None
+    optimizer_state: Path | None = None
     step_sizes: Path | None = None
     earlier: Sequence[Path] = ()
     curves: Sequence[Path] = ()
+
+    @property
+    def start(self) -> dict[str, Path]:
+        """The user's files that the first session starts from, by their keys."""
+        given = {"weights": self.weights, "optimizer_state": self.optimizer_state}
+        return {key: path for key, path in given.items() if path}
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -145,12 +154,12 @@ def open_session(
         checkpoint_every: the key of the configuration: ``epochs``, ``steps``, ``minutes``.
         stop_if_asked: see :class:`Session`.
     """
-    train = load_split(paths.arrays, "train", spec.train_per_class)
+    train = load_split(paths.arrays, "train", spec.train_per_class, spec.subset_seed)
     valid = load_split(paths.arrays, "valid", spec.valid_per_class)
     log_plan(spec, train, valid, compute.device)
     made_by = describe(spec, compute, paths.arrays)
     before = load_previous(paths.arrays, paths.previous, paths.previous_spec)
-    state = make_state(spec, train, before, paths.weights, compute.device)
+    state = make_state(spec, train, before, paths.start, compute.device)
     del before  # as large as the model and the optimizer's state
     start = state.position
     num_steps = spec.num_epochs * count_batches(len(train), spec.batch_size)
@@ -246,7 +255,7 @@ def make_state(
     spec: SessionSpec,
     train: ImageSet,
     before: dict[str, Any] | None,
-    weights: Path | None,
+    files: Mapping[str, Path],
     device: torch.device,
 ) -> TrainingState:
     """Return the state that a session begins with. At a boundary, the methods differ from here on.
@@ -255,17 +264,23 @@ def make_state(
         spec: the session's settings.
         train: the training split.
         before: the previous session's checkpoint. None: this is the first session.
-        weights: a state dict that the first session starts from. None: random weights.
+        files: the user's files that the first session starts from, ``weights`` and
+            ``optimizer_state``.
         device: the device of the model.
+
+    Raises:
+        InputError: a file does not fit, or has changed since Snakemake started.
     """
+    require_unchanged(spec, files)
     random.seed(spec.seed)
     np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
     model = make_model(spec.model, spec.image_size, train.num_classes)
     if before:
         model.load_state_dict(before["model"])
-    elif weights:
-        start_from_weights(model, spec, train.num_classes, weights)
+    elif path := files.get("weights"):
+        new = load_weights(model, spec.model, spec.image_size, train.num_classes, path)
+        logging.info("weights from %s; newly initialized: %s", path, ", ".join(new) or "none")
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     optimizer = make_optimizer(model.parameters(), spec.optimizer, spec.learning_rate)
@@ -274,6 +289,9 @@ def make_state(
         carry_over(optimizer, before["optimizer"], spec.keep)
         checkpoint.set_random_states(before["random"])
         position = Position(**before["position"] | {"session": spec.session})
+    elif path := files.get("optimizer_state"):
+        given = read_optimizer_state(path, spec.optimizer, model.named_parameters())
+        carry_over(optimizer, given, spec.keep)
     num_epochs = spec.learning_rate.get("num_epochs", spec.num_epochs)
     scheduler = make_scheduler(
         optimizer,
@@ -286,21 +304,16 @@ def make_state(
     return TrainingState(model, optimizer, scheduler, position)
 
 
-def start_from_weights(
-    model: torch.nn.Module, spec: SessionSpec, num_classes: int, weights: Path
-) -> None:
-    """Load the file ``weights`` into the model.
+def require_unchanged(spec: SessionSpec, files: Mapping[str, Path]) -> None:
+    """Check that the user's files are those that Snakemake hashed when it started.
 
     Raises:
-        InputError: the file has changed since Snakemake started.
+        InputError: a file is not.
     """
-    with weights.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != spec.weights_sha256:
-            raise job.InputError(
-                f"{weights}: this file has changed since Snakemake started. Run again."
-            )
-    new = load_weights(model, spec.model, spec.image_size, num_classes, weights)
-    logging.info("weights from %s; newly initialized: %s", weights, ", ".join(new) or "none")
+    own = split_model(spec.model)
+    for key, file in [*files.items(), *([("model", Path(own[0]))] if own else [])]:
+        if not checksums.file_sha256(file).startswith(spec.file_hashes[key]):
+            raise job.InputError(f"{key}: {file} has changed since Snakemake started. Run again.")
 
 
 def read_update_norms(
@@ -428,7 +441,10 @@ PARSER.add_argument("--previous-spec", help="JSON of the settings of the previou
 PARSER.add_argument(
     "--previous-progress", type=Path, help="the previous session's folder of states, to remove"
 )
-PARSER.add_argument("--weights", type=Path, help="state dict that the first session starts from")
+PARSER.add_argument("--weights", type=Path, help="weights that the first session starts from")
+PARSER.add_argument(
+    "--optimizer-state", type=Path, help="optimizer state that the first session starts from"
+)
 PARSER.add_argument(
     "--checkpoint-every", default='{"epochs": 1}', help="when to save the state, as JSON"
 )

@@ -1,6 +1,7 @@
 """The settings of a training session: all that its results depend on except its input files."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,8 +14,8 @@ class SessionSpec:
     configuration, of its ``boundaries`` or of its ``schedules`` takes that key's value. The other
     fields identify the session.
 
-    In the first session, which all boundaries of a schedule share, ``boundary`` is empty and
-    ``method`` is the schedule's name. A later session that several methods share has the names of
+    In a first session that all boundaries of a schedule share, ``boundary`` is empty and ``method``
+    is the schedule's name. A later session that several methods share has the names of
     one of them. An uninterrupted run has one session of its own.
     """
 
@@ -30,9 +31,11 @@ class SessionSpec:
     train_per_class: int | None  # images; None: all
     valid_per_class: int | None
     model: str
-    weights_sha256: str | None  # of the state dict that session 1 starts from; None: no such file
+    file_hashes: dict[str, str]  # first digits of the SHA-256 of each file that a key names
+    subset: str
     batch_size: int  # images
     augment: str
+    normalize: str | dict[str, list[float]]
     optimizer: dict[str, Any]  # `name`, and the keyword arguments of that torch.optim class
     learning_rate: dict[str, Any]  # `kind`, and the values of the session, or `over` the run
     device: str
@@ -54,6 +57,17 @@ class SessionSpec:
         """Read what :meth:`to_json` wrote."""
         return cls(**json.loads(text))
 
+    @property
+    def subset_seed(self) -> int | None:
+        """The seed that chooses the training images; None: the first of each class are used."""
+        return self.seed if self.subset == "seed" else None
+
     def to_json(self) -> str:
         """Return the job's settings as JSON, the same text for equal settings."""
         return json.dumps(asdict(self), sort_keys=True)
+
+
+def split_model(model: str) -> tuple[str, str] | None:
+    """Return file and function of a model ``FILE.py:FUNCTION``. None for torchvision's models."""
+    own = re.fullmatch(r"(.+\.py):([A-Za-z_]\w*)", model)
+    return (own[1], own[2]) if own else None

@@ -19,7 +19,8 @@ STEPS_BEFORE, STEPS_AFTER = 50, 200
 def main(arguments: argparse.Namespace) -> None:
     """Write both figures to ``--output``."""
     steps = tables.read_verified(arguments.tables / "steps.csv")
-    around = select_steps(steps.query("dataset == @arguments.dataset"))
+    of_dataset = steps.query("dataset == @arguments.dataset")
+    around = select_steps(of_dataset, arguments.first_boundary)
     written = []
     for name, (column, label) in BOUNDARY.items():
         figure = draw_boundaries(around, column, label, arguments.dataset)
@@ -27,25 +28,29 @@ def main(arguments: argparse.Namespace) -> None:
     write_checksums(arguments.output / "boundary.sha256", written)
 
 
-def select_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """Select the steps around each boundary between sessions.
+def select_steps(steps: pd.DataFrame, first_boundary: int) -> pd.DataFrame:
+    """Select the steps around each boundary.
+
+    Args:
+        steps: the rows of one data set.
+        first_boundary: the first session that begins with a boundary.
 
     Returns:
         Rows of ``steps`` with two more columns: ``x``, which is 1 for the first step after the
-        boundary, and ``boundary_number``, from 1.
+        boundary, and ``next_session``, the session that begins with it.
     """
     steps = steps[steps["boundary"] != UNINTERRUPTED]
     parts = []
-    for session in range(2, int(steps["session"].max()) + 1):
+    for session in range(first_boundary, int(steps["session"].max()) + 1):
         x = steps["step"] - steps.loc[steps["session"] == session, "step"].min() + 1
         is_near = (x > -STEPS_BEFORE) & (x <= STEPS_AFTER)
         is_near &= (steps["session"] - session).between(-1, 0)
-        parts.append(steps[is_near].assign(x=x, boundary_number=session - 1))
+        parts.append(steps[is_near].assign(x=x, next_session=session))
     return pd.concat(parts)
 
 
 def draw_boundaries(around: pd.DataFrame, column: str, label: str, dataset: str) -> Figure:
-    """Draw a row for each schedule and a column for each boundary between sessions.
+    """Draw a row for each schedule and a column for each boundary.
 
     Args:
         around: the result of :func:`select_steps`.
@@ -54,13 +59,14 @@ def draw_boundaries(around: pd.DataFrame, column: str, label: str, dataset: str)
         dataset: the data set's name, for the title.
     """
     schedules = sorted(around["schedule"].unique())
-    numbers = sorted(around["boundary_number"].unique())
+    numbers = sorted(around["next_session"].unique())
     figure, grid = style.make_grid(len(schedules), len(numbers), 3.2, sharex=True)
     for row, schedule in zip(grid, schedules, strict=True):
         for axes, number in zip(row, numbers, strict=True):
-            is_here = (around["schedule"] == schedule) & (around["boundary_number"] == number)
+            is_here = (around["schedule"] == schedule) & (around["next_session"] == number)
             draw_boundary(axes, around[is_here], column)
-            axes.set_title(f"{schedule}: session {number} to {number + 1}", loc="left")
+            before = f"session {number - 1}" if number > 1 else "given state"
+            axes.set_title(f"{schedule}: {before} to {number}", loc="left")
         row[0].set_ylabel(f"{label}, log scale")
     for axes in grid[-1]:
         axes.set_xlabel("steps after the boundary")
@@ -86,6 +92,9 @@ def draw_boundary(axes: Axes, around: pd.DataFrame, column: str) -> None:
 
 PARSER = style.make_parser(__doc__)
 PARSER.add_argument("--dataset", required=True, help="data set to draw")
+PARSER.add_argument(
+    "--first-boundary", type=int, default=2, help="first session that begins with a boundary"
+)
 
 if __name__ == "__main__":
     run(PARSER, main)

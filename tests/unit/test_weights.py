@@ -1,0 +1,194 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from optstate.job import InputError
+from optstate.training.model import make_model
+from optstate.training.weights import (
+    count_classes,
+    find_address,
+    load_weights,
+    read_optimizer_state,
+)
+
+
+class TestWeights:
+    def load(self, model, path, num_classes=4):
+        return load_weights(model, "resnet18", 32, num_classes, path)
+
+    def test_everything_is_loaded_except_a_head_of_another_size(self, tmp_path):
+        source, target = make_model("resnet18", 32, 10), make_model("resnet18", 32, 4)
+        head = target.fc.weight.clone()
+        torch.save(source.state_dict(), tmp_path / "weights.pt")
+        assert self.load(target, tmp_path / "weights.pt") == ["fc.bias", "fc.weight"]
+        assert torch.equal(target.fc.weight, head)
+        assert torch.equal(target.conv1.weight, source.conv1.weight)
+        assert count_classes("resnet18", 32, tmp_path / "weights.pt") == 10
+
+    def test_a_body_without_head_has_no_classes(self, tmp_path):
+        body = make_model("resnet18", 32, 10).state_dict()
+        del body["fc.weight"], body["fc.bias"]
+        torch.save(body, tmp_path / "weights.pt")
+        assert count_classes("resnet18", 32, tmp_path / "weights.pt") is None
+
+    @pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
+    @pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.", "module._orig_mod."])
+    def test_usual_keys_and_prefixes_are_recognized(self, tmp_path, key, prefix):
+        source, target = make_model("resnet18", 32, 4), make_model("resnet18", 32, 4)
+        state = {prefix + name: value for name, value in source.state_dict().items()}
+        content = {key: state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}
+        torch.save(content, tmp_path / "weights.pt")
+        assert self.load(target, tmp_path / "weights.pt") == []
+        assert torch.equal(target.fc.weight, source.fc.weight)
+
+    def test_entries_beside_the_prefix_are_left_out(self, tmp_path):
+        source, target = make_model("resnet18", 32, 4), make_model("resnet18", 32, 4)
+        state = {f"model.{name}": value for name, value in source.state_dict().items()}
+        torch.save({"state_dict": state | {"loss.weight": torch.ones(4)}}, tmp_path / "weights.pt")
+        assert self.load(target, tmp_path / "weights.pt") == []
+
+    def test_a_prefix_of_the_model_itself_stays(self, tmp_path):
+        (tmp_path / "net.py").write_text(
+            "from torch import nn\n\n\nclass Net(nn.Module):\n"
+            "    def __init__(self, num_classes):\n        super().__init__()\n"
+            "        self.model = nn.Linear(3, num_classes)\n\n\n"
+            "def make(num_classes, image_size):\n    return Net(num_classes)\n"
+        )
+        name = f"{tmp_path}/net.py:make"
+        source, target = make_model(name, 8, 2), make_model(name, 8, 2)
+        torch.save(source.state_dict(), tmp_path / "weights.pt")
+        assert load_weights(target, name, 8, 2, tmp_path / "weights.pt") == []
+        assert torch.equal(target.model.weight, source.model.weight)
+
+    def test_weights_of_another_model_are_an_error(self, tmp_path):
+        torch.save(make_model("resnet34", 32, 4).state_dict(), tmp_path / "weights.pt")
+        with pytest.raises(InputError, match=r"weights.pt: these are not weights of resnet18"):
+            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+
+    @pytest.mark.parametrize(
+        "content", [{1: torch.ones(1)}, {"a": torch.ones(1).to_sparse()}, [1, 2], {}, {"a": 3}]
+    )
+    def test_a_file_without_weights_is_an_error(self, tmp_path, content):
+        torch.save(content, tmp_path / "weights.pt")
+        with pytest.raises(InputError, match=r"weights.pt: has no state dict of a model, bare or"):
+            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+
+    def test_a_file_that_torch_did_not_write_is_an_error(self, tmp_path):
+        (tmp_path / "weights.pt").write_bytes(b"hello")
+        with pytest.raises(InputError, match=r"weights.pt: does not load safely"):
+            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+
+    def test_code_in_a_pickle_does_not_run(self, tmp_path):
+        import os
+
+        class Bad:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "pwned"),)
+
+        torch.save({"model": Bad()}, tmp_path / "weights.pt")
+        with pytest.raises(InputError, match="does not load safely"):
+            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+        assert not (tmp_path / "pwned").exists()
+
+    def test_weights_of_torchvision_have_an_address_with_their_hash(self):
+        address = find_address("resnet50", "IMAGENET1K_V2")
+        assert address == "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+        with pytest.raises(InputError, match="resnet18 has no weights 'IMAGENET1K_V2'. Choose one"):
+            find_address("resnet18", "IMAGENET1K_V2")
+
+
+ADAM = {"name": "Adam"}
+
+
+class TestOptimizerState:
+    def make_net(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+    def train(self, net: nn.Module, name: str = "Adam", groups: int = 1, **arguments) -> dict:
+        """Return the state dict of an optimizer after two steps."""
+        parameters = list(net.parameters())
+        half = len(parameters) // groups
+        lists = [parameters[i : i + half] for i in range(0, len(parameters), half)]
+        optimizer = getattr(torch.optim, name)([{"params": p} for p in lists], lr=0.1, **arguments)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(torch.ones(5, 3)).square().sum().backward()
+            optimizer.step()
+        return optimizer.state_dict()
+
+    def read(self, tmp_path: Path, content, optimizer=ADAM, net=None) -> dict:
+        torch.save(content, tmp_path / "mine.pt")
+        parameters = (net or self.make_net()).named_parameters()
+        return read_optimizer_state(tmp_path / "mine.pt", optimizer, parameters)["state"]
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda state: state,
+            lambda state: {"optimizer": state, "model": {}},
+            lambda state: {"optimizer_state_dict": state, "epoch": 3},
+            lambda state: {"optimizer_states": [state], "state_dict": {}},
+        ],
+    )
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_a_state_is_found_and_ordered(self, tmp_path, wrap, groups):
+        given = self.train(self.make_net(), groups=groups)
+        found = self.read(tmp_path, wrap(given))
+        assert list(found) == [0, 1, 2, 3]
+        for index, entries in found.items():
+            assert torch.equal(entries["exp_avg"], given["state"][index]["exp_avg"])
+
+    @pytest.mark.parametrize(
+        "optimizer",
+        [
+            {"name": "SGD", "momentum": 0.9},
+            {"name": "Adam", "amsgrad": True},
+            {"name": "Adafactor"},
+            {"name": "Rprop"},
+            {"name": "ASGD"},
+        ],
+    )
+    def test_states_of_other_optimizers_are_read(self, tmp_path, optimizer):
+        given = self.train(self.make_net(), **optimizer)
+        assert len(self.read(tmp_path, given, optimizer)) == 4
+
+    def test_a_parameter_without_state_has_none(self, tmp_path):
+        given = self.train(self.make_net())
+        del given["state"][1]
+        assert list(self.read(tmp_path, given)) == [0, 2, 3]
+
+    def check_refused(self, tmp_path, content, error, **options):
+        with pytest.raises(InputError, match=rf"mine.pt: .*{error}"):
+            self.read(tmp_path, content, **options)
+
+    def test_a_state_of_another_model_is_an_error(self, tmp_path):
+        wide = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+        error = (
+            r"parameter 1 of its optimizer does not fit 0.weight \(4, 3\) under Adam: its exp_avg "
+            r"has the shape \(5, 3\), not \(4, 3\)\. Correct"
+        )
+        self.check_refused(tmp_path, self.train(wide), error)
+        deep = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2))
+        self.check_refused(tmp_path, self.train(deep), "has 6 parameters, but the model has 4")
+
+    def test_a_state_of_another_optimizer_is_an_error(self, tmp_path):
+        given = self.train(self.make_net())
+        error = "under SGD: it has exp_avg, exp_avg_sq, step, not momentum_buffer"
+        sgd = {"name": "SGD", "momentum": 0.9}
+        self.check_refused(tmp_path, given, error, optimizer=sgd)
+        self.check_refused(tmp_path, given, "step, not exp_avg, .*max_exp", optimizer={
+            "name": "Adam", "amsgrad": True,
+        })  # fmt: skip
+
+    def test_nothing_to_start_from_is_an_error(self, tmp_path):
+        given = self.train(self.make_net())
+        none = given | {"state": {}}
+        self.check_refused(tmp_path, none, "has no state. Save it after a step")
+        plain = self.train(self.make_net(), "SGD")
+        self.check_refused(tmp_path, plain, "has no state", optimizer={"name": "SGD"})
+        self.check_refused(tmp_path, {"model": {}}, "has no optimizer state, bare or under one of")
+        two = {"optimizer_states": [given, copy.deepcopy(given)]}
+        self.check_refused(tmp_path, two, "has the states of 2 optimizers")

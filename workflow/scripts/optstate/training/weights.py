@@ -1,0 +1,231 @@
+"""Read weights and optimizer state from files that people saved with their own code.
+
+A file may hold a bare state dict, or a checkpoint with weights and optimizer state under usual
+names. Wrappers (DataParallel, LightningModule, torch.compile) put a prefix before the names of the
+weights.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from optstate.job import InputError
+from optstate.training.model import make_model
+from optstate.training.schedule import make_optimizer
+
+MODEL_KEYS = ("model", "state_dict", "model_state_dict")
+OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_states")
+PREFIXES = ("module.", "model.", "_orig_mod.")
+
+
+def load_weights(
+    model: nn.Module, name: str, image_size: int, num_classes: int, path: Path
+) -> list[str]:
+    """Load a state dict into ``model``, except for a head of a different size.
+
+    Entries of auxiliary heads that the model lacks are ignored.
+
+    Args:
+        model: a model made by ``make_model`` from the next three arguments.
+        name: the model's name.
+        image_size: the images' height and width in pixels.
+        num_classes: the number of classes.
+        path: a file with a state dict, possibly under one of ``MODEL_KEYS``.
+
+    Returns:
+        The names of the head's parameters that keep their initial values.
+
+    Raises:
+        InputError: the file cannot be loaded safely, or belongs to another model.
+    """
+    own = model.state_dict()
+    head = _find_head(name, image_size, num_classes)
+    given = {
+        key: value
+        for key, value in _read_weights(path, own).items()
+        if key in own or not key.lower().startswith("aux")
+    }
+    left_out = {k for k in head if k not in given or given[k].shape != own[k].shape}
+    wrong = sorted(
+        key
+        for key in (own.keys() | given.keys()) - left_out
+        if key not in own or key not in given or given[key].shape != own[key].shape
+    )
+    if wrong:
+        raise InputError(
+            f"{path}: these are not weights of {name}: {len(wrong)} entries differ, for example "
+            f"{wrong[0]!r}. Correct `weights` or `model`."
+        )
+    model.load_state_dict({key: own[key] if key in left_out else given[key] for key in own})
+    return sorted(left_out)
+
+
+def count_classes(name: str, image_size: int, path: Path) -> int | None:
+    """Return the number of classes of the head in the file ``path``; None if it has no head."""
+    own = make_model(name, image_size, 2).state_dict()
+    given = _read_weights(path, own)
+    sizes = (given[key].shape[0] for key in _find_head(name, image_size, 2) if key in given)
+    return next(sizes, None)
+
+
+def find_address(name: str, weights: str) -> str:
+    """Return the URL of the weights that torchvision calls ``weights`` for the model ``name``.
+
+    Raises:
+        InputError: the model has no weights of this name.
+    """
+    known = torchvision.models.get_model_weights(name).__members__
+    if weights not in known:
+        raise InputError(
+            f"weights: {name} has no weights {weights!r}. Choose one of {', '.join(known)}, or a "
+            "file."
+        )
+    return known[weights].url
+
+
+def read_optimizer_state(
+    path: Path, optimizer: dict[str, Any], parameters: Iterable[tuple[str, torch.Tensor]]
+) -> dict[str, Any]:
+    """Read the state of an optimizer, whose parameters are matched by order and shape.
+
+    Args:
+        path: a file with an optimizer's ``state_dict()``, possibly under one of ``OPTIMIZER_KEYS``.
+        optimizer: ``name`` of the class, and its keyword arguments.
+        parameters: the names and the values of the model's parameters, in the model's order.
+
+    Returns:
+        A state dict with ``state``: the entries of each parameter, by its position.
+
+    Raises:
+        InputError: the file has no such state, or it belongs to other parameters or to another
+            optimizer.
+    """
+    found = _find_optimizer(path, _read_file(path))
+    order = [index for group in found["param_groups"] for index in group["params"]]
+    named = list(parameters)
+    if len(order) != len(named):
+        raise InputError(
+            f"{path}: its optimizer has {len(order)} parameters, but the model has {len(named)}. "
+            "Correct `optimizer_state` or `model`."
+        )
+    expected = _make_state(optimizer, [value for _, value in named])
+    state = {}
+    for position, (index, (name, value)) in enumerate(zip(order, named, strict=True)):
+        given = {k: v for k, v in found["state"].get(index, {}).items() if v is not None}
+        if given:
+            state[position] = given
+            if difference := _compare_entries(given, expected.get(position, {})):
+                raise InputError(
+                    f"{path}: parameter {position + 1} of its optimizer does not fit {name} "
+                    f"{tuple(value.shape)} under {optimizer['name']}: {difference}. Correct "
+                    "`optimizer_state`, `model` or `optimizer`."
+                )
+    if not state:
+        raise InputError(
+            f"{path}: its optimizer has no state. Save it after a step, or remove the key "
+            "`optimizer_state`."
+        )
+    return {"state": state}
+
+
+def _compare_entries(given: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Return the first difference between the entries of one parameter, in words."""
+    if given.keys() != expected.keys():
+        words = (", ".join(sorted(entries)) or "nothing" for entries in (given, expected))
+        return "it has {}, not {}".format(*words)
+    for name, entry in expected.items():
+        shape, right = (tuple(getattr(value, "shape", ())) for value in (given[name], entry))
+        if shape != right:
+            return f"its {name} has the shape {shape}, not {right}"
+    return ""
+
+
+def _make_state(
+    optimizer: dict[str, Any], parameters: Iterable[torch.Tensor]
+) -> dict[int, dict[str, Any]]:
+    """Return the state that an optimizer of such parameters has after a step."""
+    copies = [nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters]
+    for copy in copies:
+        copy.grad = torch.zeros_like(copy)
+    tried = make_optimizer(copies, optimizer, {"kind": "constant", "lr": 0.0})
+    tried.step()
+    entries = tried.state_dict()["state"]
+    return {i: {k: v for k, v in e.items() if v is not None} for i, e in entries.items()}
+
+
+def _find_optimizer(path: Path, content: Any) -> dict[str, Any]:
+    """Return the one optimizer state dict in the content of a file."""
+    for key in OPTIMIZER_KEYS:
+        if isinstance(content, dict) and key in content:
+            content = content[key]
+    if isinstance(content, list):  # Lightning's
+        if len(content) != 1:
+            raise InputError(
+                f"{path}: has the states of {len(content)} optimizers. Save the one to start from."
+            )
+        content = content[0]
+    if not (isinstance(content, dict) and content.keys() >= {"state", "param_groups"}):
+        raise InputError(
+            f"{path}: has no optimizer state, bare or under one of {', '.join(OPTIMIZER_KEYS)}. "
+            "Save it with `torch.save(optimizer.state_dict(), PATH)`."
+        )
+    return content
+
+
+def _find_head(name: str, image_size: int, num_classes: int) -> set[str]:
+    """Return the names of the parameters whose shape depends on the number of classes."""
+    shapes, others = (
+        {key: value.shape for key, value in make_model(name, image_size, n).state_dict().items()}
+        for n in (num_classes, num_classes + 1)
+    )
+    return {key for key in shapes if shapes[key] != others[key]}
+
+
+def _read_weights(path: Path, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read a state dict, without the prefixes that the names in ``own`` do not have."""
+    content = _read_file(path)
+    for key in MODEL_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not (
+        isinstance(content, dict)
+        and content
+        and all(isinstance(key, str) for key in content)
+        and all(getattr(value, "layout", None) == torch.strided for value in content.values())
+    ):
+        raise InputError(
+            f"{path}: has no state dict of a model, bare or under one of {', '.join(MODEL_KEYS)}. "
+            "Save it with `torch.save(model.state_dict(), PATH)`."
+        )
+    while not content.keys() & own.keys():
+        prefixes = [p for p in PREFIXES if any(key.startswith(p) for key in content)]
+        if not prefixes:
+            break
+        logging.info("%s: only entries that begin with %r are used", path, prefixes[0])
+        content = {
+            key.removeprefix(prefixes[0]): value
+            for key, value in content.items()
+            if key.startswith(prefixes[0])
+        }
+    return content
+
+
+def _read_file(path: Path) -> Any:
+    """Load the content of a file that ``torch.save`` wrote, without running code in it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # pickle and torch raise many types for other files
+        logging.info("%s: %s", path, error)
+        raise InputError(
+            f"{path}: does not load safely (`torch.load` with `weights_only=True`). Save only "
+            "state dicts in it: `torch.save(model.state_dict(), PATH)`."
+        ) from error
