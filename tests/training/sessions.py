@@ -62,6 +62,7 @@ def train(
     weights: Path | None = None,
     previous_spec: SessionSpec | None = None,
     step_sizes: Path | None = None,
+    optimizer_state: Path | None = None,
 ) -> Path:
     """Train one session below ``root``; returns its folder.
 
@@ -77,6 +78,8 @@ def train(
         arguments += ["--checkpoint-every", json.dumps(every)]
     if weights:
         arguments += ["--weights", weights]
+    if optimizer_state:
+        arguments += ["--optimizer-state", optimizer_state]
     if previous:
         made = read_made_by(previous)["configuration"]
         expected = previous_spec or SessionSpec(**made)

@@ -196,6 +196,17 @@ def test_validation_reads_the_validation_images_and_training_does_not(tmp_path):
             assert right["loss"] != swapped["loss"]
 
 
+def test_the_balanced_top1_is_the_mean_over_classes_of_unequal_size(tmp_path):
+    arrays = write_arrays(tmp_path / "arrays", [0] * 9 + [1])
+    for row in read_rows(train(tmp_path, FIRST, arrays) / "epochs.csv"):
+        if row["split"] == "train":
+            assert row["balanced_top1"] == ""
+        else:
+            hits = round(10 * float(row["top1"]))
+            possible = [(hits / 9 + 0) / 2, ((hits - 1) / 9 + 1) / 2]
+            assert float(row["balanced_top1"]) in map(pytest.approx, possible)
+
+
 def test_training_continues_with_a_loss_that_is_not_finite(tmp_path, arrays):
     learning_rate = {"kind": "constant", "lr": 1e30}
     output = train(tmp_path, replace(FIRST, learning_rate=learning_rate), arrays)

@@ -38,7 +38,8 @@ STEP = (
     "grad_norm,update_norm"
 )
 EPOCH = (
-    "dataset,schedule,boundary,method,seed,session,epoch,split,loss,top1,top2,top3,images,seconds"
+    "dataset,schedule,boundary,method,seed,session,epoch,split,loss,top1,top2,top3,images,seconds,"
+    "balanced_top1"
 )
 STEPS_PER_EPOCH = 50
 BATCH_SIZE = 2
@@ -96,8 +97,8 @@ def write_runs(
             for i, step_loss in enumerate(losses)
         ]
         epochs = [
-            f"{start},train,{loss},0.5,0.6,0.7,100,1.5",
-            f"{start},valid,{loss},{0.5 + gain / 10},0.6,0.7,50,0.25",
+            f"{start},train,{loss},0.5,0.6,0.7,100,1.5,",
+            f"{start},valid,{loss},{0.5 + gain / 10},0.6,0.7,50,0.25,{0.4 + gain / 10}",
         ]
         folder = root / session.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,6 +226,7 @@ class TestCollect:
             "final_valid_loss": "0.8", "best_valid_top1": "0.52", "best_epoch": "2",
             "final_train_loss": "0.8", "train_seconds": "3.000", "valid_seconds": "0.500",
             "diverged": "false", "best_valid_loss": "0.8", "epochs_to_target": "2",
+            "final_valid_balanced_top1": "0.42000000000000004",
         }  # fmt: skip
         assert rows["constant-preserve", "0"]["epochs_to_target"] == "inf"
         assert rows["constant-new", "1"]["best_epoch"] == "1"
@@ -235,7 +237,14 @@ class TestCollect:
             {"epoch": str(e), "split": "train", "loss": "1", "seconds": "1"} for e in (1, 2, 3)
         ]
         valid = [
-            {"epoch": epoch, "split": "valid", "loss": "1", "top1": top1, "seconds": "1"}
+            {
+                "epoch": epoch,
+                "split": "valid",
+                "loss": "1",
+                "top1": top1,
+                "balanced_top1": top1,
+                "seconds": "1",
+            }
             for epoch, top1 in (("2", "0.5"), ("3", "0.6"))
         ]
         row = collect.summarize_run(run, [], train + valid, 0.4)
@@ -670,7 +679,7 @@ class TestCompare:
         rows = {
             (row["schedule"], row["measure"]): row for row in read_rows(tables / "comparisons.csv")
         }
-        assert len(rows) == 2 * 9
+        assert len(rows) == 2 * 10
         row = rows["constant", "train_loss_first_40_steps_session2"]
         assert float(row["mean_difference"]) == pytest.approx(-0.2)
         interval = stats.t.interval(0.95, 2, -0.2, stats.sem([-0.1, -0.2, -0.3]))

@@ -146,3 +146,29 @@ class TestAugmentation:
         assert not torch.equal(first, augment_images(self.images, "crop_flip", 8, 1))
         assert not torch.equal(first, augment_images(self.images, "crop_flip", 7, 2))
         assert not torch.equal(first, augment_images(self.images, "crop_flip", 7, 1, stream=1))
+
+
+class TestSubset:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        labels = np.repeat(np.arange(3), 50)
+        for split in ("train", "valid"):
+            np.save(tmp_path / f"{split}_images.npy", np.zeros((150, 2, 2, 3), np.uint8))
+            np.save(tmp_path / f"{split}_labels.npy", labels)
+        return tmp_path
+
+    def test_a_seed_draws_images_of_each_class_in_their_order(self, folder):
+        one, again, other = (load_split(folder, "train", 10, seed).indices for seed in (1, 1, 2))
+        assert one.tolist() == sorted(one) == again.tolist() != other.tolist()
+        assert np.bincount(one // 50).tolist() == [10, 10, 10]
+        assert len({tuple(one[10 * k : 10 * k + 10] - 50 * k) for k in range(3)}) == 3
+
+    def test_all_images_are_used_if_there_are_no_more(self, folder):
+        for per_class in (None, 50, 100):
+            assert load_split(folder, "train", per_class, 1).indices.tolist() == list(range(150))
+
+    def test_the_draw_has_a_random_stream_of_its_own(self, folder):
+        train = load_split(folder, "train", None)
+        drawn = load_split(folder, "train", 10, 1).indices[10:20]
+        in_epoch = [i for i in shuffle_indices(train, 1, 1) if 50 <= i < 100][:10]
+        assert drawn.tolist() != sorted(in_epoch)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from optstate.training.checkpoint import get_random_states, set_random_states
-from optstate.training.measuring import OptimizerStep, count_correct, has_norms
+from optstate.training.measuring import OptimizerStep, count_by_class, count_correct, has_norms
 
 
 def test_top_k_is_capped_at_the_number_of_classes():
@@ -13,6 +13,12 @@ def test_top_k_is_capped_at_the_number_of_classes():
     labels = torch.tensor([0, 1, 0])
     assert [int(n) for n in count_correct(logits, labels)] == [1, 1, 2]
     assert [int(n) for n in count_correct(logits[:, :2], torch.tensor([0, 0, 0]))] == [1, 3, 3]
+
+
+def test_images_and_hits_are_counted_by_class():
+    logits = torch.tensor([[3.0, 2, 1], [0, 3, 2], [0, 3, 2], [5, 4, 3]])
+    counts = count_by_class(logits, torch.tensor([0, 1, 2, 1]), 3)
+    assert counts.tolist() == [[1, 2, 1], [1, 1, 0]]
 
 
 def test_norms_are_recorded_early_and_every_tenth_step():

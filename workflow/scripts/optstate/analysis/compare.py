@@ -55,7 +55,8 @@ def main(arguments: argparse.Namespace) -> None:
 def stack_measures(summary: pd.DataFrame, boundaries: pd.DataFrame) -> pd.DataFrame:
     """Return all measures in rows: dataset, schedule, boundary, seed, measure, value."""
     names = [*CELL, "boundary", "seed"]
-    of_runs = summary.melt(names, list(tables.OF_RUNS), "measure")
+    known = [measure for measure in tables.OF_RUNS if measure in summary]  # older tables have fewer
+    of_runs = summary.melt(names, known, "measure")
     of_boundaries = boundaries.melt([*names, "session"], list(tables.OF_BOUNDARIES), "measure")
     of_boundaries["measure"] += "_session" + of_boundaries.pop("session").astype(str)
     rows = pd.concat([of_runs, of_boundaries], ignore_index=True).astype({"value": float})
