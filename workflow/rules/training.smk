@@ -67,4 +67,4 @@ use rule later_session as last_session with:
     priority: 2
 
 
-ruleorder: uninterrupted_run > last_session > later_session
+ruleorder: uninterrupted_run > first_session > last_session > later_session
