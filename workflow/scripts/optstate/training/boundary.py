@@ -71,7 +71,7 @@ def make_initial_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, 
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     for group in optimizer.param_groups:
-        # Only LBFGS and SparseAdam lack this method. `experiment.check` refuses both.
+        # Only classes that `experiment.check` refuses lack this method.
         init = optimizer._init_group  # type: ignore[attr-defined]
         num_lists = init.__code__.co_argcount - 2  # besides self and group, it takes lists to fill
         init(group, *([] for _ in range(num_lists)))
