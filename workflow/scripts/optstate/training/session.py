@@ -28,7 +28,7 @@ from optstate.training.batches import (
     place_split,
     verify_arrays,
 )
-from optstate.training.boundary import carry_over
+from optstate.training.boundary import apply_learning_rate, carry_over
 from optstate.training.checkpoint import Position, TrainingState
 from optstate.training.compute import Compute, add_kind, set_up
 from optstate.training.loop import Session, train_session
@@ -42,7 +42,7 @@ from optstate.training.progress import (
     stop_on_signals,
 )
 from optstate.training.recording import Curves, Recorder, add_earlier_session, read_rows
-from optstate.training.schedule import make_optimizer, make_scheduler
+from optstate.training.schedule import ScaledLR, make_optimizer, make_scheduler
 from optstate.training.spec import SessionSpec
 
 OUTPUTS = ("checkpoint.pt", "steps.csv", "epochs.csv", "made_by.json")  # in session.sha256
@@ -271,7 +271,6 @@ def make_state(
     optimizer = make_optimizer(model.parameters(), spec.optimizer, spec.learning_rate)
     position = Position(session=spec.session)
     if before:
-        carry_over(optimizer, before["optimizer"], spec.keep)
         checkpoint.set_random_states(before["random"])
         position = Position(**before["position"] | {"session": spec.session})
     num_epochs = spec.learning_rate.get("num_epochs", spec.num_epochs)
@@ -283,6 +282,11 @@ def make_state(
         factor=spec.lr_factor,
         warmup_steps=spec.warmup_steps,
     )
+    if before:
+        # Some entries begin with a value that depends on the LR, so the scheduler sets it first.
+        carry_over(optimizer, before["optimizer"], spec.keep)
+        if spec.learning_rate.get("over") != "run" or isinstance(scheduler, ScaledLR):
+            apply_learning_rate(optimizer)
     return TrainingState(model, optimizer, scheduler, position)
 
 
