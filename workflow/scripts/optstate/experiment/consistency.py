@@ -1,10 +1,18 @@
 """Check the conditions that a configuration must fulfil and that a JSON schema cannot express."""
 
+import json
 import math
 from pathlib import Path
 
 from optstate import UNINTERRUPTED
-from optstate.experiment.runs import list_baselines, split_method
+from optstate.experiment.runs import (
+    Boundary,
+    cross_boundary,
+    find_first_boundary,
+    list_baselines,
+    list_schedules,
+    split_method,
+)
 from optstate.experiment.schema import Config, suggest
 from optstate.job import InputError
 
@@ -26,9 +34,11 @@ def require_consistent(config: Config) -> None:
     for name, source in config["datasets"].items():
         _require_one_source(f"datasets.{name}", source)
     for name, schedule in config["schedules"].items():
-        _require_values(f"schedules.{name}", schedule, len(config["sessions"]))
-    _require_boundaries(config["boundaries"], len(config["sessions"]))
+        if name in list_schedules(config["methods"]):
+            _require_values(f"schedules.{name}", schedule, len(config["sessions"]))
+    _require_boundaries(config)
     _require_methods(config)
+    _require_differences(config)
     primary, known = config["primary"]["boundary"], [*config["boundaries"], UNINTERRUPTED]
     if primary not in known:
         raise InputError(
@@ -38,8 +48,10 @@ def require_consistent(config: Config) -> None:
         raise InputError(f"weights: {config['weights']} is not a file. Correct the path.")
 
 
-def _require_boundaries(boundaries: Config, num_sessions: int) -> None:
-    """Check the sessions and the other boundaries that boundaries name."""
+def _require_boundaries(config: Config) -> None:
+    """Check the other boundaries that boundaries name, and the sessions if a method uses them."""
+    boundaries, num_sessions = config["boundaries"], len(config["sessions"])
+    used = {split_method(method)[1] for method in config["methods"]}
     if UNINTERRUPTED in boundaries:
         raise InputError(
             f"boundaries.{UNINTERRUPTED}: this name is reserved for runs without a boundary. "
@@ -47,18 +59,19 @@ def _require_boundaries(boundaries: Config, num_sessions: int) -> None:
         )
     for name, boundary in boundaries.items():
         key, known = f"boundaries.{name}", sorted({*boundaries, UNINTERRUPTED} - {name})
-        for number in boundary.get("at", []):
-            if number > num_sessions:
-                raise InputError(
-                    f"{key}.at: there is no session {number}, because `sessions` has "
-                    f"{num_sessions}. Correct one of them."
-                )
         for other in list_baselines(boundary):
             if other not in known:
                 raise InputError(
                     f"{key}.baseline: `boundaries` has no other {other!r}. {suggest(other, known)}"
                 )
-        _require_no_circle(name, boundaries)
+        for number in boundary.get("at", []) if name in used else []:
+            if number > num_sessions:
+                raise InputError(
+                    f"{key}.at: there is no session {number}, because `sessions` has "
+                    f"{num_sessions}. Correct one of them."
+                )
+        if name in used:
+            _require_no_circle(name, boundaries)
 
 
 def _require_no_circle(name: str, boundaries: Config) -> None:
@@ -92,6 +105,34 @@ def _require_methods(config: Config) -> None:
                     f"{part!r}. {suggest(part, known[section])}"
                 )
         _require_references(method, config)
+
+
+def _require_differences(config: Config) -> None:
+    """Check that no two methods of a schedule do the same at every boundary."""
+    found: dict[str, str] = {}
+    for method in config["methods"]:
+        schedule, name = split_method(method)
+        crossed = _cross_boundaries(name, config)
+        other = found.setdefault(json.dumps([schedule, crossed], sort_keys=True), method)
+        if other == method:
+            continue
+        if not crossed:
+            raise InputError(
+                f"methods: {other} and {method} cannot differ, because there is only one session. "
+                "Remove one of them, or add a session to `sessions`."
+            )
+        raise InputError(
+            f"methods: {other} and {method} cannot differ, because they do the same at every "
+            "boundary. Remove one of them, or change its entry in `boundaries`."
+        )
+
+
+def _cross_boundaries(name: str, config: Config) -> list[Boundary]:
+    """Return the options at every boundary of a run; an uninterrupted run has none."""
+    if name == UNINTERRUPTED:
+        return []
+    numbers = range(find_first_boundary(config), len(config["sessions"]) + 1)
+    return [cross_boundary(config["boundaries"][name], number) for number in numbers]
 
 
 def _require_one_source(key: str, source: dict[str, str]) -> None:

