@@ -48,6 +48,23 @@ def require_consistent(config: Config) -> None:
         raise InputError(f"weights: {config['weights']} is not a file. Correct the path.")
 
 
+def list_notes(config: Config) -> list[str]:
+    """Return a line for each valid setting that does something unexpected."""
+    keys: set[str] = set()
+    for method in config["methods"]:
+        schedule, name = split_method(method)
+        own = config["schedules"][schedule].get("optimizer")
+        kept = [crossed["keep"] for crossed in _cross_boundaries(name, config)]
+        keeps_step_size = any(keep == "all" or "step_size" in keep for keep in kept)
+        if (own or config["optimizer"])["name"] == "Rprop" and keeps_step_size:
+            keys.add(f"schedules.{schedule}.optimizer" if own else "optimizer")
+    return [
+        f"{key}: Rprop's step sizes are state. A boundary that keeps them ignores the new "
+        "session's learning rate."
+        for key in sorted(keys)
+    ]
+
+
 def _require_boundaries(config: Config) -> None:
     """Check the other boundaries that boundaries name, and the sessions if a method uses them."""
     boundaries, num_sessions = config["boundaries"], len(config["sessions"])
