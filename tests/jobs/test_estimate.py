@@ -53,8 +53,16 @@ def test_the_number_of_files_is_that_of_a_simulation():
 
 @pytest.mark.parametrize("optimizer", [{"name": "Adam"}, {"name": "SGD", "momentum": 0.9}])
 def test_checkpoints_hold_parameters_buffers_and_optimizer_state(optimizer):
-    schedules = {"constant": {"lr": [1e-3]}, "plain": {"lr": [1e-3], "optimizer": {"name": "SGD"}}}
-    config = {"model": "resnet50", "image_size": 64, "optimizer": optimizer, "schedules": schedules}
+    """Only schedules of the methods count."""
+    schedules = {
+        "constant": {"lr": [1e-3]},
+        "plain": {"lr": [1e-3], "optimizer": {"name": "SGD"}},
+        "unused": {"lr": [1e-3], "optimizer": {"name": "Adam", "amsgrad": True}},
+    }
+    config = {
+        "model": "resnet50", "image_size": 64, "optimizer": optimizer, "schedules": schedules,
+        "methods": ["constant-new", "plain-new"],
+    }  # fmt: skip
     parameters, others = (
         23_528_522,
         53_173,

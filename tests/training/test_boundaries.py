@@ -244,6 +244,83 @@ class TestRebuilding:
         assert read_column(first, "loss")[at + 1] != read_column(kept, "loss")[at + 1]
 
 
+@pytest.fixture
+def starts(monkeypatch) -> dict[tuple[str, int], dict]:
+    """The optimizer before the first step of each session, by boundary and session."""
+    seen: dict[tuple[str, int], dict] = {}
+    train_epoch = loop.train_epoch
+
+    def look(session):
+        optimizer = copy.deepcopy(session.state.optimizer.state_dict())
+        seen.setdefault((session.spec.boundary, session.spec.session), optimizer)
+        return train_epoch(session)
+
+    monkeypatch.setattr(loop, "train_epoch", look)
+    return seen
+
+
+WITH_STATE = {
+    "preserve": {"keep": "all"},
+    "slow": {"keep": "all", "at": [2], "lr_factor": 0.5, "warmup_steps": 2},
+    "rebuilt": {"keep": [], "at": [2], "rebuild_steps": 3},
+    "part": {"keep": ["mu"], "at": [2], "lr_factor": 0.5},
+}
+
+
+class TestStateWithLearningRate:
+    """ASGD and Rprop have entries that are computed from the learning rate."""
+
+    def read_etas(self, starts, boundary: str) -> tuple[float, float]:
+        """Return LR and ``eta`` of the first step of session 2."""
+        optimizer = starts[boundary, 2]
+        (eta,) = {float(entries["eta"]) for entries in optimizer["state"].values()}
+        return optimizer["param_groups"][0]["lr"], eta
+
+    def test_asgd_starts_with_the_sessions_learning_rate(self, tmp_path, arrays, starts):
+        asgd = {"name": "ASGD", "lambd": 1.0}
+        schedule = {"kind": "constant", "lr": [0.2, 0.1]}
+        config = make_config(
+            WITH_STATE, schedules={"run": schedule}, sessions=[1, 1], optimizer=asgd
+        )
+        train_methods(tmp_path, config, arrays)
+        for name, lr, steps in (
+            ("preserve", 0.1, 4), ("slow", 0.025, 4), ("rebuilt", 0.1, 3), ("part", 0.05, 0),
+        ):  # fmt: skip
+            expected = lr / (1 + lr * steps) ** 0.75
+            assert self.read_etas(starts, name) == pytest.approx((lr, expected)), name
+
+    def test_asgd_over_the_run(self, tmp_path, arrays, starts):
+        """Without a change at the boundary, the first step has torch's own eta."""
+        asgd = {"name": "ASGD", "lambd": 1.0}
+        config = make_config(WITH_STATE, optimizer=asgd)
+        made = train_methods(tmp_path, config, arrays)
+        whole, kept = made["run-uninterrupted"], made["run-preserve"]
+        assert read_column(whole, "loss") == read_column(kept, "loss")
+        final, expected = load_checkpoint(kept[-1]), load_checkpoint(whole[-1])
+        for part in ("model", "optimizer"):
+            assert_equal_bits(final[part], expected[part])
+        lr, eta = self.read_etas(starts, "preserve")
+        assert eta != pytest.approx(lr / (1 + lr * 4) ** 0.75)
+        for name, factor, steps in (("slow", 0.25, 4), ("rebuilt", 1, 3), ("part", 0.5, 0)):
+            changed = lr * factor
+            expected = changed / (1 + changed * steps) ** 0.75
+            assert self.read_etas(starts, name) == pytest.approx((changed, expected)), name
+
+    def test_entries_that_are_not_kept_begin_with_the_sessions_learning_rate(
+        self, tmp_path, arrays, starts
+    ):
+        boundaries = {"part": {"keep": ["prev"], "lr_factor": 0.5}}
+        config = make_config(boundaries, sessions=[1, 1], optimizer={"name": "Rprop"})
+        train_methods(tmp_path, config, arrays)
+        optimizer = starts["part", 2]
+        lr = optimizer["param_groups"][0]["lr"]
+        assert 0 < lr < 0.5e-3
+        for entries in optimizer["state"].values():
+            torch.testing.assert_close(
+                entries["step_size"], torch.full_like(entries["step_size"], lr)
+            )
+
+
 def test_options_can_be_combined(tmp_path, arrays):
     """The LR rises over two steps to half of the schedule's, before session 3 only."""
     boundary = {

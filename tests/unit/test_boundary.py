@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from optstate.training.boundary import carry_over, fill_state, make_initial_state
+from optstate.training.boundary import (
+    apply_learning_rate,
+    carry_over,
+    fill_state,
+    make_initial_state,
+)
 from optstate.training.schedule import make_optimizer, make_scheduler
 
 STEPS = 5
@@ -155,6 +160,73 @@ def test_filling_the_state_changes_no_weights(name):
                 torch.testing.assert_close(found, value, rtol=1e-6, atol=0)
             else:
                 assert found == value
+
+
+ASGD = {"name": "ASGD", "lambd": 0.5, "alpha": 0.75}  # a large decay, so that the step counts
+
+
+def compute_eta(lr: float, step: int) -> float:
+    return lr / (1 + 0.5 * lr * step) ** 0.75
+
+
+def compute_loss(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Return a loss whose gradient is ``3 * parameter**2``."""
+    return sum((p**3).sum() for p in optimizer.param_groups[0]["params"])
+
+
+def assert_next_step(optimizer: torch.optim.Optimizer, eta: float) -> None:
+    """Take a step of ASGD, and compare it with one computed by hand."""
+    parameters = optimizer.param_groups[0]["params"]
+    expected = [(p * (1 - 0.5 * eta) - eta * 3 * p**2).detach() for p in parameters]
+    optimizer.zero_grad()
+    compute_loss(optimizer).backward()
+    optimizer.step()
+    for parameter, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-5, atol=1e-6)
+
+
+class TestASGD:
+    """The size of ASGD's next step is an entry of its state."""
+
+    def make(self, old_lr: float = 0.1, new_lr: float = 0.3, **options) -> torch.optim.Optimizer:
+        """Return a preserved optimizer whose learning rate changes at the boundary."""
+        optimizer = ASGD | options
+        before = take_steps(optimizer, {"kind": "constant", "lr": old_lr})
+        after = make_optimizer(make_parameters(), optimizer, {"kind": "constant", "lr": new_lr})
+        carry_over(after, before.state_dict(), "all")
+        return after
+
+    @pytest.mark.parametrize("options", [{}, {"foreach": True}], ids=str)
+    def test_the_first_step_has_the_new_learning_rate(self, options):
+        after = self.make(**options)
+        apply_learning_rate(after)
+        assert_next_step(after, compute_eta(0.3, STEPS))
+        assert_next_step(after, compute_eta(0.3, STEPS + 1))
+
+    @pytest.mark.parametrize("lr", [0.1, 0.07, 0.033, 0.012])
+    def test_the_same_learning_rate_changes_no_bit(self, lr):
+        after = self.make(lr, lr)
+        before = [entries["eta"].clone() for entries in after.state.values()]
+        apply_learning_rate(after)
+        assert [entries["eta"] for entries in after.state.values()] == before
+        assert {entries["eta"].dtype for entries in after.state.values()} == {torch.float32}
+
+    def test_an_optimizer_without_state_stays_without(self):
+        new = make_optimizer(make_parameters(), ASGD, CONSTANT)
+        apply_learning_rate(new)
+        assert new.state_dict()["state"] == {}
+
+    @pytest.mark.parametrize("is_preserved", [True, False])
+    def test_filling_the_state_changes_no_weights_and_the_next_step_does(self, is_preserved):
+        """With a preserved state, the first step would still have the old learning rate."""
+        new = make_optimizer(make_parameters(), ASGD, {"kind": "constant", "lr": 0.3})
+        filled = self.make() if is_preserved else new
+        fill_state(filled, (compute_loss(filled) for _ in range(3)))
+        for expected, parameter in zip(
+            make_parameters(), filled.param_groups[0]["params"], strict=True
+        ):
+            assert torch.equal(expected, parameter)
+        assert_next_step(filled, compute_eta(0.3, 3 + STEPS * is_preserved))
 
 
 def test_adagrad_starts_from_zero_when_nothing_is_kept():

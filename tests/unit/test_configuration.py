@@ -209,6 +209,100 @@ def test_an_error_is_one_line(changes, line, monkeypatch):
     assert "\n" not in found
 
 
+LATE = {"keep": [], "at": [2, 3]}  # before the same sessions as `new`
+ONE_SESSION = {"sessions": [3], "schedules__constant__lr": [1e-3]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"boundaries__late": LATE, "methods": ["constant-new", "constant-late"]},
+            "methods: constant-new and constant-late cannot differ, because they do the same at "
+            "every boundary. Remove one of them, or change its entry in `boundaries`.",
+        ),
+        (
+            {
+                "boundaries__late": LATE | {"baseline": "new"},
+                "methods": ["onecycle-new", "constant-late", "constant-new"],
+            },
+            "methods: constant-late and constant-new cannot differ",
+        ),
+        (ONE_SESSION | {"methods": ["constant-new"]}, ""),
+        (ONE_SESSION | {"methods": ["constant-uninterrupted"]}, ""),
+        (
+            ONE_SESSION | {"methods": ["constant-new", "constant-preserve"]},
+            "methods: constant-new and constant-preserve cannot differ, because there is only one "
+            "session. Remove one of them, or add a session to `sessions`.",
+        ),
+        (
+            ONE_SESSION | {"methods": ["constant-new", "constant-uninterrupted"]},
+            "methods: constant-new and constant-uninterrupted cannot differ, because there is only "
+            "one session.",
+        ),
+        # These differ.
+        ({"boundaries__late": LATE, "methods": ["constant-late", "onecycle-new"]}, ""),
+        (
+            {"boundaries__late": LATE | {"at": [3]}, "methods": ["constant-new", "constant-late"]},
+            "",
+        ),
+        (
+            {
+                "boundaries__again": {"keep": "all", "reshuffle": True},
+                "methods": ["constant-preserve", "constant-again", "constant-uninterrupted"],
+            },
+            "",
+        ),
+        # A null control: this optimizer has no state.
+        ({"optimizer": {"name": "SGD"}, "methods": ["constant-new", "constant-preserve"]}, ""),
+    ],
+)
+def test_methods_that_cannot_differ_are_refused(changes, line):
+    found = find_error(change_article(**changes))
+    assert found.startswith(line) if line else found == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sessions": [2, 1], "schedules__constant__lr": [1e-3, 1e-3]},
+        {"schedules__onecycle__final_lr": [1, 1, 1]},
+        {"boundaries__late": {"keep": [], "at": [9]}},
+        {"boundaries__late": {"keep": [], "step_size": "presrve"}},
+        {"boundaries__late": {"keep": [], "step_size": "late"}},
+    ],
+)
+def test_what_no_method_uses_is_not_checked(changes):
+    methods = ["constant-new", "constant-preserve"]
+    assert find_error(change_article(**changes, methods=methods)) == ""
+    used = [*methods, "onecycle-new", *(["constant-late"] if "boundaries__late" in changes else [])]
+    assert find_error(change_article(**changes, methods=used)) != ""
+
+
+def test_baselines_are_checked_even_if_no_method_uses_them():
+    changes = {"boundaries__late": {"keep": [], "baseline": "presrve"}}
+    assert "Did you mean `preserve`?" in find_error(change_article(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seeds": 3}, "seeds: 3 must be a list, such as [0, 1, 2]."),
+        ({"seeds": {"a": 1}}, 'seeds: {"a": 1} must be a list, such as [0, 1, 2].'),
+        ({"sessions": 20}, "sessions: 20 must be a list, such as [10, 10, 5]."),
+        (
+            {"methods": "constant-new"},
+            'methods: "constant-new" must be a list, such as '
+            '["constant-new", "constant-preserve"].',
+        ),
+        ({"batch_size": [3]}, "batch_size: [3] must be a whole number."),
+        ({"seeds": []}, "seeds: [] must not be empty."),
+    ],
+)
+def test_the_error_for_a_wrong_type_gives_an_example(changes, line):
+    assert find_error(change_article(**changes)) == line
+
+
 def test_a_boundary_without_a_new_order_needs_no_key_for_it():
     explicit = {"keep": [], "reshuffle": False}
     config = validate(change_article(boundaries={"none": explicit, "preserve": {"keep": "all"}},

@@ -3,10 +3,13 @@
 import os
 
 import pytest
+import torch
 
-from optstate.experiment.check import check
+from optstate.experiment import check as checking
+from optstate.experiment.check import REFUSED, check, list_state_entries
 from optstate.job import InputError
 from optstate.training.model import make_model, require_runs
+from optstate.training.schedule import make_optimizer
 
 OWN_MODEL = """
 from torch import nn
@@ -25,6 +28,12 @@ CONFIG = {
     "boundaries": {"new": {"keep": []}, "part": {"keep": ["exp_avg"]}},
     "methods": ["constant-new", "constant-part"],
 }
+
+OPTIMIZERS = [
+    name
+    for name, value in vars(torch.optim).items()
+    if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,14 @@ class TestCheck:
                 {"optimizer": {"name": "Adam", "beta": 1}},
                 "optimizer: .*beta.* does not work .* Correct its keyword arguments",
             ),
-            ({"optimizer": {"name": "LBFGS"}}, "optimizer: .*LBFGS.* does not work"),
+            (
+                {"optimizer": {"name": "LBFG"}},
+                "optimizer.name: 'LBFG' is not a class of torch.optim. Choose one of ASGD, ",
+            ),
+            (
+                {"optimizer": {"name": "Muon"}},  # also where torch has no such class
+                "optimizer.name: Muon cannot be used, because it takes only two-dimensional",
+            ),
             (
                 {"optimizer": {"name": "SGD"}},
                 "boundaries.part.keep: 'exp_avg' is not an entry of SGD's state",
@@ -82,6 +98,28 @@ class TestCheck:
     def test_a_configuration_that_does_not_work_is_an_error(self, change, words):
         with pytest.raises(InputError, match=words):
             check(CONFIG | change)
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_every_class_of_torch_trains_or_is_refused(self, name, monkeypatch):
+        arguments = ("optimizer", {"name": name}, CONFIG["schedules"]["constant"])
+        if name in REFUSED:
+            reason = f"optimizer.name: {name} cannot be used, because it {REFUSED[name]}. Choose "
+            with pytest.raises(InputError, match=f"{reason}one of ASGD, .*, SGD.$") as caught:
+                list_state_entries(*arguments)
+            offered = str(caught.value).partition("one of ")[2].rstrip(".").split(", ")
+            assert {*offered, *REFUSED} >= {*OPTIMIZERS}
+            assert not {*offered} & {*REFUSED}
+            monkeypatch.setattr(checking, "REFUSED", {})
+            with pytest.raises(InputError, match="does not work"):
+                list_state_entries(*arguments)
+            return
+        list_state_entries(*arguments)
+        model = checking.make_small_model()
+        made = make_optimizer(model.parameters(), {"name": name}, {"kind": "constant", "lr": 0.1})
+        before = [parameter.clone() for parameter in model.parameters()]
+        checking.compute_loss(model).backward()
+        made.step()
+        assert not all(map(torch.equal, before, model.parameters()))
 
     @pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "Adafactor"])
     def test_a_state_can_be_rebuilt(self, name):

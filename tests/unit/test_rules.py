@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import ROOT
-from optstate.experiment import configuration, lock
+from optstate.experiment import configuration, lock, rules
 from optstate.experiment.rules import Experiment, command_line, errors_in_logs, locked, sources
 from optstate.experiment.runs import Session
 
@@ -153,6 +153,47 @@ def test_errors_of_a_configuration_end_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTSTATE_RUN", str(tmp_path / "run.json"))
     with pytest.raises(SystemExit, match=f"configuration: {tmp_path}/run.json: damaged"):
         Experiment.load(CONFIG, [], is_main_process=False)
+
+
+RPROP = {"name": "Rprop"}
+STATE = (
+    "Rprop's step sizes are state. A boundary that keeps them ignores the new session's learning"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"optimizer": RPROP}, ["optimizer"]),
+        ({"schedules": {"onecycle": {"optimizer": RPROP}}}, ["schedules.onecycle.optimizer"]),
+        ({"optimizer": RPROP, "boundaries": {"preserve": {"keep": ["step_size"]}}}, ["optimizer"]),
+        ({"optimizer": RPROP, "boundaries": {"preserve": {"keep": ["prev"]}}}, []),
+        ({"optimizer": RPROP, "methods": ["constant-new", "constant-uninterrupted"]}, []),
+        (
+            {
+                "optimizer": RPROP, "methods": ["constant-new"],
+                "boundaries": {"new": {"keep": [], "at": [3]}},
+            },
+            ["optimizer"],
+        ),
+        ({"optimizer": {"name": "SGD"}, "methods": ["constant-new", "constant-preserve"]}, []),
+        (
+            {"schedules": {"onecycle": {"optimizer": RPROP}}, "methods": ["constant-preserve"]},
+            [],
+        ),
+    ],
+)  # fmt: skip
+def test_a_note_says_that_rprop_ignores_the_learning_rate(
+    changes, keys, tmp_path, monkeypatch, capsys
+):
+    """It appears at every start, whether or not the optimizer has been tried before."""
+    config = configuration.load(changes)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rules, "require_works", lambda *_: None)
+    for _ in range(2):
+        Experiment.load(config, [], is_main_process=True)
+        lines = [f"note: {key}: {STATE} rate." for key in keys]
+        assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_a_rescaled_session_needs_the_norms_of_its_twin():

@@ -27,6 +27,12 @@ from optstate.training.weights import (
 )
 
 NUM_CLASSES = 10  # any number would do: no error depends on the number of classes
+REFUSED = {  # classes of torch.optim that cannot train the models here, with the reason
+    "LBFGS": "calls a closure that computes the loss several times per step",
+    "Muon": "takes only two-dimensional parameters",
+    "Optimizer": "is the base class of the others",
+    "SparseAdam": "needs sparse gradients",
+}
 
 
 def check(config: Config) -> None:
@@ -96,14 +102,10 @@ def list_state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, 
         schedule: an entry of ``schedules``.
 
     Raises:
-        InputError: torch.optim has no such class, or the class refuses the keyword arguments.
+        InputError: torch.optim has no such class, the class cannot train the models here, or it
+            refuses the keyword arguments.
     """
-    classes = [
-        name
-        for name, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
-    ]
-    require_known(f"{key}.name", optimizer["name"], classes, kind="a class of torch.optim")
+    require_usable(f"{key}.name", optimizer["name"])
     model = make_small_model()
     try:
         learning_rate = choose_first_values(schedule)
@@ -119,6 +121,32 @@ def list_state_entries(key: str, optimizer: dict[str, Any], schedule: dict[str, 
             "arguments, or choose another class of torch.optim."
         ) from error
     return sorted({name for entries in tried.state.values() for name in entries})
+
+
+def list_optimizers() -> list[str]:
+    """Return the names of the classes of torch.optim that are not in ``REFUSED``, sorted."""
+    return sorted(
+        name
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type)
+        and issubclass(value, torch.optim.Optimizer)
+        and name not in REFUSED
+    )
+
+
+def require_usable(key: str, name: str) -> None:
+    """Check that torch.optim has a class ``name`` that is not in ``REFUSED``.
+
+    Raises:
+        InputError: it does not. The message gives the reason, and the classes to choose from.
+    """
+    known = list_optimizers()
+    if name in REFUSED:
+        raise InputError(
+            f"{key}: {name} cannot be used, because it {REFUSED[name]}. "
+            f"Choose one of {', '.join(known)}."
+        )
+    require_known(key, name, known, kind="a class of torch.optim")
 
 
 def require_frozen(key: str, optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:

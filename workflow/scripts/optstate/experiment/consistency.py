@@ -1,11 +1,19 @@
 """Check the conditions that a configuration must fulfil and that a JSON schema cannot express."""
 
+import json
 import math
 import re
 from pathlib import Path
 
 from optstate import UNINTERRUPTED
-from optstate.experiment.runs import find_first_boundary, list_baselines, split_method
+from optstate.experiment.runs import (
+    Boundary,
+    cross_boundary,
+    find_first_boundary,
+    list_baselines,
+    list_schedules,
+    split_method,
+)
 from optstate.experiment.schema import Config, suggest
 from optstate.job import InputError
 from optstate.training.spec import split_model
@@ -28,9 +36,11 @@ def require_consistent(config: Config) -> None:
     for name, source in config["datasets"].items():
         _require_one_source(f"datasets.{name}", source)
     for name, schedule in config["schedules"].items():
-        _require_values(f"schedules.{name}", schedule, len(config["sessions"]))
+        if name in list_schedules(config["methods"]):
+            _require_values(f"schedules.{name}", schedule, len(config["sessions"]))
     _require_boundaries(config)
     _require_methods(config)
+    _require_differences(config)
     primary, known = config["primary"]["boundary"], [*config["boundaries"], UNINTERRUPTED]
     if primary not in known:
         raise InputError(
@@ -70,9 +80,27 @@ def _require_files(config: Config) -> None:
             raise InputError(f"{key}: {file} is not a file. Correct the path.")
 
 
+def list_notes(config: Config) -> list[str]:
+    """Return a line for each valid setting that does something unexpected."""
+    keys: set[str] = set()
+    for method in config["methods"]:
+        schedule, name = split_method(method)
+        own = config["schedules"][schedule].get("optimizer")
+        kept = [crossed["keep"] for crossed in _cross_boundaries(name, config)]
+        keeps_step_size = any(keep == "all" or "step_size" in keep for keep in kept)
+        if (own or config["optimizer"])["name"] == "Rprop" and keeps_step_size:
+            keys.add(f"schedules.{schedule}.optimizer" if own else "optimizer")
+    return [
+        f"{key}: Rprop's step sizes are state. A boundary that keeps them ignores the new "
+        "session's learning rate."
+        for key in sorted(keys)
+    ]
+
+
 def _require_boundaries(config: Config) -> None:
-    """Check the sessions and the other boundaries that boundaries name."""
+    """Check the other boundaries that boundaries name, and the sessions if a method uses them."""
     boundaries, num_sessions = config["boundaries"], len(config["sessions"])
+    used = {split_method(method)[1] for method in config["methods"]}
     if UNINTERRUPTED in boundaries:
         raise InputError(
             f"boundaries.{UNINTERRUPTED}: this name is reserved for runs without a boundary. "
@@ -80,7 +108,12 @@ def _require_boundaries(config: Config) -> None:
         )
     for name, boundary in boundaries.items():
         key, known = f"boundaries.{name}", sorted({*boundaries, UNINTERRUPTED} - {name})
-        for number in boundary.get("at", []):
+        for other in list_baselines(boundary):
+            if other not in known:
+                raise InputError(
+                    f"{key}.baseline: `boundaries` has no other {other!r}. {suggest(other, known)}"
+                )
+        for number in boundary.get("at", []) if name in used else []:
             if number > num_sessions:
                 raise InputError(
                     f"{key}.at: there is no session {number}, because `sessions` has "
@@ -91,12 +124,8 @@ def _require_boundaries(config: Config) -> None:
                     f"{key}.at: session {number} begins with a boundary only if `optimizer_state` "
                     "is given. Remove it."
                 )
-        for other in list_baselines(boundary):
-            if other not in known:
-                raise InputError(
-                    f"{key}.baseline: `boundaries` has no other {other!r}. {suggest(other, known)}"
-                )
-        _require_no_circle(name, boundaries)
+        if name in used:
+            _require_no_circle(name, boundaries)
 
 
 def _require_no_circle(name: str, boundaries: Config) -> None:
@@ -130,6 +159,34 @@ def _require_methods(config: Config) -> None:
                     f"{part!r}. {suggest(part, known[section])}"
                 )
         _require_references(method, config)
+
+
+def _require_differences(config: Config) -> None:
+    """Check that no two methods of a schedule do the same at every boundary."""
+    found: dict[str, str] = {}
+    for method in config["methods"]:
+        schedule, name = split_method(method)
+        crossed = _cross_boundaries(name, config)
+        other = found.setdefault(json.dumps([schedule, crossed], sort_keys=True), method)
+        if other == method:
+            continue
+        if not crossed:
+            raise InputError(
+                f"methods: {other} and {method} cannot differ, because there is only one session. "
+                "Remove one of them, or add a session to `sessions`."
+            )
+        raise InputError(
+            f"methods: {other} and {method} cannot differ, because they do the same at every "
+            "boundary. Remove one of them, or change its entry in `boundaries`."
+        )
+
+
+def _cross_boundaries(name: str, config: Config) -> list[Boundary]:
+    """Return the options at every boundary of a run; an uninterrupted run has none."""
+    if name == UNINTERRUPTED:
+        return []
+    numbers = range(find_first_boundary(config), len(config["sessions"]) + 1)
+    return [cross_boundary(config["boundaries"][name], number) for number in numbers]
 
 
 def _require_one_source(key: str, source: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from optstate.experiment import configuration
 from optstate.experiment.configuration import all_runs, session_spec
-from optstate.experiment.runs import Runs, Session
+from optstate.experiment.runs import Runs, Session, list_schedules
 from optstate.experiment.schema import Config
 from optstate.job import InputError, explain_os_error
 from optstate.training.model import make_model
@@ -89,8 +89,8 @@ def checkpoint_bytes(config: Config) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     state_bytes = []
-    for schedule in config["schedules"].values():
-        own = schedule.get("optimizer", config["optimizer"])
+    for name in list_schedules(config["methods"]):
+        own = config["schedules"][name].get("optimizer", config["optimizer"])
         optimizer = make_optimizer(model.parameters(), own, {"kind": "constant", "lr": 0.0})
         optimizer.step()  # creates the state
         entries = [entry for state in optimizer.state.values() for entry in state.values()]

@@ -25,7 +25,7 @@ from snakemake.settings.types import ConfigSettings
 from optstate.checksums import hash_files
 from optstate.data.manifest import folder_sha256
 from optstate.experiment import configuration, integrity, lock
-from optstate.experiment.consistency import is_published, list_files
+from optstate.experiment.consistency import is_published, list_files, list_notes
 from optstate.experiment.runs import Runs, Session, find_plain
 from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
@@ -108,6 +108,8 @@ class Experiment:
         except OSError as error:
             sys.exit(f"configuration: {InputError(explain_os_error(error))}")
         if is_main_process:
+            for note in list_notes(experiment.config):
+                print(f"note: {note}", file=sys.stderr)
             experiment.require_unchanged()
         return experiment
 

@@ -30,6 +30,11 @@ def split_method(method: str) -> tuple[str, str]:
     return schedule, boundary
 
 
+def list_schedules(methods: Sequence[str]) -> list[str]:
+    """Return the schedules of the methods, sorted."""
+    return sorted({split_method(method)[0] for method in methods})
+
+
 def find_first_boundary(config: dict[str, Any]) -> int:
     """Return the number of the first session that begins with a boundary."""
     return 1 if config["optimizer_state"] else 2

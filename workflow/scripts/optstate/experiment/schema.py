@@ -118,6 +118,8 @@ def explain(error: Any) -> str:
         return f"{inside}{missing}: missing. Add it."
     right = error.schema.get("description")
     rule = f"must be {right}" if right else _describe_rule(error)
+    if error.validator == "type" and "examples" in error.schema:
+        rule += f", such as {json.dumps(error.schema['examples'][0])}"
     value = json.dumps(error.instance, default=str)
     if "propertyNames" in error.absolute_schema_path:
         return f"{key}: the name {value} {rule}."

@@ -2,7 +2,9 @@
 
 The weights are always kept. An optimizer has settings (``param_groups``) and a ``state`` with some
 entries for each parameter (for Adam ``step``, ``exp_avg``, ``exp_avg_sq``). The settings after a
-boundary are always those of the new session. The state depends on the boundary:
+boundary (learning rate, betas, ...) are always those of the new session. Rprop is an exception: its
+step sizes are state, and the learning rate only sets the first ones. The state depends on the
+boundary:
 
 - ``new`` keeps nothing (``keep: []``);
 - ``preserve`` keeps everything (``keep: all``);
@@ -47,11 +49,12 @@ def fill_state(optimizer: torch.optim.Optimizer, losses: Iterable[torch.Tensor])
     """Pass the gradients of ``losses`` through the optimizer at a learning rate of 0.
 
     This updates its state, but no weights. ``experiment.check`` refuses optimizers that change
-    weights nevertheless.
+    weights nevertheless. The next step has the current learning rate.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
+    apply_learning_rate(optimizer)
     for loss in losses:
         optimizer.zero_grad()
         loss.backward()
@@ -59,6 +62,23 @@ def fill_state(optimizer: torch.optim.Optimizer, losses: Iterable[torch.Tensor])
     optimizer.zero_grad()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    apply_learning_rate(optimizer)
+
+
+def apply_learning_rate(optimizer: torch.optim.Optimizer) -> None:
+    """Make the optimizer's next step use the current learning rate.
+
+    This only changes ASGD. The size of its next step, ``eta``, is an entry of its state, computed
+    from the learning rate of the previous step.
+    """
+    for group in optimizer.param_groups:
+        lr = group["lr"]
+        for parameter in group["params"]:
+            entries = optimizer.state.get(parameter, {})
+            if "eta" in entries:
+                step = entries["step"].item()
+                eta = lr / ((1 + group["lambd"] * lr * step) ** group["alpha"])
+                entries["eta"].copy_(torch.as_tensor(eta))
 
 
 def make_initial_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
@@ -71,7 +91,7 @@ def make_initial_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, 
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     for group in optimizer.param_groups:
-        # Only LBFGS and SparseAdam lack this method. `experiment.check` refuses both.
+        # Only classes that `experiment.check` refuses lack this method.
         init = optimizer._init_group  # type: ignore[attr-defined]
         num_lists = init.__code__.co_argcount - 2  # besides self and group, it takes lists to fill
         init(group, *([] for _ in range(num_lists)))

@@ -28,7 +28,7 @@ from optstate.training.batches import (
     place_split,
     verify_arrays,
 )
-from optstate.training.boundary import carry_over
+from optstate.training.boundary import apply_learning_rate, carry_over
 from optstate.training.checkpoint import Position, TrainingState
 from optstate.training.compute import Compute, add_kind, set_up
 from optstate.training.loop import Session, train_session
@@ -42,7 +42,7 @@ from optstate.training.progress import (
     stop_on_signals,
 )
 from optstate.training.recording import Curves, Recorder, add_earlier_session, read_rows
-from optstate.training.schedule import make_optimizer, make_scheduler
+from optstate.training.schedule import ScaledLR, make_optimizer, make_scheduler
 from optstate.training.spec import SessionSpec, split_model
 from optstate.training.weights import load_weights, read_optimizer_state
 
@@ -284,14 +284,13 @@ def make_state(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     optimizer = make_optimizer(model.parameters(), spec.optimizer, spec.learning_rate)
-    position = Position(session=spec.session)
+    position, previous = Position(session=spec.session), None
     if before:
-        carry_over(optimizer, before["optimizer"], spec.keep)
         checkpoint.set_random_states(before["random"])
         position = Position(**before["position"] | {"session": spec.session})
+        previous = before["optimizer"]
     elif path := files.get("optimizer_state"):
-        given = read_optimizer_state(path, spec.optimizer, model.named_parameters())
-        carry_over(optimizer, given, spec.keep)
+        previous = read_optimizer_state(path, spec.optimizer, model.named_parameters())
     num_epochs = spec.learning_rate.get("num_epochs", spec.num_epochs)
     scheduler = make_scheduler(
         optimizer,
@@ -301,6 +300,12 @@ def make_state(
         factor=spec.lr_factor,
         warmup_steps=spec.warmup_steps,
     )
+    if previous:
+        # Some entries begin with a value that depends on the LR, so the scheduler sets it first.
+        carry_over(optimizer, previous, spec.keep)
+        goes_on = before and spec.learning_rate.get("over") == "run"
+        if not goes_on or isinstance(scheduler, ScaledLR):
+            apply_learning_rate(optimizer)
     return TrainingState(model, optimizer, scheduler, position)
 
 
