@@ -96,6 +96,21 @@ def test_similar_pictures_are_not_duplicates(images, tmp_path):
     assert result["duplicates"] == {"train": [], "valid": [], "across_splits": []}
 
 
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_the_validation_folder_may_have_other_names(images, tmp_path, name):
+    usual = prepare_folder(images, tmp_path / "usual")
+    (images / "val").rename(images / name)
+    (images / name / "ant/1.heic").touch()
+    (images / "test/dog/nested").mkdir(parents=True)  # other folders are ignored
+    run(tmp_path / "out", "--archive", archive_images(images, tmp_path / "a.tgz"))
+    result = prepare_folder(images, tmp_path / "out")
+    assert (usual["split"], result["split"]) == ({"folder": "val"}, {"folder": name})
+    assert result["left_out"] == {"train": [], "valid": [f"{name}/ant/1.heic"]}
+    for key, value in usual.items():
+        if key not in ("split", "left_out"):
+            assert np.array_equal(result[key], value), key
+
+
 def test_checksums_are_those_of_the_arrays(images, tmp_path):
     card = prepare_folder(images, tmp_path / "out")
     for name, digest in card["sha256"].items():
@@ -255,7 +270,7 @@ class TestBadInput:
     def test_no_classes(self, tmp_path):
         for split in ("train", "val"):
             (tmp_path / "images" / split).mkdir(parents=True)
-        message = "images/train: has no class folder. The layout must be {train,val}/CLASS/IMAGE"
+        message = "images/train: has no class folder. The layout must be train/CLASS/IMAGE"
         self.assert_refused(tmp_path / "images", tmp_path / "out", message)
 
     def test_empty_class(self, images, tmp_path):
@@ -273,10 +288,12 @@ class TestBadInput:
         message = f"'cat' is in {other} but not in {split}. Add it there"
         self.assert_refused(images, tmp_path / "out", message)
 
-    def test_missing_split(self, images, tmp_path):
-        shutil.rmtree(images / "val")
-        message = "has no folder 'val'. The layout must be {train,val}/CLASS"
-        self.assert_refused(images, tmp_path / "out", message)
+    def test_archive_without_a_split(self, images, tmp_path):
+        (images / "train").rename(images / "Train")
+        archive = archive_images(images, tmp_path / "a.tgz")
+        message = f"^{archive}/images: has no folder 'train'. The layout must be train/CLASS/IMAGE"
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "out", "--archive", archive)
 
     def test_full_disk(self, images, tmp_path, monkeypatch):
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))

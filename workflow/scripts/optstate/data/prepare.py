@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import gc
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -29,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from optstate.checksums import file_sha256, verify
-from optstate.data.manifest import FOLDERS, Listing, folder_sha256, list_dataset
+from optstate.data.manifest import Listing, folder_sha256, list_dataset
 from optstate.data.unpack import unpack_temporarily
 from optstate.job import (
     InputError,
@@ -52,7 +53,6 @@ TRAITS = np.dtype([("colourless", bool), ("likeness", np.int64)])
 Image.init()
 USUAL = ("JPEG", "PNG")  # Pillow tries the formats on each file in this order
 FORMATS = [*USUAL, *sorted(Image.OPEN.keys() - {*USUAL, "EPS"})]  # EPS would run Ghostscript
-LAYOUT = "{train,val}/CLASS/IMAGE"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Split:
     """The images of one split, in the order of the arrays."""
 
     name: str
+    folder: str  # its name in the data set
     images: list[str]  # paths relative to the folder of the splits
     labels: np.ndarray  # (num_images,) int64, indices of classes
     left_out: list[str]  # paths of all other files of the split
@@ -99,7 +100,7 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
     Either all files appear in ``output``, or none does.
 
     Args:
-        root: contains {train,val}/CLASS/IMAGE.
+        root: contains {train,val}/CLASS/IMAGE, see ``FOLDERS`` of the manifest.
         image_size: height and width of the decoded images, in pixels.
         workers: the number of processes.
         output: the folder of the arrays.
@@ -179,27 +180,32 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
             nowhere, or a class folder contains a folder.
     """
     listings = list_dataset(root)
-    for split, folder in FOLDERS.items():
-        if split not in listings:
-            raise InputError(f"{root}: has no folder {folder!r}. The layout must be {LAYOUT}.")
-        _require_utf8(root, folder, listings[split])
-    files = {split: listings[split].classes for split in FOLDERS}
-    if not files["train"]:
-        raise InputError(f"{root / 'train'}: has no class folder. The layout must be {LAYOUT}.")
-    for class_ in sorted(files["train"].keys() ^ files["valid"].keys()):
-        present, missing = ("train", "val") if class_ in files["train"] else ("val", "train")
+    for listing in listings.values():
+        _require_utf8(root, listing)
+    classes = sorted(listings["train"].classes)
+    if not classes:
         raise InputError(
-            f"{root}: class {class_!r} is in {present} but not in {missing}. "
-            "Add it there, or remove it from both."
+            f"{root}/train: has no class folder. The layout must be train/CLASS/IMAGE."
         )
-    classes = sorted(files["train"])
-    return classes, [_select_images(root, split, classes, listings[split]) for split in FOLDERS]
+    _require_same_classes(root, *listings.values())
+    return classes, [_select_images(root, s, classes, listings[s]) for s in listings]
 
 
-def _require_utf8(root: Path, folder: str, listing: Listing) -> None:
+def _require_same_classes(root: Path, *listings: Listing) -> None:
+    """Check that the folders of all splits have the same classes."""
+    for listing, other in itertools.permutations(listings, 2):
+        for class_ in sorted(listing.classes.keys() - other.classes.keys()):
+            raise InputError(
+                f"{root}: class {class_!r} is in {listing.folder} but not in {other.folder}. "
+                "Add it there, or remove it from both."
+            )
+
+
+def _require_utf8(root: Path, listing: Listing) -> None:
     """Check that all names in the folder of a split are UTF-8, since they go into text files."""
     names = [f"{class_}/{name}" for class_, names in listing.classes.items() for name in names]
-    for path in [f"{folder}/{name}" for name in [*listing.classes, *names]] + listing.others:
+    inside = [f"{listing.folder}/{name}" for name in [*listing.classes, *names]]
+    for path in inside + listing.others:
         try:
             path.encode()
         except UnicodeEncodeError as error:
@@ -218,7 +224,7 @@ def _select_images(root: Path, split: str, classes: Sequence[str], listing: List
     left_out = list(listing.others)
     num_images = []
     for class_ in classes:
-        folder = f"{FOLDERS[split]}/{class_}"
+        folder = f"{listing.folder}/{class_}"
         is_image = {name: name.lower().endswith(readable) for name in listing.classes[class_]}
         if not any(is_image.values()):
             example = f", only files such as {next(iter(is_image))!r}" if is_image else ""
@@ -230,7 +236,7 @@ def _select_images(root: Path, split: str, classes: Sequence[str], listing: List
             (images if belongs else left_out).append(f"{folder}/{name}")
         num_images.append(sum(is_image.values()))
     labels = np.repeat(np.arange(len(classes)), num_images)
-    return Split(split, images, labels, sorted(left_out))
+    return Split(split, listing.folder, images, labels, sorted(left_out))
 
 
 @contextlib.contextmanager
@@ -371,6 +377,7 @@ def make_card(
     counts = {s.name: np.bincount(s.labels, minlength=len(classes)) for s in splits}
     return {
         "image_size": image_size,
+        "split": {"folder": splits[1].folder},
         "num_images": {split.name: len(split.images) for split in splits},
         "classes": [
             {"label": label, "name": name}
@@ -445,7 +452,7 @@ def log_card(card: dict, path: Path) -> None:
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 source = PARSER.add_mutually_exclusive_group(required=True)
 source.add_argument("--archive", type=Path, help="a verified tar or zip archive")
-source.add_argument("--folder", type=Path, help=f"a folder of {LAYOUT}")
+source.add_argument("--folder", type=Path, help="a folder of {train,val}/CLASS/IMAGE")
 PARSER.add_argument("--sha256", help="expected SHA-256 of the manifest of --folder")
 PARSER.add_argument("--image-size", type=int, required=True, help="height and width, in pixels")
 PARSER.add_argument("--workers", type=int, default=1, help="number of decoding processes")
