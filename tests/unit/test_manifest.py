@@ -131,6 +131,18 @@ def test_folders_inside_class_folders_are_refused(images, number):
         folder_sha256(images)
 
 
+def test_fewer_than_two_classes_are_refused(images):
+    for path in (images / "train").iterdir():
+        path.rename(images / path.name)
+    with pytest.raises(InputError, match=f"^{images}/train: has no class folder. The layout must"):
+        folder_sha256(images)
+    (images / "cat").rename(images / "train/cat")
+    (images / "train/notes.txt").touch()
+    message = f"^{images}/train: only one class, 'cat'. A classifier needs at least two. Add a fold"
+    with pytest.raises(InputError, match=message):
+        folder_sha256(images)
+
+
 def test_files_outside_class_folders_count_by_their_names(images):
     before = folder_sha256(images)
     (images / "val/notes.txt").write_text("x")

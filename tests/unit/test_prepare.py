@@ -267,11 +267,12 @@ class TestBadInput:
             self.assert_refused(images, tmp_path / "out", "not UTF-8. Rename it")
             path.unlink()
 
-    def test_no_classes(self, tmp_path):
-        for split in ("train", "val"):
-            (tmp_path / "images" / split).mkdir(parents=True)
-        message = "images/train: has no class folder. The layout must be train/CLASS/IMAGE"
-        self.assert_refused(tmp_path / "images", tmp_path / "out", message)
+    def test_archive_with_one_class(self, tmp_path):
+        images = write_images(tmp_path / "images", classes=("cat",))
+        archive = archive_images(images, tmp_path / "a.tgz")
+        message = f"^{archive}/images/train: only one class, 'cat'. A classifier needs at least two"
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "out", "--archive", archive)
 
     def test_empty_class(self, images, tmp_path):
         shutil.rmtree(images / "train/cat")

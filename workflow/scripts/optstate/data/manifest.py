@@ -75,8 +75,9 @@ def list_dataset(root: Path) -> dict[str, Listing]:
     """Return what the folder of each split in ``root`` contains. Other folders are ignored.
 
     Raises:
-        InputError: a split has no folder or several, a link leads nowhere, or a class folder
-            contains a folder. Otherwise their images would be missing without a message.
+        InputError: a split has no folder or several, there are fewer than two classes, a link
+            leads nowhere, or a class folder contains a folder. Otherwise their images would be
+            missing without a message.
     """
     listings = {split: _list_split(root, folder) for split, folder in _find_folders(root).items()}
     _require_unbroken(root, [path for listing in listings.values() for path in listing.broken])
@@ -85,6 +86,7 @@ def list_dataset(root: Path) -> dict[str, Listing]:
         "a folder inside a class folder, whose files would not be used",
         "Move its files into the class folder, or remove it.",
     )
+    _require_classes(f"{root}/train", list(listings["train"].classes))
     return listings
 
 
@@ -110,6 +112,17 @@ def _find_folders(root: Path) -> dict[str, str]:
             "Keep one, and remove or rename the others."
         )
     return {split: name for split, (name,) in found.items()}
+
+
+def _require_classes(folder: str, classes: Sequence[str]) -> None:
+    """Check that there are enough classes to learn to tell them apart."""
+    if not classes:
+        raise InputError(f"{folder}: has no class folder. The layout must be train/CLASS/IMAGE.")
+    if len(classes) == 1:
+        raise InputError(
+            f"{folder}: only one class, {classes[0]!r}. A classifier needs at least two. "
+            "Add a folder for each other class."
+        )
 
 
 def _require_unbroken(root: Path, broken: Sequence[str]) -> None:

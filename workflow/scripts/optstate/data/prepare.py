@@ -176,17 +176,13 @@ def list_images(root: Path) -> tuple[list[str], list[Split]]:
     """Return the classes, in name order, and the images of both splits.
 
     Raises:
-        InputError: a split or a class is missing or empty, a name is not UTF-8, a link leads
-            nowhere, or a class folder contains a folder.
+        InputError: a split or a class is missing or empty, there are fewer than two classes, a
+            name is not UTF-8, a link leads nowhere, or a class folder contains a folder.
     """
     listings = list_dataset(root)
     for listing in listings.values():
         _require_utf8(root, listing)
     classes = sorted(listings["train"].classes)
-    if not classes:
-        raise InputError(
-            f"{root}/train: has no class folder. The layout must be train/CLASS/IMAGE."
-        )
     _require_same_classes(root, *listings.values())
     return classes, [_select_images(root, s, classes, listings[s]) for s in listings]
 
