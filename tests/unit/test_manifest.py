@@ -37,11 +37,21 @@ def test_several_validation_folders_are_refused(images, names):
 
 def test_a_missing_split_is_refused(images):
     (images / "val").rename(images / "test")
-    with pytest.raises(InputError, match=f"^{images}: has no validation folder .*'validation'.. "):
+    message = f"^{images}: has no validation folder .*'validation'.. Add one, or .*fraction: 0.2`"
+    with pytest.raises(InputError, match=message):
         folder_sha256(images)
+    assert folder_sha256(images, has_valid_folder=False)
     (images / "train").rename(images / "training")
     with pytest.raises(InputError, match=f"^{images}: has no folder 'train'. The layout must be"):
         folder_sha256(images)
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_a_validation_folder_that_would_not_be_used_is_refused(images, name):
+    (images / "val").rename(images / name)
+    message = f"^{images}/{name}: this validation folder would not be used, .* Set `valid_fraction`"
+    with pytest.raises(InputError, match=message):
+        folder_sha256(images, has_valid_folder=False)
 
 
 @pytest.mark.parametrize("name", ["train", "valid"])

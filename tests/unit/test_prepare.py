@@ -45,9 +45,10 @@ def archive_images(images: Path, archive: Path) -> Path:
     return archive
 
 
-def prepare_folder(folder: Path, output: Path) -> dict:
+def prepare_folder(folder: Path, output: Path, *options: object) -> dict:
     """Return dataset.json, with the arrays next to it under their names."""
-    run(output, "--folder", folder, "--sha256", folder_sha256(folder))
+    sha256 = folder_sha256(folder, has_valid_folder="--valid-fraction" not in options)
+    run(output, "--folder", folder, "--sha256", sha256, *options)
     card = json.loads((output / "dataset.json").read_text())
     return card | {path.stem: np.load(path) for path in output.glob("*.npy")}
 
@@ -109,6 +110,105 @@ def test_the_validation_folder_may_have_other_names(images, tmp_path, name):
     for key, value in usual.items():
         if key not in ("split", "left_out"):
             assert np.array_equal(result[key], value), key
+
+
+class TestValidFraction:
+    """A part of the training images is for validation, if these have no folder."""
+
+    SIZES = (2, 5, 9)  # training images of each class
+
+    @pytest.fixture
+    def pictures(self, tmp_path) -> Path:
+        images = write_images(tmp_path / "images", per_class=9)
+        shutil.rmtree(images / "val")
+        for name, size in zip(CLASSES, self.SIZES, strict=True):
+            for path in sorted((images / "train" / name).iterdir())[size:]:
+                path.unlink()
+        (images / "train/ant/notes.txt").touch()
+        return images
+
+    def list_splits(self, images: Path, **options: object) -> tuple[prepare.Split, prepare.Split]:
+        """Return both splits, which must be disjoint and have all images, ordered by name."""
+        holdout = prepare.Holdout(**{"valid_seed": None} | options)
+        classes, (train, valid) = prepare.list_images(images, holdout)
+        everything = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
+        assert sorted(train.images + valid.images) == everything
+        for split in (train, valid):
+            assert split.images == sorted(split.images)
+            assert [f"train/{classes[n]}" for n in split.labels] == [
+                Path(image).parent.as_posix() for image in split.images
+            ]
+        return train, valid
+
+    @pytest.mark.parametrize(
+        ("fraction", "numbers"),
+        [(0.2, [1, 1, 2]), (0.5, [1, 2, 4]), (0.01, [1, 1, 1]), (0.7, [1, 4, 6])],
+    )
+    def test_the_last_images_of_each_class_are_for_validation(self, pictures, fraction, numbers):
+        _, valid = self.list_splits(pictures, valid_fraction=fraction)
+        assert valid.images == [
+            f"train/{name}/{index}.png"
+            for name, size, number in zip(CLASSES, self.SIZES, numbers, strict=True)
+            for index in range(size - number, size)
+        ]
+
+    def test_a_seed_chooses_them_at_random(self, pictures):
+        _, valid = self.list_splits(pictures, valid_fraction=0.4, valid_seed=7)
+        assert valid.images == [
+            f"train/{name}/{index}.png"
+            for label, (name, size, number) in enumerate(
+                zip(CLASSES, self.SIZES, (1, 2, 4), strict=True)
+            )
+            for index in sorted(np.random.default_rng([7, label]).permutation(size)[-number:])
+        ]
+        _, other = self.list_splits(pictures, valid_fraction=0.4, valid_seed=8)
+        assert other.images != valid.images
+
+    @pytest.mark.parametrize("seed", [None, 0])
+    def test_dataset_json_records_the_choice(self, pictures, tmp_path, seed):
+        options = ["--valid-fraction", 0.2, *([] if seed is None else ["--valid-seed", seed])]
+        result = prepare_folder(pictures, tmp_path / "out", *options)
+        assert result["split"] == {"valid_fraction": 0.2, "valid_seed": seed}
+        assert result["num_images"] == {"train": 12, "valid": 4}
+        assert result["left_out"] == {"train": ["train/ant/notes.txt"], "valid": []}
+        assert result["duplicates"] == {"train": [], "valid": [], "across_splits": []}
+        _, valid = self.list_splits(pictures, valid_fraction=0.2, valid_seed=seed)
+        expected = [
+            np.asarray(Image.open(pictures / image).resize((SIZE, SIZE), Image.BILINEAR))
+            for image in valid.images
+        ]
+        assert np.array_equal(result["valid_images"], expected)
+        assert result["valid_labels"].tolist() == [0, 1, 2, 2]
+
+    def test_archives_and_folders_give_the_same_bytes(self, pictures, tmp_path):
+        options = ["--valid-fraction", 0.3, "--valid-seed", 1]
+        prepare_folder(pictures, tmp_path / "out", *options)
+        archive = archive_images(pictures, tmp_path / "a.tgz")
+        run(tmp_path / "archived", "--archive", archive, *options)
+        lists = [(tmp_path / name / "dataset.sha256").read_text() for name in ("out", "archived")]
+        assert lists[0] == lists[1]
+
+    @pytest.mark.parametrize(("size", "fraction"), [(1, 0.2), (2, 0.8)])
+    def test_every_class_keeps_a_training_image(self, pictures, tmp_path, size, fraction):
+        if size == 1:
+            (pictures / "train/ant/1.png").unlink()
+        message = (
+            f"^{pictures}/train/ant: no training image would remain, because `valid_fraction: "
+            f"{fraction}` takes {size} of {size} for validation. Add images, or choose a smaller"
+        )
+        with pytest.raises(InputError, match=message):
+            prepare_folder(pictures, tmp_path / "out", "--valid-fraction", fraction)
+
+    def test_an_archive_must_fit_the_options(self, pictures, tmp_path):
+        archive = archive_images(pictures, tmp_path / "a.tgz")
+        message = f"^{archive}/images: has no validation folder .* `valid_fraction: 0.2` for this"
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "out", "--archive", archive)
+        (pictures / "valid/ant").mkdir(parents=True)
+        archive = archive_images(pictures, tmp_path / "a.tgz")
+        message = f"^{archive}/images/valid: this validation folder would not be used, because `val"
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "out", "--archive", archive, "--valid-fraction", 0.2)
 
 
 def test_checksums_are_those_of_the_arrays(images, tmp_path):

@@ -40,7 +40,7 @@ class Listing:
     broken: list[str]
 
 
-def folder_sha256(folder: Path, cache: Path | None = None) -> str:
+def folder_sha256(folder: Path, cache: Path | None = None, has_valid_folder: bool = True) -> str:
     """Return the SHA-256 of a data set's manifest, as 64 hexadecimal digits.
 
     The manifest has a line ``sha256  path`` for each file in a class folder, ordered by split,
@@ -50,13 +50,14 @@ def folder_sha256(folder: Path, cache: Path | None = None) -> str:
         folder: contains {train,val}/CLASS/FILE, see ``FOLDERS``. Links are followed and hidden
             files are ignored. Paths in the manifest are relative to this folder.
         cache: a file that stores hashes, so that only new and changed files are read.
+        has_valid_folder: see :func:`list_dataset`.
 
     Raises:
         InputError: the folder does not exist or has a different layout.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Correct the path of `folder`.")
-    listings = list_dataset(folder)
+    listings = list_dataset(folder, has_valid_folder)
     files = [
         f"{listing.folder}/{class_}/{name}"
         for listing in listings.values()
@@ -71,15 +72,22 @@ def folder_sha256(folder: Path, cache: Path | None = None) -> str:
     return manifest.hexdigest()
 
 
-def list_dataset(root: Path) -> dict[str, Listing]:
+def list_dataset(root: Path, has_valid_folder: bool = True) -> dict[str, Listing]:
     """Return what the folder of each split in ``root`` contains. Other folders are ignored.
 
+    Args:
+        root: the folder of the splits.
+        has_valid_folder: whether the split valid has a folder. If not, the result has only train.
+
     Raises:
-        InputError: a split has no folder or several, there are fewer than two classes, a link
-            leads nowhere, or a class folder contains a folder. Otherwise their images would be
-            missing without a message.
+        InputError: a split has no folder, several, or one that would not be used, there are fewer
+            than two classes, a link leads nowhere, or a class folder contains a folder. Otherwise
+            their images would be missing without a message.
     """
-    listings = {split: _list_split(root, folder) for split, folder in _find_folders(root).items()}
+    listings = {
+        split: _list_split(root, folder)
+        for split, folder in _find_folders(root, has_valid_folder).items()
+    }
     _require_unbroken(root, [path for listing in listings.values() for path in listing.broken])
     _require_none(
         [f"{root}/{path}" for listing in listings.values() for path in listing.nested],
@@ -90,11 +98,11 @@ def list_dataset(root: Path) -> dict[str, Listing]:
     return listings
 
 
-def _find_folders(root: Path) -> dict[str, str]:
+def _find_folders(root: Path, has_valid_folder: bool) -> dict[str, str]:
     """Return the name of each split's folder in ``root``.
 
     Raises:
-        InputError: a split has no folder or several, or a link to one leads nowhere.
+        InputError: other folders exist than expected, or a link to one leads nowhere.
     """
     paths = [root / name for names in FOLDERS.values() for name in names]
     _require_unbroken(root, [p.name for p in paths if p.is_symlink() and not p.exists()])
@@ -102,16 +110,22 @@ def _find_folders(root: Path) -> dict[str, str]:
     found = {split: [n for n in names if n in existing] for split, names in FOLDERS.items()}
     if not found["train"]:
         raise InputError(f"{root}: has no folder 'train'. The layout must be train/CLASS/IMAGE.")
-    if not found["valid"]:
+    if found["valid"] and not has_valid_folder:
         raise InputError(
-            f"{root}: has no validation folder ('val', 'valid' or 'validation'). Add one."
+            f"{root}/{found['valid'][0]}: this validation folder would not be used, because "
+            "`valid_fraction` is set. Set `valid_fraction` to null, or remove or rename the folder."
+        )
+    if has_valid_folder and not found["valid"]:
+        raise InputError(
+            f"{root}: has no validation folder ('val', 'valid' or 'validation'). Add one, or set "
+            "`valid_fraction: 0.2` for this data set to validate on a part of the training images."
         )
     if len(found["valid"]) > 1:
         raise InputError(
             f"{root}: has several validation folders ({' and '.join(map(repr, found['valid']))}). "
             "Keep one, and remove or rename the others."
         )
-    return {split: name for split, (name,) in found.items()}
+    return {split: folders[0] for split, folders in found.items() if folders}
 
 
 def _require_classes(folder: str, classes: Sequence[str]) -> None:

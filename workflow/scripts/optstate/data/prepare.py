@@ -9,6 +9,7 @@ and ``dataset.sha256`` lists the SHA-256 of all these files.
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import hashlib
 import itertools
@@ -22,8 +23,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -55,7 +56,20 @@ USUAL = ("JPEG", "PNG")  # Pillow tries the formats on each file in this order
 FORMATS = [*USUAL, *sorted(Image.OPEN.keys() - {*USUAL, "EPS"})]  # EPS would run Ghostscript
 
 
-@dataclass(frozen=True)
+class Holdout(NamedTuple):
+    """How validation images are chosen from the training images, if they have no folder.
+
+    Attributes:
+        valid_fraction: this fraction of each class, between 0 and 1, is for validation.
+        valid_seed: seeds the random choice of these images. Without it, they are the last ones in
+            name order.
+    """
+
+    valid_fraction: float
+    valid_seed: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
     """The images of one split, in the order of the arrays."""
 
@@ -73,7 +87,14 @@ def main(arguments: argparse.Namespace) -> None:
         verify(arguments.archive)
     output.mkdir(parents=True, exist_ok=True)
     with hold_lock(output.with_name(f".{output.name}.lock")), open_folder(arguments) as root:
-        prepare(root, arguments.image_size, arguments.workers, output)
+        prepare(root, arguments.image_size, arguments.workers, output, get_holdout(arguments))
+
+
+def get_holdout(arguments: argparse.Namespace) -> Holdout | None:
+    """Return how to choose validation images from the training images, if the options say so."""
+    if arguments.valid_fraction is None:
+        return None
+    return Holdout(arguments.valid_fraction, arguments.valid_seed)
 
 
 @contextlib.contextmanager
@@ -84,17 +105,20 @@ def open_folder(arguments: argparse.Namespace) -> Iterator[Path]:
         InputError: the manifest of ``--folder`` does not match ``--sha256``, or the archive is
             refused.
     """
-    folder = arguments.folder
+    folder, expected = arguments.folder, arguments.sha256
+    has_valid_folder = arguments.valid_fraction is None
     if folder is None:
         with unpack_temporarily(arguments.archive, arguments.output / "extracting") as root:
             yield root
-    elif arguments.sha256 and folder_sha256(folder) != arguments.sha256:
+    elif expected and expected != folder_sha256(folder, has_valid_folder=has_valid_folder):
         raise InputError(f"{folder}: its files have changed since Snakemake started. Run again.")
     else:
         yield folder
 
 
-def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
+def prepare(
+    root: Path, image_size: int, workers: int, output: Path, holdout: Holdout | None = None
+) -> None:
     """Decode the images below ``root`` with ``workers`` processes into the folder ``output``.
 
     Either all files appear in ``output``, or none does.
@@ -104,11 +128,12 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
         image_size: height and width of the decoded images, in pixels.
         workers: the number of processes.
         output: the folder of the arrays.
+        holdout: how to choose validation images from the training images, if they have no folder.
 
     Raises:
         InputError: the layout is different, images do not decode, or the disk is too full.
     """
-    classes, splits = list_images(root)
+    classes, splits = list_images(root, holdout)
     num_images = sum(len(split.images) for split in splits)
     require_space(output, num_images * image_size**2 * 3)
     with contextlib.ExitStack() as outputs:
@@ -119,7 +144,10 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
         listing = add("dataset.sha256")  # the first one added appears last
         with start_workers(workers) as pool:
             traits, checksums = write_arrays(root, image_size, splits, pool, add)
-        card = make_card(root, image_size, classes, splits, traits) | {"sha256": checksums}
+        card = make_card(root, image_size, classes, splits, traits) | {
+            "split": holdout._asdict() if holdout else {"folder": splits[1].folder},
+            "sha256": checksums,
+        }
         path = add("dataset.json")
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         listed = sorted({**checksums, "dataset.json": file_sha256(path)}.items())
@@ -172,19 +200,56 @@ def refuse_images(problems: Sequence[str], root: Path) -> None:
         raise InputError(problems[0] + more)
 
 
-def list_images(root: Path) -> tuple[list[str], list[Split]]:
+def list_images(root: Path, holdout: Holdout | None = None) -> tuple[list[str], list[Split]]:
     """Return the classes, in name order, and the images of both splits.
+
+    Args:
+        root: the folder of the splits.
+        holdout: how to choose validation images from the training images, if they have no folder.
 
     Raises:
         InputError: a split or a class is missing or empty, there are fewer than two classes, a
             name is not UTF-8, a link leads nowhere, or a class folder contains a folder.
     """
-    listings = list_dataset(root)
+    listings = list_dataset(root, has_valid_folder=holdout is None)
     for listing in listings.values():
         _require_utf8(root, listing)
     classes = sorted(listings["train"].classes)
     _require_same_classes(root, *listings.values())
-    return classes, [_select_images(root, s, classes, listings[s]) for s in listings]
+    splits = [_select_images(root, name, classes, listings[name]) for name in listings]
+    return classes, hold_out(root, splits[0], classes, holdout) if holdout else splits
+
+
+def hold_out(root: Path, train: Split, classes: Sequence[str], holdout: Holdout) -> list[Split]:
+    """Divide the training images into the splits train and valid. Their order stays the same.
+
+    Of each class, ``round(num_images * valid_fraction)`` images, but at least one, are for
+    validation: the last ones in name order. With a seed, the class is first shuffled by
+    ``numpy.random.default_rng([valid_seed, label])``.
+
+    Raises:
+        InputError: a class would have no training image.
+    """
+    is_valid = np.zeros(len(train.images), bool)
+    for label, class_ in enumerate(classes):
+        indices = np.flatnonzero(train.labels == label)
+        if holdout.valid_seed is not None:
+            indices = np.random.default_rng([holdout.valid_seed, label]).permutation(indices)
+        number = max(round(len(indices) * holdout.valid_fraction), 1)
+        if number == len(indices):
+            raise InputError(
+                f"{root}/{train.folder}/{class_}: no training image would remain, because "
+                f"`valid_fraction: {holdout.valid_fraction}` takes {number} of {number} for "
+                "validation. Add images, or choose a smaller fraction."
+            )
+        is_valid[indices[-number:]] = True
+    remaining, chosen = (
+        list(itertools.compress(train.images, is_part)) for is_part in (~is_valid, is_valid)
+    )
+    return [
+        dataclasses.replace(train, images=remaining, labels=train.labels[~is_valid]),
+        Split("valid", train.folder, chosen, train.labels[is_valid], left_out=[]),
+    ]
 
 
 def _require_same_classes(root: Path, *listings: Listing) -> None:
@@ -226,7 +291,7 @@ def _select_images(root: Path, split: str, classes: Sequence[str], listing: List
             example = f", only files such as {next(iter(is_image))!r}" if is_image else ""
             raise InputError(
                 f"{root / folder}: no image in this class folder{example}. "
-                "Add images, or remove the class from both splits."
+                "Add images, or remove the class."
             )
         for name, belongs in is_image.items():
             (images if belongs else left_out).append(f"{folder}/{name}")
@@ -373,7 +438,6 @@ def make_card(
     counts = {s.name: np.bincount(s.labels, minlength=len(classes)) for s in splits}
     return {
         "image_size": image_size,
-        "split": {"folder": splits[1].folder},
         "num_images": {split.name: len(split.images) for split in splits},
         "classes": [
             {"label": label, "name": name}
@@ -450,6 +514,8 @@ source = PARSER.add_mutually_exclusive_group(required=True)
 source.add_argument("--archive", type=Path, help="a verified tar or zip archive")
 source.add_argument("--folder", type=Path, help="a folder of {train,val}/CLASS/IMAGE")
 PARSER.add_argument("--sha256", help="expected SHA-256 of the manifest of --folder")
+PARSER.add_argument("--valid-fraction", type=float, help="validate on this fraction of train/")
+PARSER.add_argument("--valid-seed", type=int, help="choose the fraction at random")
 PARSER.add_argument("--image-size", type=int, required=True, help="height and width, in pixels")
 PARSER.add_argument("--workers", type=int, default=1, help="number of decoding processes")
 PARSER.add_argument("--output", type=Path, required=True, help="folder of the arrays")
