@@ -47,6 +47,7 @@ CARD = {
     "classes": [{"label": 0, "name": "ant", "train": 60, "valid": 25},
                 {"label": 1, "name": "bee", "train": 40, "valid": 25}],
     "greyscale": {"train": [], "valid": []},
+    "rotated": {"train": [], "valid": []},
     "duplicates": {"train": [], "valid": [], "across_splits": []},
     "left_out": {"train": [], "valid": []},
 }  # fmt: skip
@@ -974,6 +975,13 @@ class TestReport:
             for dataset, kind in (("a", AVX2), ("b", AVX512))
         }
         assert report.find_mixtures(made_by) == {}
+
+    def test_greyscale_and_rotated_images_are_counted(self, results):
+        greyscale = {"train": ["train/ant/a.png"] * 3, "valid": ["val/ant/b.png"]}
+        rotated = {"train": ["train/ant/c.jpg"] * 4, "valid": ["val/ant/d.jpg"] * 3}
+        write_card(results / "runs", greyscale=greyscale, rotated=rotated)
+        page = " ".join(write_report(results, results / "report.html").split())
+        assert "4 of them are greyscale, and 7 were rotated as their EXIF orientation says." in page
 
     def test_files_that_were_left_out_are_counted_and_listed(self, results):
         left_out = {"train": ["train/ant/a.txt", "train/ant/b.heic"], "valid": ["val/bee/<c>"]}

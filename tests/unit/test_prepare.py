@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from conftest import CLASSES, write_images, write_tar
 from optstate.checksums import file_sha256, read_checksums, verify, write_checksums
@@ -85,6 +85,53 @@ def test_greyscale_and_duplicates_are_reported_but_kept(images, tmp_path):
     }
     assert result["num_images"] == {"train": 18, "valid": 19}
     assert len(result["valid_images"]) == 19
+
+
+def save_stored(picture: Image.Image, path: Path, orientation: int, **options: object) -> None:
+    """Save a picture as a camera does that was held differently: turned, with its orientation."""
+    undo = {1: None, 2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+            6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = picture.transpose(Image.Transpose[undo]) if undo else picture
+    stored.save(path, exif=exif, **options)
+
+
+@pytest.mark.parametrize("extension", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path, extension, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    path = tmp_path / f"x.{extension}"
+    save_stored(Image.fromarray(pixels), path, orientation, lossless=True)
+    _, is_rotated, picture = prepare.open_rgb(str(path))
+    assert np.array_equal(picture, pixels)
+    assert is_rotated is (orientation > 1)
+
+
+def test_rotated_images_are_listed_and_compared_upright(images, tmp_path, caplog):
+    picture = Image.open(images / "train/ant/0.png").resize((20, 30))
+    save_stored(picture, images / "train/ant/1.png", 6)
+    save_stored(picture, images / "val/bee/2.png", 8)
+    save_stored(picture, images / "val/bee/3.png", 1)
+    with caplog.at_level("INFO"):
+        result = prepare_folder(images, tmp_path / "out")
+    assert result["rotated"] == {"train": ["train/ant/1.png"], "valid": ["val/bee/2.png"]}
+    same = ["train/ant/1.png", "val/bee/2.png", "val/bee/3.png"]
+    assert result["duplicates"]["across_splits"] == [same]
+    assert np.array_equal(result["train_images"][1], result["valid_images"][9])
+    message = "valid: 18 images, 0 of them greyscale, 1 rotated as their EXIF orientation says"
+    assert message in caplog.messages
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0no TIFF header", b"Exif\0\0II*\0\x08", b"Exif"])
+def test_a_damaged_exif_block_is_ignored(tmp_path, block):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.webp", exif=block, lossless=True)
+    with Image.open(tmp_path / "x.webp") as image, pytest.raises(Exception):  # noqa: B017
+        image.getexif()
+    _, is_rotated, picture = prepare.open_rgb(str(tmp_path / "x.webp"))
+    assert np.array_equal(picture, pixels)
+    assert not is_rotated
 
 
 def test_similar_pictures_are_not_duplicates(images, tmp_path):

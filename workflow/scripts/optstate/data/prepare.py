@@ -2,9 +2,10 @@
 
 ``{split}_images.npy`` has the shape (num_images, size, size, 3) and ``{split}_labels.npy`` the
 shape (num_images,), for the splits train and valid. Images are ordered by class, then by file name.
-They are converted to RGB and resized to a square with Pillow's antialiased bilinear filter, as
-torchvision's ``Resize((size, size))`` does with a Pillow image. ``dataset.json`` describes them,
-and ``dataset.sha256`` lists the SHA-256 of all these files.
+They are turned upright as their EXIF orientation says, converted to RGB, and resized to a square
+with Pillow's antialiased bilinear filter, as torchvision's ``Resize((size, size))`` does with a
+Pillow image. ``dataset.json`` describes them, and ``dataset.sha256`` lists the SHA-256 of all these
+files.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from optstate.checksums import file_sha256, verify
@@ -49,7 +50,7 @@ COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of up to 8 bits without co
 
 # Recorded for each image in addition to its pixels. Equal pictures have the same `likeness`, and
 # different pictures hardly ever do.
-TRAITS = np.dtype([("colourless", bool), ("likeness", np.int64)])
+TRAITS = np.dtype([("colourless", bool), ("rotated", bool), ("likeness", np.int64)])
 
 Image.init()
 USUAL = ("JPEG", "PNG")  # Pillow tries the formats on each file in this order
@@ -388,7 +389,7 @@ def _decode_chunk(
     with warnings.catch_warnings(action="ignore"):
         for index, image in enumerate(images):
             try:
-                mode, picture = open_rgb(f"{root}/{image}")
+                mode, is_rotated, picture = open_rgb(f"{root}/{image}")
             except InputError as error:
                 problems.append(str(error))
                 rows.append(bytes(image_size**2 * 3))
@@ -397,15 +398,19 @@ def _decode_chunk(
             pixels = resized.tobytes()
             rows.append(pixels)
             # All workers have the parent's hash seed, so that their hashes are comparable.
-            traits[index] = mode in COLOURLESS, hash((picture.size, pixels[::HASH_STRIDE]))
+            likeness = hash((picture.size, pixels[::HASH_STRIDE]))
+            traits[index] = mode in COLOURLESS, is_rotated, likeness
     with array_path.open("r+b") as array:
         array.seek(offset)
         array.write(b"".join(rows))  # one write takes the kernel less time than many
     return traits, problems
 
 
-def open_rgb(path: str) -> tuple[str, Image.Image]:
-    """Return the mode of an image file, and its picture in RGB.
+def open_rgb(path: str) -> tuple[str, bool, Image.Image]:
+    """Read an image file.
+
+    Returns:
+        The mode of the file, whether its EXIF orientation was applied, and the picture in RGB.
 
     Raises:
         InputError: the file does not decode, or has more than 8 bits per channel.
@@ -413,7 +418,7 @@ def open_rgb(path: str) -> tuple[str, Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             mode = image.mode
-            image.load()
+            is_rotated = turn_upright(image)
             picture = image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
     except Exception as error:  # Pillow's plugins raise any exception for damaged files
         raise InputError(
@@ -424,7 +429,21 @@ def open_rgb(path: str) -> tuple[str, Image.Image]:
             f"{path}: has more than 8 bits per channel (mode {mode}), which would be clipped. "
             "Convert it to 8 bits."
         )
-    return mode, picture
+    return mode, is_rotated, picture
+
+
+def turn_upright(image: Image.Image) -> bool:
+    """Load an image and apply its EXIF orientation in place. A damaged EXIF block is ignored.
+
+    Returns:
+        Whether this rotated or mirrored the picture.
+    """
+    of_tiff = getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1)
+    image.load()  # applies the orientation of a TIFF file, and removes it
+    loaded = image.im
+    with contextlib.suppress(Exception):  # Pillow raises any exception for a damaged block
+        ImageOps.exif_transpose(image, in_place=True)
+    return image.im is not loaded or of_tiff in range(2, 9)
 
 
 def make_card(
@@ -445,11 +464,19 @@ def make_card(
             for label, name in enumerate(classes)
         ],
         "left_out": {split.name: split.left_out for split in splits},
-        "greyscale": {
-            s.name: [s.images[index] for index in np.flatnonzero(traits[s.name]["colourless"])]
-            for s in splits
-        },
+        "greyscale": _list_images_with("colourless", splits, traits),
+        "rotated": _list_images_with("rotated", splits, traits),
         "duplicates": find_duplicates(root, splits, traits),
+    }
+
+
+def _list_images_with(
+    trait: str, splits: Sequence[Split], traits: Mapping[str, np.ndarray]
+) -> dict[str, list[str]]:
+    """Return the images of each split for which ``trait`` is true."""
+    return {
+        split.name: [split.images[index] for index in np.flatnonzero(traits[split.name][trait])]
+        for split in splits
     }
 
 
@@ -482,7 +509,7 @@ def find_duplicates(
 def _hash_picture(path: str) -> bytes:
     """Return a digest of an image's size and RGB pixels."""
     with warnings.catch_warnings(action="ignore"):
-        _, picture = open_rgb(path)
+        *_, picture = open_rgb(path)
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).digest()
 
 
@@ -490,10 +517,11 @@ def log_card(card: dict, path: Path) -> None:
     """Log the content of ``dataset.json``, and warn of files that are left out."""
     for entry in card["classes"]:
         logging.info("class %(label)d: %(name)s, %(train)d train, %(valid)d valid", entry)
-    for split, images in card["greyscale"].items():
+    for split, number in card["num_images"].items():
         logging.info(
-            "%s: %d of %d images are greyscale", split, len(images), card["num_images"][split]
-        )
+            "%s: %d images, %d of them greyscale, %d rotated as their EXIF orientation says",
+            split, number, len(card["greyscale"][split]), len(card["rotated"][split]),
+        )  # fmt: skip
     for kind, groups in card["duplicates"].items():
         for group in groups:
             logging.info("equal pictures (%s): %s", kind, " = ".join(group))
