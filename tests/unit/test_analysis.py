@@ -949,6 +949,14 @@ class TestReport:
             write_report(results, results / "report.html")
         assert not list(results.glob("report.*"))
 
+    @pytest.mark.parametrize("key", CARD)
+    def test_a_description_of_a_data_set_without_a_key_is_refused(self, results, key):
+        card = {name: value for name, value in CARD.items() if name != key}
+        (results / "runs/dataset.json").write_text(json.dumps(card))
+        list_checksums(results / "runs")
+        with pytest.raises(InputError, match=f"dataset.json: has no {key!r}"):
+            write_report(results, results / "report.html")
+
     def test_sessions_of_different_kinds_are_named_before_the_answer(self, results):
         chosen = AVX2 | {"variables": {"ATEN_CPU_CAPABILITY": "avx2"}}
         self.change_made_by(results, "constant-new/seed1/session2", [chosen])
