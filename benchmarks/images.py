@@ -46,9 +46,11 @@ def copy_from_archive(archive: Path, number: int, output: Path) -> None:
         for split in splits:
             num_per_class = images_per_class(number, len(classes))[split.name]
             for label, name in enumerate(classes):
-                (output / FOLDERS[split.name] / name).mkdir(parents=True)
+                folder = output / FOLDERS[split.name][0] / name
+                folder.mkdir(parents=True)
                 for index in np.flatnonzero(split.labels == label)[:num_per_class]:
-                    (root / split.images[index]).rename(output / split.images[index])
+                    image = root / split.images[index]
+                    image.rename(folder / image.name)
 
 
 def generate(number: int, output: Path) -> None:
@@ -56,7 +58,7 @@ def generate(number: int, output: Path) -> None:
     rng = np.random.default_rng(0)
     for split, count in images_per_class(number, NUM_CLASSES).items():
         for label in range(NUM_CLASSES):
-            folder = output / FOLDERS[split] / f"class{label}"
+            folder = output / FOLDERS[split][0] / f"class{label}"
             folder.mkdir(parents=True)
             for index in range(count):
                 image = Image.fromarray(draw_noise(rng))

@@ -30,7 +30,7 @@ PILLOW = """
 import sys
 from pathlib import Path
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 folder, size, first, step, output = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
 paths = [path for split in ("train", "val") for path in sorted((folder / split).glob("*/*"))]
@@ -38,6 +38,7 @@ pixels = np.zeros((len(paths[first::step]), size, size, 3), np.uint8)
 for _ in sys.stdin:
     for row, path in zip(pixels, paths[first::step]):
         with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
             resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
             row[:] = np.asarray(resized)
     print("done", flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from torchvision.models import get_model
@@ -53,7 +53,8 @@ arguments = parser.parse_args()
 torch.set_num_threads(1)  # with another number, sums are rounded differently
 paths = sorted(arguments.folder.glob("train/[!.]*/[!.]*"))  # by class, then by file name
 size = IMAGE_SIZE, IMAGE_SIZE
-pictures = [Image.open(p).convert("RGB").resize(size, Image.Resampling.BILINEAR) for p in paths]
+upright = [ImageOps.exif_transpose(Image.open(p)).convert("RGB") for p in paths]
+pictures = [picture.resize(size, Image.Resampling.BILINEAR) for picture in upright]
 images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255  # (N, 3, size, size)
 labels = torch.from_numpy(np.unique([p.parent.name for p in paths], return_inverse=True)[1])
 starts = range(0, len(images) - 1, BATCH_SIZE)  # batch norm cannot train on a single image

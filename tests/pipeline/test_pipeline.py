@@ -149,6 +149,20 @@ def test_a_changed_image_is_prepared_again(tmp_path, project, images):
     assert count_jobs(project)["prepare"] == 1
 
 
+def test_other_validation_images_are_prepared_in_another_folder(project, images):
+    shutil.rmtree(images / "val")
+    for choice in ("valid_fraction: 0.5", "valid_fraction: 0.5, valid_seed: 1"):
+        project.configure(TINY.format(source=f"folder: {images}, {choice}"))
+        project.run("--until", "prepare")
+    assert "prepare" not in count_jobs(project)
+    cards = project.folder.glob("results/datasets/noise/*/*/dataset.json")
+    split_of = {card.parent.name: json.loads(card.read_text())["split"] for card in cards}
+    assert split_of == {
+        "32px-valid0.5": {"valid_fraction": 0.5, "valid_seed": None},
+        "32px-valid0.5-seed1": {"valid_fraction": 0.5, "valid_seed": 1},
+    }
+
+
 def test_removing_checkpoints_changes_no_table(tmp_path, images):
     """Sessions still fork from the checkpoints, and a second run has nothing to do."""
     tables = []

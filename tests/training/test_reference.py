@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from conftest import ROOT, run_module
 from optstate.experiment import configuration
@@ -28,7 +28,7 @@ SCHEDULES = {
 
 
 def write_pictures(folder: Path, num_train: int) -> Path:
-    """Write noise of several sizes, modes and formats, in three classes."""
+    """Write noise of several sizes, modes, formats and EXIF orientations, in three classes."""
     rng = np.random.default_rng(0)
     for split, num_images in ("train", num_train), ("val", 3):
         for index in range(num_images):
@@ -36,7 +36,9 @@ def write_pictures(folder: Path, num_train: int) -> Path:
             pixels = rng.integers(0, 256, (*rng.integers(20, 90, 2), 3), np.uint8)
             path = folder / split / CLASSES[index % len(CLASSES)] / f"{index}.{extension}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).convert(mode).save(path)
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = index % 9  # 0 is invalid
+            Image.fromarray(pixels).convert(mode).save(path, exif=exif)
         (folder / split / CLASSES[0] / ".hidden").touch()
     return folder
 

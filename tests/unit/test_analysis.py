@@ -48,6 +48,7 @@ CARD = {
     "classes": [{"label": 0, "name": "ant", "train": 60, "valid": 25},
                 {"label": 1, "name": "bee", "train": 40, "valid": 25}],
     "greyscale": {"train": [], "valid": []},
+    "rotated": {"train": [], "valid": []},
     "duplicates": {"train": [], "valid": [], "across_splits": []},
     "left_out": {"train": [], "valid": []},
 }  # fmt: skip
@@ -957,6 +958,14 @@ class TestReport:
             write_report(results, results / "report.html")
         assert not list(results.glob("report.*"))
 
+    @pytest.mark.parametrize("key", CARD)
+    def test_a_description_of_a_data_set_without_a_key_is_refused(self, results, key):
+        card = {name: value for name, value in CARD.items() if name != key}
+        (results / "runs/dataset.json").write_text(json.dumps(card))
+        list_checksums(results / "runs")
+        with pytest.raises(InputError, match=f"dataset.json: has no {key!r}"):
+            write_report(results, results / "report.html")
+
     def test_sessions_of_different_kinds_are_named_before_the_answer(self, results):
         chosen = AVX2 | {"variables": {"ATEN_CPU_CAPABILITY": "avx2"}}
         self.change_made_by(results, "constant-new/seed1/session2", [chosen])
@@ -983,6 +992,13 @@ class TestReport:
             for dataset, kind in (("a", AVX2), ("b", AVX512))
         }
         assert report.find_mixtures(made_by) == {}
+
+    def test_greyscale_and_rotated_images_are_counted(self, results):
+        greyscale = {"train": ["train/ant/a.png"] * 3, "valid": ["val/ant/b.png"]}
+        rotated = {"train": ["train/ant/c.jpg"] * 4, "valid": ["val/ant/d.jpg"] * 3}
+        write_card(results / "runs", greyscale=greyscale, rotated=rotated)
+        page = " ".join(write_report(results, results / "report.html").split())
+        assert "4 of them are greyscale, and 7 were rotated as their EXIF orientation says." in page
 
     def test_files_that_were_left_out_are_counted_and_listed(self, results):
         left_out = {"train": ["train/ant/a.txt", "train/ant/b.heic"], "valid": ["val/bee/<c>"]}

@@ -161,6 +161,24 @@ def test_every_key_is_in_the_schema_and_in_the_reference():
         ({"datasets__a": {"folder": "/nowhere"}}, "datasets.a.folder: /nowhere does not exist."),
         ({"datasets__a": {"folder": "config/../tets"}}, "does not exist. Did you mean `tests`?"),
         ({"datasets__a": {"packaged": "mnist"}}, "packaged: .* one of digits, mnist5k"),
+        ({"datasets__a": {"folder": ".", "valid_seed": 1}}, "datasets.a.valid_seed: has no effect"),
+        (
+            {"datasets__a": {"packaged": "digits", "valid_fraction": 0.2}},
+            "datasets.a.valid_fraction: digits has validation images. Set it to null",
+        ),
+        ({"datasets__a": {"folder": ".", "valid_fraction": 0}}, "valid_fraction: 0 must be above"),
+        (
+            {"datasets__a": {"folder": ".", "valid_fraction": 1}},
+            "valid_fraction: 1 must be below 1",
+        ),
+        (
+            {"datasets__a": {"folder": ".", "valid_fraction": math.nan}},
+            "a.valid_fraction: nan must",
+        ),
+        (
+            {"datasets__a": {"folder": ".", "valid_fraction": 0.2, "valid_seed": -1}},
+            "datasets.a.valid_seed: -1 must be at least 0",
+        ),
         ({"datasets": {"imagenette": None}}, "datasets: {} must not be empty."),
         ({"datasets": {1: {"folder": "."}}}, "datasets: YAML does not read the name 1 as text"),
         ({"optimizer": {"name": "Adam", "at": date(2020, 1, 1)}}, "optimizer.at: .* 2020-01-01"),

@@ -8,6 +8,60 @@ from optstate.data.manifest import folder_sha256
 from optstate.job import InputError
 
 
+def test_the_manifest_of_an_existing_data_set_stays_the_same(images):
+    for path in images.rglob("*.png"):
+        path.write_bytes(path.relative_to(images).as_posix().encode())
+    (images / "val/notes.txt").touch()
+    expected = "ffc870d99143b06fdb93840104bbe84ae260ad772b8b0a7d79c59ede662803c9"
+    assert folder_sha256(images) == expected
+    (images / "val").rename(images / "valid")
+    assert folder_sha256(images) != expected
+
+
+def test_other_folders_are_ignored(images):
+    before = folder_sha256(images)
+    (images / "test/ant/nested").mkdir(parents=True)
+    (images / "extra").symlink_to("absent")
+    assert folder_sha256(images) == before
+
+
+@pytest.mark.parametrize("names", [["val", "valid"], ["valid", "validation"]])
+def test_several_validation_folders_are_refused(images, names):
+    (images / "val").rename(images / names[0])
+    (images / names[1]).mkdir()
+    both = " and ".join(map(repr, names))
+    message = f"^{images}: has several validation folders .{both}.. Keep one, and remove or rename"
+    with pytest.raises(InputError, match=message):
+        folder_sha256(images)
+
+
+def test_a_missing_split_is_refused(images):
+    (images / "val").rename(images / "test")
+    message = f"^{images}: has no validation folder .*'validation'.. Add one, or .*fraction: 0.2`"
+    with pytest.raises(InputError, match=message):
+        folder_sha256(images)
+    assert folder_sha256(images, has_valid_folder=False)
+    (images / "train").rename(images / "training")
+    with pytest.raises(InputError, match=f"^{images}: has no folder 'train'. The layout must be"):
+        folder_sha256(images)
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_a_validation_folder_that_would_not_be_used_is_refused(images, name):
+    (images / "val").rename(images / name)
+    message = f"^{images}/{name}: this validation folder would not be used, .* Set `valid_fraction`"
+    with pytest.raises(InputError, match=message):
+        folder_sha256(images, has_valid_folder=False)
+
+
+@pytest.mark.parametrize("name", ["train", "valid"])
+def test_a_split_that_is_a_broken_link_is_refused(images, name):
+    (images / "train").rename(images / "elsewhere")
+    (images / name).symlink_to("/mnt/absent")
+    with pytest.raises(InputError, match=f"^{images}/{name}: a link that leads nowhere. Mount"):
+        folder_sha256(images)
+
+
 def test_links_are_followed(images, tmp_path):
     linked = tmp_path / "linked"
     linked.mkdir()
@@ -83,6 +137,18 @@ def test_folders_inside_class_folders_are_refused(images, number):
         (images / f"train/bee/more{index}").mkdir()
     first = " .the first of 2." if number == 2 else ""
     message = f"^{images}/train/bee/more0: a folder inside a class .* not be used{first}. Move"
+    with pytest.raises(InputError, match=message):
+        folder_sha256(images)
+
+
+def test_fewer_than_two_classes_are_refused(images):
+    for path in (images / "train").iterdir():
+        path.rename(images / path.name)
+    with pytest.raises(InputError, match=f"^{images}/train: has no class folder. The layout must"):
+        folder_sha256(images)
+    (images / "cat").rename(images / "train/cat")
+    (images / "train/notes.txt").touch()
+    message = f"^{images}/train: only one class, 'cat'. A classifier needs at least two. Add a fold"
     with pytest.raises(InputError, match=message):
         folder_sha256(images)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from conftest import CLASSES, write_images, write_tar
 from optstate.checksums import file_sha256, read_checksums, verify, write_checksums
@@ -45,9 +45,10 @@ def archive_images(images: Path, archive: Path) -> Path:
     return archive
 
 
-def prepare_folder(folder: Path, output: Path) -> dict:
+def prepare_folder(folder: Path, output: Path, *options: object) -> dict:
     """Return dataset.json, with the arrays next to it under their names."""
-    run(output, "--folder", folder, "--sha256", folder_sha256(folder))
+    sha256 = folder_sha256(folder, has_valid_folder="--valid-fraction" not in options)
+    run(output, "--folder", folder, "--sha256", sha256, *options)
     card = json.loads((output / "dataset.json").read_text())
     return card | {path.stem: np.load(path) for path in output.glob("*.npy")}
 
@@ -86,6 +87,53 @@ def test_greyscale_and_duplicates_are_reported_but_kept(images, tmp_path):
     assert len(result["valid_images"]) == 19
 
 
+def save_stored(picture: Image.Image, path: Path, orientation: int, **options: object) -> None:
+    """Save a picture as a camera does that was held differently: turned, with its orientation."""
+    undo = {1: None, 2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+            6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = picture.transpose(Image.Transpose[undo]) if undo else picture
+    stored.save(path, exif=exif, **options)
+
+
+@pytest.mark.parametrize("extension", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path, extension, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    path = tmp_path / f"x.{extension}"
+    save_stored(Image.fromarray(pixels), path, orientation, lossless=True)
+    _, is_rotated, picture = prepare.open_rgb(str(path))
+    assert np.array_equal(picture, pixels)
+    assert is_rotated is (orientation > 1)
+
+
+def test_rotated_images_are_listed_and_compared_upright(images, tmp_path, caplog):
+    picture = Image.open(images / "train/ant/0.png").resize((20, 30))
+    save_stored(picture, images / "train/ant/1.png", 6)
+    save_stored(picture, images / "val/bee/2.png", 8)
+    save_stored(picture, images / "val/bee/3.png", 1)
+    with caplog.at_level("INFO"):
+        result = prepare_folder(images, tmp_path / "out")
+    assert result["rotated"] == {"train": ["train/ant/1.png"], "valid": ["val/bee/2.png"]}
+    same = ["train/ant/1.png", "val/bee/2.png", "val/bee/3.png"]
+    assert result["duplicates"]["across_splits"] == [same]
+    assert np.array_equal(result["train_images"][1], result["valid_images"][9])
+    message = "valid: 18 images, 0 of them greyscale, 1 rotated as their EXIF orientation says"
+    assert message in caplog.messages
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0no TIFF header", b"Exif\0\0II*\0\x08", b"Exif"])
+def test_a_damaged_exif_block_is_ignored(tmp_path, block):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.webp", exif=block, lossless=True)
+    with Image.open(tmp_path / "x.webp") as image, pytest.raises(Exception):  # noqa: B017
+        image.getexif()
+    _, is_rotated, picture = prepare.open_rgb(str(tmp_path / "x.webp"))
+    assert np.array_equal(picture, pixels)
+    assert not is_rotated
+
+
 def test_similar_pictures_are_not_duplicates(images, tmp_path):
     """The pictures differ in one value and are equal after resizing."""
     pixels = np.asarray(Image.open(images / "train/ant/0.png")).copy()
@@ -94,6 +142,120 @@ def test_similar_pictures_are_not_duplicates(images, tmp_path):
     result = prepare_folder(images, tmp_path / "out")
     assert np.array_equal(result["train_images"][0], result["valid_images"][-1])
     assert result["duplicates"] == {"train": [], "valid": [], "across_splits": []}
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_the_validation_folder_may_have_other_names(images, tmp_path, name):
+    usual = prepare_folder(images, tmp_path / "usual")
+    (images / "val").rename(images / name)
+    (images / name / "ant/1.heic").touch()
+    (images / "test/dog/nested").mkdir(parents=True)  # other folders are ignored
+    run(tmp_path / "out", "--archive", archive_images(images, tmp_path / "a.tgz"))
+    result = prepare_folder(images, tmp_path / "out")
+    assert (usual["split"], result["split"]) == ({"folder": "val"}, {"folder": name})
+    assert result["left_out"] == {"train": [], "valid": [f"{name}/ant/1.heic"]}
+    for key, value in usual.items():
+        if key not in ("split", "left_out"):
+            assert np.array_equal(result[key], value), key
+
+
+class TestValidFraction:
+    """A part of the training images is for validation, if these have no folder."""
+
+    SIZES = (2, 5, 9)  # training images of each class
+
+    @pytest.fixture
+    def pictures(self, tmp_path) -> Path:
+        images = write_images(tmp_path / "images", per_class=9)
+        shutil.rmtree(images / "val")
+        for name, size in zip(CLASSES, self.SIZES, strict=True):
+            for path in sorted((images / "train" / name).iterdir())[size:]:
+                path.unlink()
+        (images / "train/ant/notes.txt").touch()
+        return images
+
+    def list_splits(self, images: Path, **options: object) -> tuple[prepare.Split, prepare.Split]:
+        """Return both splits, which must be disjoint and have all images, ordered by name."""
+        holdout = prepare.Holdout(**{"valid_seed": None} | options)
+        classes, (train, valid) = prepare.list_images(images, holdout)
+        everything = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
+        assert sorted(train.images + valid.images) == everything
+        for split in (train, valid):
+            assert split.images == sorted(split.images)
+            assert [f"train/{classes[n]}" for n in split.labels] == [
+                Path(image).parent.as_posix() for image in split.images
+            ]
+        return train, valid
+
+    @pytest.mark.parametrize(
+        ("fraction", "numbers"),
+        [(0.2, [1, 1, 2]), (0.5, [1, 2, 4]), (0.01, [1, 1, 1]), (0.7, [1, 4, 6])],
+    )
+    def test_the_last_images_of_each_class_are_for_validation(self, pictures, fraction, numbers):
+        _, valid = self.list_splits(pictures, valid_fraction=fraction)
+        assert valid.images == [
+            f"train/{name}/{index}.png"
+            for name, size, number in zip(CLASSES, self.SIZES, numbers, strict=True)
+            for index in range(size - number, size)
+        ]
+
+    def test_a_seed_chooses_them_at_random(self, pictures):
+        _, valid = self.list_splits(pictures, valid_fraction=0.4, valid_seed=7)
+        assert valid.images == [
+            f"train/{name}/{index}.png"
+            for label, (name, size, number) in enumerate(
+                zip(CLASSES, self.SIZES, (1, 2, 4), strict=True)
+            )
+            for index in sorted(np.random.default_rng([7, label]).permutation(size)[-number:])
+        ]
+        _, other = self.list_splits(pictures, valid_fraction=0.4, valid_seed=8)
+        assert other.images != valid.images
+
+    @pytest.mark.parametrize("seed", [None, 0])
+    def test_dataset_json_records_the_choice(self, pictures, tmp_path, seed):
+        options = ["--valid-fraction", 0.2, *([] if seed is None else ["--valid-seed", seed])]
+        result = prepare_folder(pictures, tmp_path / "out", *options)
+        assert result["split"] == {"valid_fraction": 0.2, "valid_seed": seed}
+        assert result["num_images"] == {"train": 12, "valid": 4}
+        assert result["left_out"] == {"train": ["train/ant/notes.txt"], "valid": []}
+        assert result["duplicates"] == {"train": [], "valid": [], "across_splits": []}
+        _, valid = self.list_splits(pictures, valid_fraction=0.2, valid_seed=seed)
+        expected = [
+            np.asarray(Image.open(pictures / image).resize((SIZE, SIZE), Image.BILINEAR))
+            for image in valid.images
+        ]
+        assert np.array_equal(result["valid_images"], expected)
+        assert result["valid_labels"].tolist() == [0, 1, 2, 2]
+
+    def test_archives_and_folders_give_the_same_bytes(self, pictures, tmp_path):
+        options = ["--valid-fraction", 0.3, "--valid-seed", 1]
+        prepare_folder(pictures, tmp_path / "out", *options)
+        archive = archive_images(pictures, tmp_path / "a.tgz")
+        run(tmp_path / "archived", "--archive", archive, *options)
+        lists = [(tmp_path / name / "dataset.sha256").read_text() for name in ("out", "archived")]
+        assert lists[0] == lists[1]
+
+    @pytest.mark.parametrize(("size", "fraction"), [(1, 0.2), (2, 0.8)])
+    def test_every_class_keeps_a_training_image(self, pictures, tmp_path, size, fraction):
+        if size == 1:
+            (pictures / "train/ant/1.png").unlink()
+        message = (
+            f"^{pictures}/train/ant: no training image would remain, because `valid_fraction: "
+            f"{fraction}` takes {size} of {size} for validation. Add images, or choose a smaller"
+        )
+        with pytest.raises(InputError, match=message):
+            prepare_folder(pictures, tmp_path / "out", "--valid-fraction", fraction)
+
+    def test_an_archive_must_fit_the_options(self, pictures, tmp_path):
+        archive = archive_images(pictures, tmp_path / "a.tgz")
+        message = f"^{archive}/images: has no validation folder .* `valid_fraction: 0.2` for this"
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "out", "--archive", archive)
+        (pictures / "valid/ant").mkdir(parents=True)
+        archive = archive_images(pictures, tmp_path / "a.tgz")
+        message = f"^{archive}/images/valid: this validation folder would not be used, because `val"
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "out", "--archive", archive, "--valid-fraction", 0.2)
 
 
 def test_checksums_are_those_of_the_arrays(images, tmp_path):
@@ -252,11 +414,12 @@ class TestBadInput:
             self.assert_refused(images, tmp_path / "out", "not UTF-8. Rename it")
             path.unlink()
 
-    def test_no_classes(self, tmp_path):
-        for split in ("train", "val"):
-            (tmp_path / "images" / split).mkdir(parents=True)
-        message = "images/train: has no class folder. The layout must be {train,val}/CLASS/IMAGE"
-        self.assert_refused(tmp_path / "images", tmp_path / "out", message)
+    def test_archive_with_one_class(self, tmp_path):
+        images = write_images(tmp_path / "images", classes=("cat",))
+        archive = archive_images(images, tmp_path / "a.tgz")
+        message = f"^{archive}/images/train: only one class, 'cat'. A classifier needs at least two"
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "out", "--archive", archive)
 
     def test_empty_class(self, images, tmp_path):
         shutil.rmtree(images / "train/cat")
@@ -273,10 +436,12 @@ class TestBadInput:
         message = f"'cat' is in {other} but not in {split}. Add it there"
         self.assert_refused(images, tmp_path / "out", message)
 
-    def test_missing_split(self, images, tmp_path):
-        shutil.rmtree(images / "val")
-        message = "has no folder 'val'. The layout must be {train,val}/CLASS"
-        self.assert_refused(images, tmp_path / "out", message)
+    def test_archive_without_a_split(self, images, tmp_path):
+        (images / "train").rename(images / "Train")
+        archive = archive_images(images, tmp_path / "a.tgz")
+        message = f"^{archive}/images: has no folder 'train'. The layout must be train/CLASS/IMAGE"
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "out", "--archive", archive)
 
     def test_full_disk(self, images, tmp_path, monkeypatch):
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))

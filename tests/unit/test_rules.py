@@ -98,6 +98,44 @@ def test_the_lr_range_test_follows_the_boundary_that_keeps_nothing():
     assert experiment.before_test(first) == []
 
 
+@pytest.mark.parametrize(
+    ("keys", "name", "options"),
+    [
+        ({}, "224px", ""),
+        ({"valid_fraction": 0.2}, "224px-valid0.2", " --valid-fraction 0.2"),
+        (
+            {"valid_fraction": 1e-05, "valid_seed": 0},
+            "224px-valid1e-05-seed0",
+            " --valid-fraction 1e-05 --valid-seed 0",
+        ),
+    ],
+)
+def test_the_arrays_folder_says_how_validation_images_are_chosen(keys, name, options):
+    datasets = {"imagewoof": {"folder": "my images"} | keys}
+    experiment = Experiment(CONFIG | {"datasets": datasets}, {"imagewoof": "b" * 64}, None)
+    assert experiment.prepared("imagewoof") == f"results/datasets/imagewoof/{'b' * 16}/{name}"
+    wildcards = SimpleNamespace(dataset="imagewoof", key="b" * 16)
+    folder = f"--folder='my images' --sha256 {'b' * 64}"
+    assert experiment.images_options(wildcards) == f"{folder}{options}"
+    datasets["imagewoof"] = {"archive": "x.tgz"} | keys
+    archive = f"--archive results/datasets/imagewoof/{'b' * 16}/archive"
+    assert experiment.images_options(wildcards) == f"{archive}{options}"
+
+
+def test_a_folder_is_checked_before_any_job(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("optstate.experiment.rules.require_works", lambda config: None)
+    source = {"folder": str(images), "valid_fraction": 0.2}
+    config = CONFIG | {"datasets": {"mine": source}}
+    with pytest.raises(SystemExit, match=f"^configuration: {images}/val: this validation folder"):
+        Experiment.load(config, [], is_main_process=False)
+    (images / "val").rename(images / "other")
+    assert Experiment.load(config, [], is_main_process=False).prepared("mine").endswith("valid0.2")
+    del source["valid_fraction"]
+    with pytest.raises(SystemExit, match=f"^configuration: {images}: has no validation folder"):
+        Experiment.load(config, [], is_main_process=False)
+
+
 def test_sources_are_files_of_the_package(monkeypatch):
     monkeypatch.chdir(ROOT)
     found = sources("training", "analysis/collect.py")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import write_images, write_tar
+from conftest import write_tar
 from optstate.data import unpack
 from optstate.data.unpack import find_root, unpack_temporarily
 from optstate.job import InputError
@@ -61,8 +61,10 @@ def test_errors_in_the_block_name_the_archive(images, tmp_path, folder):
 
 
 @pytest.mark.parametrize("top", [".", "images", "images/160px"])
-def test_the_root_is_found_below_single_folders(tmp_path, top):
-    images = write_images(tmp_path / top)
+@pytest.mark.parametrize("name", ["train", "val", "valid", "validation"])
+def test_the_root_is_found_below_single_folders(tmp_path, top, name):
+    images = tmp_path / top
+    (images / name / "ant").mkdir(parents=True)
     (tmp_path / "__MACOSX").mkdir()
     assert find_root(tmp_path) == images
 

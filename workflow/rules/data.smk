@@ -39,7 +39,7 @@ use rule fetch as fetch_weights with:
         "Fetch {wildcards.file}"
 
 
-PREPARED = "results/datasets/{dataset}/{key}/{image_size}px"
+PREPARED = "results/datasets/{dataset}/{key}/{image_size}px{holdout}"
 
 
 rule prepare:
@@ -54,7 +54,10 @@ rule prepare:
         f"{PREPARED}/dataset.sha256",
         card=f"{PREPARED}/dataset.json",
     log:
-        f"{LOGS}/prepare/{{dataset}}-{{key}}-{{image_size}}px.log",
+        f"{LOGS}/prepare/{{dataset}}-{{key}}-{{image_size}}px{{holdout}}.log",
+    wildcard_constraints:
+        image_size=r"\d+",
+        holdout=r"(-valid\d[\d.e-]*(-seed\d+)?)?",
     conda:
         "../../envs/optstate.yaml"
     threads: 16  # at most; --cores limits them

@@ -25,7 +25,9 @@ from optstate.job import run, write_atomically
 
 TABLES = ("comparisons", "summary", "boundaries", "epochs")
 MADE_BY_KEYS = ("compute", "precision", "deterministic", "compiled", "versions")
-CARD_KEYS = ("image_size", "num_images", "classes", "greyscale", "duplicates", "left_out")
+CARD_KEYS = (
+    "image_size", "num_images", "classes", "greyscale", "rotated", "duplicates", "left_out",
+)  # fmt: skip
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -2,15 +2,18 @@
 
 ``{split}_images.npy`` has the shape (num_images, size, size, 3) and ``{split}_labels.npy`` the
 shape (num_images,), for the splits train and valid. Images are ordered by class, then by file name.
-They are converted to RGB and resized to a square with Pillow's antialiased bilinear filter, as
-torchvision's ``Resize((size, size))`` does with a Pillow image. ``dataset.json`` describes them,
-and ``dataset.sha256`` lists the SHA-256 of all these files.
+They are turned upright as their EXIF orientation says, converted to RGB, and resized to a square
+with Pillow's antialiased bilinear filter, as torchvision's ``Resize((size, size))`` does with a
+Pillow image. ``dataset.json`` describes them, and ``dataset.sha256`` lists the SHA-256 of all these
+files.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -21,15 +24,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from optstate.checksums import file_sha256, verify
-from optstate.data.manifest import FOLDERS, Listing, folder_sha256, list_dataset
+from optstate.data.manifest import Listing, folder_sha256, list_dataset
 from optstate.data.unpack import unpack_temporarily
 from optstate.job import (
     InputError,
@@ -47,19 +50,32 @@ COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of up to 8 bits without co
 
 # Recorded for each image in addition to its pixels. Equal pictures have the same `likeness`, and
 # different pictures hardly ever do.
-TRAITS = np.dtype([("colourless", bool), ("likeness", np.int64)])
+TRAITS = np.dtype([("colourless", bool), ("rotated", bool), ("likeness", np.int64)])
 
 Image.init()
 USUAL = ("JPEG", "PNG")  # Pillow tries the formats on each file in this order
 FORMATS = [*USUAL, *sorted(Image.OPEN.keys() - {*USUAL, "EPS"})]  # EPS would run Ghostscript
-LAYOUT = "{train,val}/CLASS/IMAGE"
 
 
-@dataclass(frozen=True)
+class Holdout(NamedTuple):
+    """How validation images are chosen from the training images, if they have no folder.
+
+    Attributes:
+        valid_fraction: this fraction of each class, between 0 and 1, is for validation.
+        valid_seed: seeds the random choice of these images. Without it, they are the last ones in
+            name order.
+    """
+
+    valid_fraction: float
+    valid_seed: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
     """The images of one split, in the order of the arrays."""
 
     name: str
+    folder: str  # its name in the data set
     images: list[str]  # paths relative to the folder of the splits
     labels: np.ndarray  # (num_images,) int64, indices of classes
     left_out: list[str]  # paths of all other files of the split
@@ -72,7 +88,14 @@ def main(arguments: argparse.Namespace) -> None:
         verify(arguments.archive)
     output.mkdir(parents=True, exist_ok=True)
     with hold_lock(output.with_name(f".{output.name}.lock")), open_folder(arguments) as root:
-        prepare(root, arguments.image_size, arguments.workers, output)
+        prepare(root, arguments.image_size, arguments.workers, output, get_holdout(arguments))
+
+
+def get_holdout(arguments: argparse.Namespace) -> Holdout | None:
+    """Return how to choose validation images from the training images, if the options say so."""
+    if arguments.valid_fraction is None:
+        return None
+    return Holdout(arguments.valid_fraction, arguments.valid_seed)
 
 
 @contextlib.contextmanager
@@ -83,31 +106,35 @@ def open_folder(arguments: argparse.Namespace) -> Iterator[Path]:
         InputError: the manifest of ``--folder`` does not match ``--sha256``, or the archive is
             refused.
     """
-    folder = arguments.folder
+    folder, expected = arguments.folder, arguments.sha256
+    has_valid_folder = arguments.valid_fraction is None
     if folder is None:
         with unpack_temporarily(arguments.archive, arguments.output / "extracting") as root:
             yield root
-    elif arguments.sha256 and folder_sha256(folder) != arguments.sha256:
+    elif expected and expected != folder_sha256(folder, has_valid_folder=has_valid_folder):
         raise InputError(f"{folder}: its files have changed since Snakemake started. Run again.")
     else:
         yield folder
 
 
-def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
+def prepare(
+    root: Path, image_size: int, workers: int, output: Path, holdout: Holdout | None = None
+) -> None:
     """Decode the images below ``root`` with ``workers`` processes into the folder ``output``.
 
     Either all files appear in ``output``, or none does.
 
     Args:
-        root: contains {train,val}/CLASS/IMAGE.
+        root: contains {train,val}/CLASS/IMAGE, see ``FOLDERS`` of the manifest.
         image_size: height and width of the decoded images, in pixels.
         workers: the number of processes.
         output: the folder of the arrays.
+        holdout: how to choose validation images from the training images, if they have no folder.
 
     Raises:
         InputError: the layout is different, images do not decode, or the disk is too full.
     """
-    classes, splits = list_images(root)
+    classes, splits = list_images(root, holdout)
     num_images = sum(len(split.images) for split in splits)
     require_space(output, num_images * image_size**2 * 3)
     with contextlib.ExitStack() as outputs:
@@ -118,7 +145,10 @@ def prepare(root: Path, image_size: int, workers: int, output: Path) -> None:
         listing = add("dataset.sha256")  # the first one added appears last
         with start_workers(workers) as pool:
             traits, checksums = write_arrays(root, image_size, splits, pool, add)
-        card = make_card(root, image_size, classes, splits, traits) | {"sha256": checksums}
+        card = make_card(root, image_size, classes, splits, traits) | {
+            "split": holdout._asdict() if holdout else {"folder": splits[1].folder},
+            "sha256": checksums,
+        }
         path = add("dataset.json")
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         listed = sorted({**checksums, "dataset.json": file_sha256(path)}.items())
@@ -171,35 +201,73 @@ def refuse_images(problems: Sequence[str], root: Path) -> None:
         raise InputError(problems[0] + more)
 
 
-def list_images(root: Path) -> tuple[list[str], list[Split]]:
+def list_images(root: Path, holdout: Holdout | None = None) -> tuple[list[str], list[Split]]:
     """Return the classes, in name order, and the images of both splits.
 
+    Args:
+        root: the folder of the splits.
+        holdout: how to choose validation images from the training images, if they have no folder.
+
     Raises:
-        InputError: a split or a class is missing or empty, a name is not UTF-8, a link leads
-            nowhere, or a class folder contains a folder.
+        InputError: a split or a class is missing or empty, there are fewer than two classes, a
+            name is not UTF-8, a link leads nowhere, or a class folder contains a folder.
     """
-    listings = list_dataset(root)
-    for split, folder in FOLDERS.items():
-        if split not in listings:
-            raise InputError(f"{root}: has no folder {folder!r}. The layout must be {LAYOUT}.")
-        _require_utf8(root, folder, listings[split])
-    files = {split: listings[split].classes for split in FOLDERS}
-    if not files["train"]:
-        raise InputError(f"{root / 'train'}: has no class folder. The layout must be {LAYOUT}.")
-    for class_ in sorted(files["train"].keys() ^ files["valid"].keys()):
-        present, missing = ("train", "val") if class_ in files["train"] else ("val", "train")
-        raise InputError(
-            f"{root}: class {class_!r} is in {present} but not in {missing}. "
-            "Add it there, or remove it from both."
-        )
-    classes = sorted(files["train"])
-    return classes, [_select_images(root, split, classes, listings[split]) for split in FOLDERS]
+    listings = list_dataset(root, has_valid_folder=holdout is None)
+    for listing in listings.values():
+        _require_utf8(root, listing)
+    classes = sorted(listings["train"].classes)
+    _require_same_classes(root, *listings.values())
+    splits = [_select_images(root, name, classes, listings[name]) for name in listings]
+    return classes, hold_out(root, splits[0], classes, holdout) if holdout else splits
 
 
-def _require_utf8(root: Path, folder: str, listing: Listing) -> None:
+def hold_out(root: Path, train: Split, classes: Sequence[str], holdout: Holdout) -> list[Split]:
+    """Divide the training images into the splits train and valid. Their order stays the same.
+
+    Of each class, ``round(num_images * valid_fraction)`` images, but at least one, are for
+    validation: the last ones in name order. With a seed, the class is first shuffled by
+    ``numpy.random.default_rng([valid_seed, label])``.
+
+    Raises:
+        InputError: a class would have no training image.
+    """
+    is_valid = np.zeros(len(train.images), bool)
+    for label, class_ in enumerate(classes):
+        indices = np.flatnonzero(train.labels == label)
+        if holdout.valid_seed is not None:
+            indices = np.random.default_rng([holdout.valid_seed, label]).permutation(indices)
+        number = max(round(len(indices) * holdout.valid_fraction), 1)
+        if number == len(indices):
+            raise InputError(
+                f"{root}/{train.folder}/{class_}: no training image would remain, because "
+                f"`valid_fraction: {holdout.valid_fraction}` takes {number} of {number} for "
+                "validation. Add images, or choose a smaller fraction."
+            )
+        is_valid[indices[-number:]] = True
+    remaining, chosen = (
+        list(itertools.compress(train.images, is_part)) for is_part in (~is_valid, is_valid)
+    )
+    return [
+        dataclasses.replace(train, images=remaining, labels=train.labels[~is_valid]),
+        Split("valid", train.folder, chosen, train.labels[is_valid], left_out=[]),
+    ]
+
+
+def _require_same_classes(root: Path, *listings: Listing) -> None:
+    """Check that the folders of all splits have the same classes."""
+    for listing, other in itertools.permutations(listings, 2):
+        for class_ in sorted(listing.classes.keys() - other.classes.keys()):
+            raise InputError(
+                f"{root}: class {class_!r} is in {listing.folder} but not in {other.folder}. "
+                "Add it there, or remove it from both."
+            )
+
+
+def _require_utf8(root: Path, listing: Listing) -> None:
     """Check that all names in the folder of a split are UTF-8, since they go into text files."""
     names = [f"{class_}/{name}" for class_, names in listing.classes.items() for name in names]
-    for path in [f"{folder}/{name}" for name in [*listing.classes, *names]] + listing.others:
+    inside = [f"{listing.folder}/{name}" for name in [*listing.classes, *names]]
+    for path in inside + listing.others:
         try:
             path.encode()
         except UnicodeEncodeError as error:
@@ -218,19 +286,19 @@ def _select_images(root: Path, split: str, classes: Sequence[str], listing: List
     left_out = list(listing.others)
     num_images = []
     for class_ in classes:
-        folder = f"{FOLDERS[split]}/{class_}"
+        folder = f"{listing.folder}/{class_}"
         is_image = {name: name.lower().endswith(readable) for name in listing.classes[class_]}
         if not any(is_image.values()):
             example = f", only files such as {next(iter(is_image))!r}" if is_image else ""
             raise InputError(
                 f"{root / folder}: no image in this class folder{example}. "
-                "Add images, or remove the class from both splits."
+                "Add images, or remove the class."
             )
         for name, belongs in is_image.items():
             (images if belongs else left_out).append(f"{folder}/{name}")
         num_images.append(sum(is_image.values()))
     labels = np.repeat(np.arange(len(classes)), num_images)
-    return Split(split, images, labels, sorted(left_out))
+    return Split(split, listing.folder, images, labels, sorted(left_out))
 
 
 @contextlib.contextmanager
@@ -321,7 +389,7 @@ def _decode_chunk(
     with warnings.catch_warnings(action="ignore"):
         for index, image in enumerate(images):
             try:
-                mode, picture = open_rgb(f"{root}/{image}")
+                mode, is_rotated, picture = open_rgb(f"{root}/{image}")
             except InputError as error:
                 problems.append(str(error))
                 rows.append(bytes(image_size**2 * 3))
@@ -330,15 +398,19 @@ def _decode_chunk(
             pixels = resized.tobytes()
             rows.append(pixels)
             # All workers have the parent's hash seed, so that their hashes are comparable.
-            traits[index] = mode in COLOURLESS, hash((picture.size, pixels[::HASH_STRIDE]))
+            likeness = hash((picture.size, pixels[::HASH_STRIDE]))
+            traits[index] = mode in COLOURLESS, is_rotated, likeness
     with array_path.open("r+b") as array:
         array.seek(offset)
         array.write(b"".join(rows))  # one write takes the kernel less time than many
     return traits, problems
 
 
-def open_rgb(path: str) -> tuple[str, Image.Image]:
-    """Return the mode of an image file, and its picture in RGB.
+def open_rgb(path: str) -> tuple[str, bool, Image.Image]:
+    """Read an image file.
+
+    Returns:
+        The mode of the file, whether its EXIF orientation was applied, and the picture in RGB.
 
     Raises:
         InputError: the file does not decode, or has more than 8 bits per channel.
@@ -346,7 +418,7 @@ def open_rgb(path: str) -> tuple[str, Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             mode = image.mode
-            image.load()
+            is_rotated = turn_upright(image)
             picture = image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
     except Exception as error:  # Pillow's plugins raise any exception for damaged files
         raise InputError(
@@ -357,7 +429,21 @@ def open_rgb(path: str) -> tuple[str, Image.Image]:
             f"{path}: has more than 8 bits per channel (mode {mode}), which would be clipped. "
             "Convert it to 8 bits."
         )
-    return mode, picture
+    return mode, is_rotated, picture
+
+
+def turn_upright(image: Image.Image) -> bool:
+    """Load an image and apply its EXIF orientation in place. A damaged EXIF block is ignored.
+
+    Returns:
+        Whether this rotated or mirrored the picture.
+    """
+    of_tiff = getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1)
+    image.load()  # applies the orientation of a TIFF file, and removes it
+    loaded = image.im
+    with contextlib.suppress(Exception):  # Pillow raises any exception for a damaged block
+        ImageOps.exif_transpose(image, in_place=True)
+    return image.im is not loaded or of_tiff in range(2, 9)
 
 
 def make_card(
@@ -378,11 +464,19 @@ def make_card(
             for label, name in enumerate(classes)
         ],
         "left_out": {split.name: split.left_out for split in splits},
-        "greyscale": {
-            s.name: [s.images[index] for index in np.flatnonzero(traits[s.name]["colourless"])]
-            for s in splits
-        },
+        "greyscale": _list_images_with("colourless", splits, traits),
+        "rotated": _list_images_with("rotated", splits, traits),
         "duplicates": find_duplicates(root, splits, traits),
+    }
+
+
+def _list_images_with(
+    trait: str, splits: Sequence[Split], traits: Mapping[str, np.ndarray]
+) -> dict[str, list[str]]:
+    """Return the images of each split for which ``trait`` is true."""
+    return {
+        split.name: [split.images[index] for index in np.flatnonzero(traits[split.name][trait])]
+        for split in splits
     }
 
 
@@ -415,7 +509,7 @@ def find_duplicates(
 def _hash_picture(path: str) -> bytes:
     """Return a digest of an image's size and RGB pixels."""
     with warnings.catch_warnings(action="ignore"):
-        _, picture = open_rgb(path)
+        *_, picture = open_rgb(path)
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).digest()
 
 
@@ -423,10 +517,11 @@ def log_card(card: dict, path: Path) -> None:
     """Log the content of ``dataset.json``, and warn of files that are left out."""
     for entry in card["classes"]:
         logging.info("class %(label)d: %(name)s, %(train)d train, %(valid)d valid", entry)
-    for split, images in card["greyscale"].items():
+    for split, number in card["num_images"].items():
         logging.info(
-            "%s: %d of %d images are greyscale", split, len(images), card["num_images"][split]
-        )
+            "%s: %d images, %d of them greyscale, %d rotated as their EXIF orientation says",
+            split, number, len(card["greyscale"][split]), len(card["rotated"][split]),
+        )  # fmt: skip
     for kind, groups in card["duplicates"].items():
         for group in groups:
             logging.info("equal pictures (%s): %s", kind, " = ".join(group))
@@ -445,8 +540,10 @@ def log_card(card: dict, path: Path) -> None:
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 source = PARSER.add_mutually_exclusive_group(required=True)
 source.add_argument("--archive", type=Path, help="a verified tar or zip archive")
-source.add_argument("--folder", type=Path, help=f"a folder of {LAYOUT}")
+source.add_argument("--folder", type=Path, help="a folder of {train,val}/CLASS/IMAGE")
 PARSER.add_argument("--sha256", help="expected SHA-256 of the manifest of --folder")
+PARSER.add_argument("--valid-fraction", type=float, help="validate on this fraction of train/")
+PARSER.add_argument("--valid-seed", type=int, help="choose the fraction at random")
 PARSER.add_argument("--image-size", type=int, required=True, help="height and width, in pixels")
 PARSER.add_argument("--workers", type=int, default=1, help="number of decoding processes")
 PARSER.add_argument("--output", type=Path, required=True, help="folder of the arrays")

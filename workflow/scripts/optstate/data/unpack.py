@@ -130,7 +130,8 @@ def find_root(folder: Path) -> Path:
     As long as a folder has neither split and exactly one subfolder, search that subfolder. If no
     folder contains the splits, return the last one searched.
     """
-    while not any((folder / name).is_dir() for name in FOLDERS.values()):
+    names = [name for names in FOLDERS.values() for name in names]
+    while not any((folder / name).is_dir() for name in names):
         inside = [p for p in folder.iterdir() if p.is_dir() and p.name != "__MACOSX"]
         if len(inside) != 1:
             break

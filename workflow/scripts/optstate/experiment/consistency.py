@@ -35,6 +35,7 @@ def require_consistent(config: Config) -> None:
     """
     for name, source in config["datasets"].items():
         _require_one_source(f"datasets.{name}", source)
+        _require_split(f"datasets.{name}", source)
     for name, schedule in config["schedules"].items():
         if name in list_schedules(config["methods"]):
             _require_values(f"schedules.{name}", schedule, len(config["sessions"]))
@@ -202,6 +203,21 @@ def _require_one_source(key: str, source: dict[str, str]) -> None:
         raise InputError(f"{key}.sha256: belongs to an archive. Set it to null.")
     if "folder" in source and not Path(source["folder"]).is_dir():
         raise InputError(f"{key}.folder: {source['folder']} {_explain_missing(source['folder'])}")
+
+
+def _require_split(key: str, source: Config) -> None:
+    """Check the keys that choose validation images from the training images."""
+    if "valid_seed" in source and "valid_fraction" not in source:
+        raise InputError(
+            f"{key}.valid_seed: has no effect without `valid_fraction`. Add that, or set this to "
+            "null."
+        )
+    if "valid_fraction" in source and "packaged" in source:
+        raise InputError(
+            f"{key}.valid_fraction: {source['packaged']} has validation images. Set it to null."
+        )
+    if math.isnan(source.get("valid_fraction", 0.5)):
+        raise InputError(f"{key}.valid_fraction: nan must be between 0 and 1.")
 
 
 def _explain_missing(path: str) -> str:

@@ -184,9 +184,12 @@ class Experiment:
         return f"{self.results}/in_progress"
 
     def prepared(self, dataset: str) -> str:
-        """The folder of a data set's arrays."""
-        key = self.dataset_sha256[dataset][:16]
-        return f"results/datasets/{dataset}/{key}/{self.config['image_size']}px"
+        """The folder of a data set's arrays. Its name says how the validation images are chosen."""
+        source, key = self.config["datasets"][dataset], self.dataset_sha256[dataset][:16]
+        fraction = f"-valid{source['valid_fraction']}" if "valid_fraction" in source else ""
+        seed = f"-seed{source['valid_seed']}" if "valid_seed" in source else ""
+        size = f"{self.config['image_size']}px"
+        return f"results/datasets/{dataset}/{key}/{size}{fraction}{seed}"
 
     # Data sets
 
@@ -214,12 +217,17 @@ class Experiment:
         return [ancient(archive), f"{archive}.sha256"]
 
     def images_options(self, wildcards: Wildcards) -> str:
-        """The options of ``prepare`` that say where the images are."""
+        """The options of ``prepare`` that say where the images of both splits are."""
         source = self.config["datasets"][wildcards.dataset]
+        options = [f"--archive results/datasets/{wildcards.dataset}/{wildcards.key}/archive"]
         if "folder" in source:
             sha256 = self.dataset_sha256[wildcards.dataset]
-            return f"--folder={shlex.quote(source['folder'])} --sha256 {sha256}"
-        return f"--archive results/datasets/{wildcards.dataset}/{wildcards.key}/archive"
+            options = [f"--folder={shlex.quote(source['folder'])} --sha256 {sha256}"]
+        if "valid_fraction" in source:
+            options.append(f"--valid-fraction {source['valid_fraction']}")
+        if "valid_seed" in source:
+            options.append(f"--valid-seed {source['valid_seed']}")
+        return " ".join(options)
 
     # Sessions
 
@@ -409,11 +417,16 @@ def require_works(config: Config, file_hashes: dict[str, str]) -> str | None:
     return tried.stdout.strip() or None
 
 
-def content_sha256(dataset: str, source: dict[str, str]) -> str:
-    """The content of a data set: the SHA-256 of its archive, or of its folder's manifest."""
+def content_sha256(dataset: str, source: Config) -> str:
+    """The content of a data set: the SHA-256 of its archive, or of its folder's manifest.
+
+    Raises:
+        InputError: the layout of the folder is wrong.
+    """
     if "folder" not in source:
         return configuration.archive_sha256(source)
-    return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json")
+    has_valid_folder = "valid_fraction" not in source
+    return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json", has_valid_folder)
 
 
 def command_line(settings: ConfigSettings) -> str:

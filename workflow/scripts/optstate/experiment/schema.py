@@ -141,6 +141,8 @@ def _describe_rule(error: Any) -> str:
             return f"must be at most {limit}"
         case "exclusiveMinimum":
             return f"must be above {limit}"
+        case "exclusiveMaximum":
+            return f"must be below {limit}"
         case "minItems" | "minProperties" | "minLength":
             return "must not be empty"
         case "uniqueItems":
