@@ -40,8 +40,8 @@ def print_differences(comparisons: pd.DataFrame) -> None:
         r"train_loss_first_(\d+)_steps_session", r"train_loss_\1_s", regex=True
     )
     print(f"\nDifferences, mean over seeds:\n{wide.round(4).to_string()}")
-    print("Below zero is better for a loss, above zero for top-1. train_loss_40_s2 is the mean")
-    print("train loss of the first 40 steps of session 2, after the first boundary.")
+    print("Below zero is better for a loss, above zero for top-1. train_loss_40_sN is the mean")
+    print("train loss of the first 40 steps of session N, which begins with a boundary.")
     if (comparisons["n"] < 2).all():
         print("One seed shows the effect in these runs, not whether it would repeat.")
     for row in comparisons[comparisons["primary"]].itertuples():

@@ -137,7 +137,7 @@ def make_epoch_row(
         split: ``train`` or ``valid``.
         totals: sums over the images: their number, loss, and hits for each of ``TOP_K``.
         seconds: the duration of the epoch.
-        class_top1: top-1 of each class (classes,), of which the mean is recorded. None: it is not.
+        class_top1: top-1 of each class (classes,). Its mean is recorded, if it is given.
     """
     images, loss, *correct = totals.tolist()
     top_k = {f"top{k}": number / images for k, number in zip(TOP_K, correct, strict=True)}

@@ -65,7 +65,7 @@ def draw_boundaries(around: pd.DataFrame, column: str, label: str, dataset: str)
         for axes, number in zip(row, numbers, strict=True):
             is_here = (around["schedule"] == schedule) & (around["next_session"] == number)
             draw_boundary(axes, around[is_here], column)
-            before = f"session {number - 1}" if number > 1 else "given state"
+            before = f"session {number - 1}" if number > 1 else "given checkpoint"
             axes.set_title(f"{schedule}: {before} to {number}", loc="left")
         row[0].set_ylabel(f"{label}, log scale")
     for axes in grid[-1]:

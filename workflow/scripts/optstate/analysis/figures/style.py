@@ -183,7 +183,7 @@ def make_marks(num_seeds: int, has_boundaries: bool, has_diverged: bool) -> list
     if num_seeds > 1:
         marks.append(Line2D([], [], color=NEUTRAL, label="thin: a seed, thick: their mean", **SEED))
     if has_boundaries:
-        marks.append(Line2D([], [], color=NEUTRAL, linestyle=":", label="between two sessions"))
+        marks.append(Line2D([], [], color=NEUTRAL, linestyle=":", label="boundary"))
     if has_diverged:
         mark = Line2D([], [], color=NEUTRAL, linestyle="", label="diverged", **DIVERGED)
         marks.append(mark)

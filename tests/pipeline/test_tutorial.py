@@ -1,0 +1,74 @@
+"""The tutorial's commands, run as they stand."""
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, Project
+
+TEXT = (ROOT / "docs/tutorial.md").read_text()
+COMMANDS = re.findall("```bash\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, str]:
+    """The project's folder after the tutorial, and what was printed."""
+    folder = Project(tmp_path_factory.mktemp("tutorial") / "project").folder
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    script = "set -euo pipefail\n" + "\n".join(COMMANDS)
+    result = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result.stdout
+
+
+def test_it_ends_with_a_verdict_from_eight_pairs_of_runs(done):
+    folder, printed = done
+    assert re.search("final_valid_loss, preserve - new: .+", printed)
+    with (folder / "results/mine/tables/comparisons.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["primary"] == "true"]
+    assert [(row["schedule"], row["boundary"], row["n"]) for row in rows] == [
+        ("constant", "preserve", "8")
+    ]
+
+
+def test_only_the_state_differs_at_first(done):
+    """The first loss is that of the checkpoint's weights, and the second depends on the state."""
+    folder, _ = done
+    with (folder / "results/mine/tables/steps.csv").open() as file:
+        losses = {
+            (row["boundary"], row["seed"], row["step"]): row["loss"] for row in csv.DictReader(file)
+        }
+    for seed in map(str, range(8)):
+        assert losses["new", seed, "1"] == losses["preserve", seed, "1"]
+        assert losses["new", seed, "2"] != losses["preserve", seed, "2"]
+        assert float(losses["new", seed, "1"]) < 2  # an untrained model has log(10) = 2.3
+
+
+def test_what_it_names_exists(done):
+    folder, printed = done
+    for path in re.findall(r"`(results/mine/[\w./]+)`", TEXT):
+        assert (folder / path).exists(), path
+    assert "results/mine/report.html" in printed
+    page = (folder / "results/mine/report.html").read_text()
+    assert '<h2 id="photos">photos</h2>' in page
+    assert "photos: train loss of the steps around each boundary" in page
+
+
+def test_the_changes_at_its_end_are_valid(done):
+    folder, _ = done
+    changes = re.findall(r"\| `((?:boundaries|sessions): .*?)`(?:,| \|)(.*)", TEXT)
+    assert len(changes) == 4
+    for change, rest in changes:
+        method = re.search("add `(.*?)`", rest)
+        methods = ["constant-new", "constant-preserve", *([method[1]] if method else [])]
+        values = [change.replace(": ", "=", 1), f"methods=[{', '.join(methods)}]"]
+        if "three values" in rest:
+            values.append("schedules={constant: {lr: [1e-3, 1e-3, 1e-3]}}")
+        command = [".venv/bin/snakemake", "--cores", "2", "-n", "--quiet", "all"]
+        command += ["--configfile", "my/experiment.yaml", "--config", *values]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
