@@ -12,7 +12,7 @@ from conftest import assert_one_line, file_sha256, run_module
 from optstate import lr_range_test
 from optstate.checksums import read_checksums
 from optstate.job import InputError
-from optstate.training import measuring, session
+from optstate.training import batches, measuring, session
 from optstate.training.batches import load_split
 from optstate.training.model import make_model
 from sessions import (
@@ -290,3 +290,39 @@ def test_random_states_continue_at_the_fork(tmp_path, arrays):
     torch.manual_seed(spec.seed)
     make_model(spec.model, 32, 2)
     assert not torch.equal(torch.get_rng_state(), saved)
+
+
+def test_reestimated_statistics_are_those_of_the_final_weights(tmp_path, arrays):
+    """A model whose statistics are re-estimated is validated, and then restored."""
+    output = train(tmp_path, FIRST, arrays)
+    *others, last = [row for row in read_rows(output / "epochs.csv") if row["split"] == "valid"]
+    assert {row["reestimated_top1"] for row in others} == {""}
+    saved = load_checkpoint(output)
+    model = make_model(FIRST.model, 32, 2)
+    model.load_state_dict(saved["model"])
+    model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    stream = batches.REESTIMATING
+    train_set = load_split(arrays, "train", None)
+    endless = batches.iterate_endlessly(
+        train_set, FIRST, torch.device("cpu"), first_epoch=3, stream=stream
+    )
+    with torch.no_grad():
+        for _ in range(50):
+            model(next(endless)[0])
+        images = torch.from_numpy(np.load(arrays / "valid_images.npy"))
+        labels = torch.from_numpy(np.load(arrays / "valid_labels.npy"))
+        logits = model.eval()(batches.make_input(images))
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert float(last["reestimated_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(last["reestimated_loss"]) != float(last["loss"])
+    assert float(last["reestimated_top1"]) == (logits.argmax(1) == labels).float().mean()
+
+
+def test_a_model_without_batch_norm_has_no_reestimated_statistics(tmp_path, arrays):
+    spec = replace(FIRST, model="squeezenet1_0", image_size=32, num_epochs=1)
+    rows = read_rows(train(tmp_path, spec, arrays) / "epochs.csv")
+    assert {row["reestimated_loss"] for row in rows} == {""}

@@ -39,7 +39,7 @@ STEP = (
 )
 EPOCH = (
     "dataset,schedule,boundary,method,seed,session,epoch,split,loss,top1,top2,top3,images,seconds,"
-    "balanced_top1"
+    "balanced_top1,reestimated_top1,reestimated_loss"
 )
 STEPS_PER_EPOCH = 50
 BATCH_SIZE = 2
@@ -98,8 +98,8 @@ def write_runs(
             for i, step_loss in enumerate(losses)
         ]
         epochs = [
-            f"{start},train,{loss},0.5,0.6,0.7,100,1.5,",
-            f"{start},valid,{loss},{0.5 + gain / 10},0.6,0.7,50,0.25,{0.4 + gain / 10}",
+            f"{start},train,{loss},0.5,0.6,0.7,100,1.5,,,",
+            f"{start},valid,{loss},{0.5 + gain / 10},0.6,0.7,50,0.25,{0.4 + gain / 10},0.6,0.9",
         ]
         folder = root / session.folder
         folder.mkdir(parents=True, exist_ok=True)

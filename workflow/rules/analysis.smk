@@ -18,7 +18,8 @@ localrules:
 
 
 BASELINES = configuration.baselines(config)
-PRIMARY = config["primary"]
+OUTCOMES = configuration.list_outcomes(config)
+PRESERVED = find_plain(config["boundaries"], keep="all", usual="preserve")
 LOSSES = {b: at for b, at in configuration.losses(config).items() if b in BOUNDARIES}
 # A figure of resets compares at least two boundaries that lose the state with the one that keeps it.
 HAS_RESETS = any(
@@ -69,6 +70,7 @@ FIGURE_CHECKSUMS = ancient(
 # If one of these files was deleted, `rule all` makes it anew, even if no other job needs it.
 SMALL_FILES = [
     f"{RESULTS}/report.sha256",
+    [PLAN, ancient(f"{RESULTS}/plan.sha256")],
     [COLLECTED, MEASURED, COMPARED, *FIGURE_CHECKSUMS],
     [*SESSIONS, *PREPARED_CHECKSUMS, *CARDS],
     *[experiment.of_all_sessions(name) for name in ("steps.csv", "epochs.csv", "made_by.json")],
@@ -78,8 +80,7 @@ FIGURE_SOURCES = [*TABLE_SOURCES, "analysis/figures/__init__.py", "analysis/figu
 FIGURE_PACKAGES = locked("matplotlib", "numpy", "pandas")
 RUNS_SOURCES = ["experiment/__init__.py", "experiment/runs.py"]
 SHOWN_PACKAGES = [
-    "torch", "torchvision", "numpy", "pillow", "pandas", "scipy", "statsmodels", "matplotlib",
-    "snakemake",
+    "torch", "torchvision", "numpy", "pillow", "pandas", "scipy", "matplotlib", "snakemake",
 ]  # fmt: skip
 
 
@@ -134,6 +135,7 @@ rule collect:
 rule measure_boundaries:
     input:
         f"{RESULTS}/tables/steps.csv",
+        f"{RESULTS}/tables/epochs.csv",
         COLLECTED,
         sources=sources(*TABLE_SOURCES, "analysis/boundaries.py"),
     output:
@@ -145,7 +147,7 @@ rule measure_boundaries:
         "../../envs/optstate.yaml"
     params:
         tables=subpath(input[0], parent=True),
-        preserved=find_plain(config["boundaries"], keep="all", usual="preserve"),
+        preserved=PRESERVED,
         first_boundary=FIRST_BOUNDARY,
         packages=locked("numpy", "pandas"),
     message:
@@ -161,6 +163,8 @@ rule compare:
         f"{RESULTS}/tables/boundaries.csv",
         COLLECTED,
         MEASURED,
+        PREPARED_CHECKSUMS,
+        cards=CARDS,
         sources=sources(*TABLE_SOURCES, "analysis/compare.py", "analysis/statistics.py"),
     output:
         report(
@@ -178,15 +182,18 @@ rule compare:
     params:
         tables=subpath(input[0], parent=True),
         baselines=json.dumps({b: BASELINES[b] for b in BOUNDARIES}, sort_keys=True),
-        margin=config["equivalence_margin"],
-        primary=[PRIMARY["boundary"], BASELINES[PRIMARY["boundary"]][0], PRIMARY["measure"]],
-        packages=locked("numpy", "pandas", "scipy", "statsmodels"),
+        margin=json.dumps(config["equivalence_margin"]),
+        primary=json.dumps([list(outcome.values()) for outcome in OUTCOMES]),
+        datasets=DATASETS,
+        valid_per_class=json.dumps(config["valid_per_class"]),
+        packages=locked("numpy", "pandas", "scipy"),
     message:
         "Compare the boundaries"
     shell:
         "python -m optstate.analysis.compare --tables {params.tables} "
-        "--baselines {params.baselines:q} --margin {params.margin} --primary {params.primary} "
-        "--log {log}"
+        "--baselines {params.baselines:q} --margin {params.margin:q} "
+        "--primary {params.primary:q} --datasets {params.datasets} --cards {input.cards} "
+        "--valid-per-class {params.valid_per_class} --log {log}"
 
 
 # Each figure's rule runs the module of the same name.
@@ -280,8 +287,8 @@ use rule curves as differences with:
         f"{LOGS}/figures/{{dataset}}-differences.log",
     params:
         module="differences",
-        options=f"--dataset {{dataset}} --measure {PRIMARY['measure']} "
-        f"--margin {config['equivalence_margin']}",
+        options="--dataset {dataset} --measures "
+        + " ".join(dict.fromkeys(outcome["measure"] for outcome in OUTCOMES)),
 
 
 use rule curves as resets with:
@@ -302,9 +309,9 @@ use rule curves as resets with:
         f"{LOGS}/figures/{{dataset}}-resets.log",
     params:
         module="resets",
-        options=f"--dataset {{dataset}} --measure {PRIMARY['measure']} "
+        options=f"--dataset {{dataset}} --measure {OUTCOMES[0]['measure']} "
         f"--losses {shlex.quote(json.dumps(LOSSES, sort_keys=True))}",
-        packages=[*FIGURE_PACKAGES, *locked("scipy", "statsmodels")],
+        packages=[*FIGURE_PACKAGES, *locked("scipy")],
 
 
 use rule curves as epochs_to_target with:
@@ -363,14 +370,19 @@ rule report:
         comparisons=f"{RESULTS}/tables/comparisons.csv",
         learning_rate=f"{RESULTS}/figures/learning_rate.png",
         boundaries=f"{RESULTS}/tables/boundaries.csv",
+        steps=f"{RESULTS}/tables/steps.csv",
         cards=CARDS,
+        planned=PLAN,
         made_by=experiment.of_all_sessions("made_by.json"),
         template="workflow/report/report.html.j2",
         texts=sorted(map(str, Path("workflow/report").glob("*.rst"))),
         sources=sources(
             *RUNS_SOURCES,
             *TABLE_SOURCES,
-            *[f"analysis/{name}.py" for name in ("figures/__init__", "report", "statistics")],
+            *[
+                f"analysis/{name}.py"
+                for name in ("figures/__init__", "answers", "compare", "report", "statistics", "validity")
+            ],
         ),
     output:
         f"{RESULTS}/report.sha256",
@@ -385,15 +397,18 @@ rule report:
         figures=subpath(input.learning_rate, parent=True),
         runs_folder=lambda wildcards: experiment.runs_folder,
         runs=RUNS_JSON,
+        plan=json.dumps(configuration.make_plan(config)),
+        preserved=PRESERVED,
         packages=locked(*SHOWN_PACKAGES, "docutils", "jinja2", "pyyaml"),
         shown=SHOWN_PACKAGES,
         resets="--has-resets" if HAS_RESETS else "",
-        command=untracked(lambda _: command_line(workflow.config_settings)),
+        command=untracked(lambda _: command_line(workflow)),
         commit=untracked(lambda _: commit()),
     message:
         "Write the report"
     shell:
         "python -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
         "--figures {params.figures} --runs-folder {params.runs_folder} --runs {params.runs:q} "
-        "--cards {input.cards} --template {input.template} --command {params.command:q} "
+        "--cards {input.cards} --planned {input.planned} --plan {params.plan:q} "
+        "--preserved {params.preserved} --template {input.template} --command {params.command:q} "
         "--commit={params.commit:q} {params.resets} --packages {params.shown} --output {output.page} --log {log}"

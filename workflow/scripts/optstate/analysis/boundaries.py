@@ -22,15 +22,16 @@ from optstate.job import run, write_atomically
 
 EARLY_STEPS = 40  # the effect of a reset shows within these steps; means over epochs miss it
 EXCESS_STEPS = 200  # steps over which losses are compared with those of the reference
-LEVEL_STEPS = 50  # steps before the boundary; their median loss is the level to recover
-RECOVERY_STEPS = 10  # steps whose median loss must be at most that level
+WINDOW = 10  # steps over which losses are averaged
+NOISE_FACTOR = 2  # a mean loss within this many standard errors is within the noise
 COLUMNS = [*tables.RUN, "session", *tables.OF_BOUNDARIES]
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``boundaries.csv``."""
     steps = tables.read_verified(arguments.tables / "steps.csv")
-    rows = measure_boundaries(steps, arguments.preserved, arguments.first_boundary)
+    epochs = tables.read_verified(arguments.tables / "epochs.csv")
+    rows = measure_boundaries(steps, epochs, arguments.preserved, arguments.first_boundary)
     output = arguments.tables / "boundaries.csv"
     with write_atomically(output) as path:
         pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, lineterminator="\n")
@@ -38,68 +39,97 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def measure_boundaries(
-    steps: pd.DataFrame, preserved: str, first_boundary: int
+    steps: pd.DataFrame, epochs: pd.DataFrame, preserved: str, first_boundary: int
 ) -> Iterator[dict[str, object]]:
     """Yield a row for each boundary of each run.
 
     Args:
         steps: the table ``steps.csv``.
+        epochs: the table ``epochs.csv``.
         preserved: the name of the boundary that keeps the whole state.
         first_boundary: the first session that begins with a boundary.
     """
+    valid = epochs[epochs["split"] == "valid"]
+    ends = valid.groupby([*tables.RUN, "session"])[["top1", "loss"]].last()
     for cell, of_cell in steps.groupby(["dataset", "schedule", "seed"]):
         sessions: dict[Any, pd.DataFrame] = dict(list(of_cell.groupby(["boundary", "session"])))
         for (boundary, session), after in sessions.items():
             if session < first_boundary or boundary == UNINTERRUPTED:
                 continue
-            before = sessions.get((boundary, session - 1))
-            reference = sessions.get((preserved, session))
             dataset, schedule, seed = cell
             names = [dataset, schedule, boundary, f"{schedule}-{boundary}", seed, session]
-            measures = measure_boundary(before, after, reference)
-            yield dict(zip(COLUMNS, [*names, *measures], strict=True))
+            measures = measure_boundary(after, sessions.get((preserved, session)))
+            end = ends.loc[tuple(names)].tolist()
+            yield dict(zip(COLUMNS, [*names, *measures, *end], strict=True))
 
 
-def measure_boundary(
-    before: pd.DataFrame | None, after: pd.DataFrame, reference: pd.DataFrame | None
-) -> list[float]:
-    """Compute the measures of ``tables.OF_BOUNDARIES``, in their order.
+def measure_boundary(after: pd.DataFrame, reference: pd.DataFrame | None) -> list[float]:
+    """Compute the measures of ``tables.OF_BOUNDARIES`` that follow from steps, in their order.
 
     Args:
-        before: the steps of the session before the boundary. If None, recovery is NaN.
         after: the steps of the session after the boundary.
         reference: the steps after the boundary of the run that keeps all state. If None, the
             measures relative to that run are NaN.
     """
     loss = after["loss"].to_numpy()
-    area = peak = ratio = recovery = np.nan
-    if before is not None:
-        level = float(np.median(before["loss"].to_numpy()[-LEVEL_STEPS:]))
-        recovery = count_recovery_steps(loss, level)
-    if reference is not None:
-        excess = loss[:EXCESS_STEPS] - reference["loss"].to_numpy()[:EXCESS_STEPS]
-        area, peak = float(excess.sum()), float(excess.max())
-        ratio = after["update_norm"].iloc[0] / reference["update_norm"].iloc[0]
     early = float(loss[:EARLY_STEPS].mean())
-    return [early, area, peak, recovery, float(ratio)]
+    if reference is None:
+        return [early, *[np.nan] * 5]
+    kept = reference["loss"].to_numpy()
+    excess = loss[:EXCESS_STEPS] - kept[:EXCESS_STEPS]
+    ratio = after["update_norm"].iloc[0] / reference["update_norm"].iloc[0]
+    return [
+        early, float(excess.sum()), float(excess.max()), count_recovery_steps(loss, kept),
+        count_steps_lost(loss, kept), float(ratio),
+    ]  # fmt: skip
 
 
-def count_recovery_steps(loss: np.ndarray, level: float) -> float:
-    """Count the steps until the median of the last ``RECOVERY_STEPS`` losses is at most ``level``.
+def count_recovery_steps(loss: np.ndarray, kept: np.ndarray) -> float:
+    """Count the steps until the loss is within the noise of that of the run that keeps all state.
+
+    This is the first step at which the mean excess of the last ``WINDOW`` losses is at most
+    ``NOISE_FACTOR`` standard errors of a mean of as many losses of that run. Their standard
+    deviation is taken from differences of neighbouring steps, so that a trend does not count.
 
     Args:
         loss: the losses of a session's steps (steps,).
-        level: the loss to recover.
+        kept: the losses of the same steps of the run that keeps all state (steps,).
 
     Returns:
-        The number of steps, at least ``RECOVERY_STEPS``; infinite if the loss does not
-        recover within the session.
+        The number of steps, at least ``WINDOW``; infinite if the loss does not recover within the
+        session; NaN if the session is shorter than ``WINDOW``.
     """
-    if len(loss) < RECOVERY_STEPS:
-        return np.inf
-    windows = np.lib.stride_tricks.sliding_window_view(loss, RECOVERY_STEPS)
-    has_recovered = np.median(windows, axis=1) <= level
-    return float(np.argmax(has_recovered) + RECOVERY_STEPS) if has_recovered.any() else np.inf
+    if len(loss) < WINDOW:
+        return np.nan
+    noise = np.std(np.diff(kept)) / np.sqrt(2) / np.sqrt(WINDOW)
+    has_recovered = _smooth(loss - kept) <= NOISE_FACTOR * noise
+    return float(np.argmax(has_recovered) + WINDOW) if has_recovered.any() else np.inf
+
+
+def count_steps_lost(loss: np.ndarray, kept: np.ndarray) -> float:
+    """Count by how many steps a run is behind the run that keeps all state, at a session's end.
+
+    Losses are averaged over ``WINDOW`` steps. The run that keeps all state has been at the other
+    run's last loss, or below it, at some number of steps. The other run has been at the first run's
+    last loss at some number of steps, too. The difference of both numbers is the cost.
+
+    Args:
+        loss: the losses of a session's steps (steps,).
+        kept: the losses of the same steps of the run that keeps all state (steps,).
+
+    Returns:
+        The number of steps, negative if the run that keeps all state is behind; NaN if the session
+        is shorter than ``WINDOW`` or a loss is not finite.
+    """
+    if len(loss) < WINDOW or not np.isfinite([*loss, *kept]).all():
+        return np.nan
+    smooth, smooth_kept = _smooth(loss), _smooth(kept)
+    return float((smooth_kept <= smooth[-1]).sum() - (smooth <= smooth_kept[-1]).sum())
+
+
+def _smooth(loss: np.ndarray) -> np.ndarray:
+    """Return the mean of every ``WINDOW`` consecutive losses (steps - WINDOW + 1,)."""
+    return np.lib.stride_tricks.sliding_window_view(loss, WINDOW).mean(axis=1)
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -2,11 +2,15 @@
 
 A pair is two runs with the same schedule and seed. Both train on the same batches in the same
 order, unless a boundary reshuffles them. In a session that both share, the difference is exactly 0.
-p-values are adjusted over data sets and schedules by Holm's method.
+
+Only the primary outcomes, which the configuration names before the runs, get a verdict. They are
+one family over all outcomes, data sets and schedules. All other comparisons are exploratory: they
+have an estimate and an interval for themselves alone, and no verdict.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +18,28 @@ import numpy as np
 import pandas as pd
 
 from optstate.analysis import tables
-from optstate.analysis.statistics import (
-    ALPHA,
-    adjust_p_values,
-    count_pairs_to_decide,
-    count_required_pairs,
-    estimate_difference,
-)
-from optstate.checksums import write_checksums
+from optstate.analysis.files import read_json
+from optstate.analysis.statistics import count_pairs_to_decide, estimate_difference
+from optstate.checksums import verify, write_checksums
 from optstate.job import run, write_atomically
 
 CELL = ["dataset", "schedule"]
 OUTCOME = ["boundary", "baseline", "measure"]
 COMPARISON = [*CELL, *OUTCOME]
-COLUMNS = [
-    *COMPARISON, "n", "mean_difference", "low", "high", "verdict", "bca_low", "bca_high",
-    "p_sign_flip", "p_holm", "p_equivalence", "seeds_to_decide", "primary",
+STATISTICS = [
+    "t_low", "t_high", "bca_low", "bca_high", "p_t", "p_adjusted", "p_sign_flip",
 ]  # fmt: skip
+COLUMNS = [
+    *COMPARISON, "n", "mean_difference", "low", "high", "verdict", "primary", "family", "margin",
+    "seeds_to_decide", *STATISTICS,
+]  # fmt: skip
+EXPLORATORY = "exploratory"
+AT_CHANCE = "no run beats chance"
 LOST = {"epochs_to_target": "missed the target", "recovery_steps": "did not recover"}
-# These measures need a target, a run that keeps all state, or a session before the boundary.
+# These measures need a target, a run that keeps all state, or a longer session.
 CONDITIONAL = [
     "epochs_to_target", "excess_loss_area", "excess_loss_peak", "update_norm_ratio",
-    "recovery_steps",
+    "recovery_steps", "steps_lost",
 ]  # fmt: skip
 
 
@@ -43,8 +47,17 @@ def main(arguments: argparse.Namespace) -> None:
     """Write ``comparisons.csv``, and ``pairs.csv`` with the difference of every pair."""
     summary = tables.read_verified(arguments.tables / "summary.csv")
     boundaries = tables.read_verified(arguments.tables / "boundaries.csv")
+    verify(*arguments.cards)
+    chances = {
+        dataset: tables.compute_chance(read_json(card, "classes"), arguments.valid_per_class)
+        for dataset, card in zip(arguments.datasets, arguments.cards, strict=True)
+    }
     pairs = pair_runs(stack_measures(summary, boundaries), json.loads(arguments.baselines))
-    comparisons = compare_pairs(pairs, arguments.margin, arguments.primary)
+    outcomes = json.loads(arguments.primary)
+    comparisons = compare_pairs(pairs, json.loads(arguments.margin), outcomes, chances)
+    at_chance = [d for d in chances if tables.find_best_top1(summary, d) <= chances[d].limit]
+    is_void = comparisons["dataset"].isin(at_chance) & (comparisons["primary"] == "true")
+    comparisons.loc[is_void, ["verdict", "seeds_to_decide"]] = [AT_CHANCE, np.nan]
     outputs = [arguments.tables / f"{name}.csv" for name in ("pairs", "comparisons")]
     for output, table in zip(outputs, (pairs, comparisons), strict=True):
         with write_atomically(output) as path:
@@ -78,90 +91,122 @@ def pair_runs(rows: pd.DataFrame, baselines: dict[str, list[str]]) -> pd.DataFra
     pairs = rows[rows["boundary"] != rows["baseline"]].merge(of_baseline)
     with np.errstate(invalid="ignore"):  # both may be infinite
         pairs["difference"] = pairs["value"] - pairs["baseline_value"]
-    columns = [*COMPARISON, "seed", "difference"]
-    return pairs[columns].sort_values(columns[:-1], ignore_index=True)
+    columns = [*COMPARISON, "seed", "difference", "value", "baseline_value"]
+    return pairs[columns].sort_values([*COMPARISON, "seed"], ignore_index=True)
 
 
-def compare_pairs(pairs: pd.DataFrame, margin: float, primary: list[str]) -> pd.DataFrame:
+def compare_pairs(
+    pairs: pd.DataFrame,
+    margin: float | dict[str, float],
+    outcomes: Sequence[Sequence[str]],
+    chances: dict[str, tables.Chance],
+) -> pd.DataFrame:
     """Compare each boundary with its baselines, for each data set, schedule and measure.
 
     Args:
         pairs: the result of :func:`pair_runs`.
-        margin: the margin of equivalence in top-1, a fraction.
-        primary: boundary, baseline and measure of the primary outcome.
+        margin: the key ``equivalence_margin`` of the configuration.
+        outcomes: boundary, baseline and measure of each primary outcome.
+        chances: the level of chance of each data set.
 
     Returns:
         A row for each comparison, with the columns ``COLUMNS``.
     """
     if pairs.empty:
         return pd.DataFrame(columns=COLUMNS)
-    table = estimate_differences(pairs, margin)
-    # An outcome is tested in each data set and schedule, so its p-values are adjusted over these.
-    outcome = table.groupby(OUTCOME)
-    for column, adjusted in (("p_value", "p_holm"), ("p_equivalence", "p_equivalence")):
-        table[adjusted] = outcome[column].transform(lambda p: adjust_p_values(p.to_numpy(float)))
-    table["num_tests"] = outcome["p_value"].transform("count")
-    table["seeds_to_decide"] = [count_seeds_to_decide(row, margin) for row in table.itertuples()]
-    table["verdict"] = [describe_verdict(row, margin) for row in table.itertuples()]
-    is_primary = (table[OUTCOME] == primary).all(axis=1)
-    table["primary"] = is_primary.astype(str).str.lower()
-    table = table.rename(columns={"mean": "mean_difference", "p_value": "p_sign_flip"})
+    groups = list(pairs.groupby(COMPARISON, sort=False))
+    primary = [list(names[len(CELL) :]) in list(map(list, outcomes)) for names, _ in groups]
+    rows = []
+    for (names, group), is_primary in zip(groups, primary, strict=True):
+        row = dict(zip(COMPARISON, names, strict=True))
+        row |= {"primary": is_primary, "family": sum(primary) if is_primary else 1}
+        row["margin"] = find_margin(group, margin, chances)
+        rows.append(row | estimate_row(group, row))
+    table = pd.DataFrame(rows)
+    table["seeds_to_decide"] = [count_seeds_to_decide(row) for row in table.itertuples()]
+    table["verdict"] = [describe_verdict(row) for row in table.itertuples()]
+    table["primary"] = table["primary"].astype(str).str.lower()
+    table = table.rename(columns={"mean": "mean_difference"})
     return table[COLUMNS].sort_values(COMPARISON, ignore_index=True)
 
 
-def estimate_differences(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """Estimate the mean difference of each comparison.
+def estimate_row(group: pd.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the estimated :class:`Difference` of a comparison, and the object.
 
-    Returns:
-        A row for each comparison. Its columns are ``COMPARISON``, the fields of the estimated
-        :class:`Difference`, the :class:`Difference` itself as ``found``, and ``num_pairs``, which
-        also counts pairs whose difference is not finite.
+    ``num_pairs`` also counts pairs whose difference is not finite.
     """
-    rows = []
-    for names, group in pairs.groupby(COMPARISON):
-        is_top1 = tables.get_measure(str(names[-1])).is_top1
-        finite = group["difference"][np.isfinite(group["difference"])].to_numpy()
-        found = estimate_difference(finite, margin if is_top1 else None)
-        row = dict(zip(COMPARISON, names, strict=True))
-        rows.append(row | vars(found) | {"found": found, "num_pairs": len(group)})
-    return pd.DataFrame(rows)
+    finite = group["difference"][np.isfinite(group["difference"])].to_numpy()
+    found = estimate_difference(finite, row["family"])
+    return vars(found) | {"found": found, "num_pairs": len(group)}
 
 
-def count_seeds_to_decide(row: Any, margin: float) -> float:
+def find_margin(
+    group: pd.DataFrame, margin: float | dict[str, float], chances: dict[str, tables.Chance]
+) -> float:
+    """Return the margin of equivalence of a comparison, a fraction; NaN if it has none.
+
+    A margin above chance is a fraction of what the baseline learns above the level of chance.
+
+    Args:
+        group: the pairs of the comparison.
+        margin: the key ``equivalence_margin`` of the configuration.
+        chances: the level of chance of each data set.
+    """
+    first = group.iloc[0]
+    if not tables.get_measure(first["measure"]).is_top1:
+        return np.nan
+    if not isinstance(margin, dict):
+        return float(margin)
+    learnt = float(group["baseline_value"].mean()) - chances[first["dataset"]].top1
+    return margin["above_chance"] * learnt if learnt > 0 else np.nan
+
+
+def count_seeds_to_decide(row: Any) -> float:
     """Estimate how many seeds give a 50 % chance of a verdict if the observed effect is real.
 
     Returns:
-        The number of seeds. NaN if there is already a verdict, or if the pairs show no scatter
-        (fewer than two, or all equal).
+        The number of seeds. NaN if there is already a verdict, if there is none to expect, or if
+        the noise is unknown.
     """
-    if row.n < 2 or row.low == row.high or is_different(row) or row.p_equivalence < ALPHA:
+    if not row.primary or np.isnan(row.low) or is_different(row) or is_equivalent(row):
         return np.nan
-    is_top1 = tables.get_measure(row.measure).is_top1
-    return count_pairs_to_decide(row.found, margin if is_top1 else None, row.num_tests)
+    margin = None if np.isnan(row.margin) else row.margin
+    return count_pairs_to_decide(row.found, margin, row.family)
 
 
 def is_different(row: Any) -> bool:
-    """Return whether the adjusted test is significant and the t interval excludes 0.
-
-    The two may disagree, because they make different assumptions.
-    """
-    return row.p_holm < ALPHA and not row.low <= 0 <= row.high
+    """Return whether the simultaneous interval excludes zero."""
+    return row.low > 0 or row.high < 0
 
 
-def describe_verdict(row: Any, margin: float) -> str:
+def is_equivalent(row: Any) -> bool:
+    """Return whether the simultaneous interval lies within the margin of equivalence."""
+    return -row.margin < row.low and row.high < row.margin
+
+
+def describe_verdict(row: Any) -> str:
     """Return the result of a comparison in words."""
     num_lost = row.num_pairs - row.n
     reason = LOST.get(row.measure.partition("_session")[0], "diverged")
     note = f"; {num_lost} of {row.num_pairs} pairs {reason}" if num_lost else ""
+    if not row.primary:
+        return EXPLORATORY + note
     if row.n < 2:
         return ("one seed: no interval" if row.n else "no pair") + note
-    if row.low == row.high:
-        result = f"{describe_size(row)} in all pairs" if row.mean else "no difference in any pair"
-        return result + note
+    if np.isnan(row.low):
+        return describe_equal_pairs(row) + note
     words = [describe_size(row)] if is_different(row) else []
-    if row.p_equivalence < ALPHA:
-        words.append(f"equivalent within {tables.format_margin(margin)}")
+    if is_equivalent(row):
+        words.append(f"equivalent within {tables.format_margin(row.margin)}")
     return (", yet ".join(words) or describe_undecided(row)) + note
+
+
+def describe_equal_pairs(row: Any) -> str:
+    """Return the result of a comparison whose differences are all equal."""
+    if row.mean == 0:
+        return "no difference in any pair"
+    size = tables.format_value(row.mean, tables.get_measure(row.measure))
+    return f"undecided: all {row.n} differences are equal ({size}), so their noise is unknown"
 
 
 def describe_size(row: Any) -> str:
@@ -175,29 +220,28 @@ def describe_size(row: Any) -> str:
         words = f"{row.boundary if is_better else row.baseline} better by"
     else:
         words = f"{row.boundary} {'higher' if row.mean > 0 else 'lower'} by"
-    mean, low, high = abs(row.mean), *sorted([abs(row.low), abs(row.high)])
-    if measure.is_top1:
-        return f"{words} {100 * mean:.2f} points [{100 * low:.2f}, {100 * high:.2f}]"
-    return f"{words} {mean:.3g} [{low:.3g}, {high:.3g}]"
+    low, high = sorted([abs(row.low), abs(row.high)])
+    return f"{words} {tables.format_interval(abs(row.mean), low, high, measure, is_signed=False)}"
 
 
 def describe_undecided(row: Any) -> str:
-    """Return how many seeds would decide, and how many a significant result needs at least."""
-    required = count_required_pairs(row.num_tests)
-    note = f" (with fewer than {required} nothing is significant)" if row.n < required else ""
+    """Return how many seeds would decide."""
     if np.isinf(row.seeds_to_decide):
-        return f"undecided: thousands of seeds would not decide{note}"
-    return f"undecided: about {row.seeds_to_decide:.0f} seeds would decide{note}"
+        return "undecided: thousands of seeds would not decide"
+    return f"undecided: about {row.seeds_to_decide:.0f} seeds would decide"
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 PARSER.add_argument("--tables", type=Path, required=True, help="folder of the tables")
 PARSER.add_argument("--baselines", required=True, help="JSON: the baselines of each boundary")
+PARSER.add_argument("--margin", required=True, help="JSON: the key equivalence_margin")
 PARSER.add_argument(
-    "--margin", type=float, required=True, help="margin of equivalence in top-1, a fraction"
+    "--primary", required=True, help="JSON: boundary, baseline and measure of each primary outcome"
 )
+PARSER.add_argument("--datasets", nargs="+", required=True, help="data sets, in their order")
+PARSER.add_argument("--cards", type=Path, nargs="+", required=True, help="their dataset.json files")
 PARSER.add_argument(
-    "--primary", nargs=3, required=True, help="boundary, baseline and measure to answer for"
+    "--valid-per-class", type=json.loads, help="validation images of each class; null: all"
 )
 
 if __name__ == "__main__":

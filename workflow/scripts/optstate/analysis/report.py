@@ -15,15 +15,15 @@ import pandas as pd
 import yaml
 from docutils.core import publish_parts
 
-from optstate.analysis import tables
+from optstate.analysis import answers, tables
 from optstate.analysis.figures import CURVES
 from optstate.analysis.files import read_json
-from optstate.analysis.statistics import count_required_pairs
+from optstate.analysis.validity import describe_validity
 from optstate.checksums import verify, write_checksums
 from optstate.experiment.runs import Runs, Session
 from optstate.job import run, write_atomically
 
-TABLES = ("comparisons", "summary", "boundaries", "epochs")
+TABLES = ("steps", "epochs", "summary", "boundaries", "comparisons")
 MADE_BY_KEYS = ("compute", "precision", "deterministic", "compiled", "versions")
 CARD_KEYS = (
     "image_size", "num_images", "classes", "greyscale", "rotated", "duplicates", "left_out",
@@ -36,8 +36,16 @@ def main(arguments: argparse.Namespace) -> None:
     runs = Runs.from_json(arguments.runs)
     cards = read_cards(sorted(config["datasets"]), arguments.cards)
     made_by = read_made_by(arguments.runs_folder, runs)
-    summary = tables.read_verified(arguments.tables / "summary.csv")
-    num_tests = len(summary[["dataset", "schedule"]].drop_duplicates())
+    plan = json.loads(arguments.plan)
+    verify(arguments.planned)
+    planned = read_json(arguments.planned, "plan", "date", "commit", "finished_sessions")
+    read = {name: tables.read_verified(arguments.tables / f"{name}.csv") for name in TABLES}
+    comparisons, summary = read["comparisons"], read["summary"]
+    chances = {
+        dataset: tables.compute_chance(card, config["valid_per_class"])
+        for dataset, card in cards.items()
+    }
+    primary = comparisons[comparisons["primary"].eq(True)]
 
     def find_figure(name: str) -> Path:
         return arguments.figures / f"{name}.png"
@@ -45,12 +53,25 @@ def main(arguments: argparse.Namespace) -> None:
     page = load_template(arguments.template).render(
         config=config,
         config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        margin=tables.format_margin(config["equivalence_margin"]),
-        primary=tables.get_measure(config["primary"]["measure"]).label,
-        answers=list_answers(tables.read_verified(arguments.tables / "comparisons.csv")),
-        num_tests=num_tests,
-        required_seeds={n: count_required_pairs(n) for n in (1, num_tests)},
-        run_times=sum_run_times(tables.read_verified(arguments.tables / "epochs.csv"), runs),
+        warnings=answers.list_warnings(config, summary, comparisons, runs.have_boundaries),
+        answers=answers.list_answers(comparisons, config),
+        accuracies=list(answers.list_accuracies(summary, chances)),
+        outcomes=[o | {"label": label_measure(o["measure"])} for o in plan["primary"]],
+        family=len(primary),
+        margins=describe_margins(primary, chances),
+        validity=list(
+            describe_validity(
+                config,
+                read["steps"],
+                read["epochs"],
+                chances,
+                arguments.preserved,
+                plan["primary"][0],
+            )
+        ),
+        planned=planned,
+        changes=find_changes(planned["plan"], plan),
+        run_times=sum_run_times(read["epochs"], runs),
         machines=count_machines(list(made_by.values())),
         mixtures=find_mixtures(made_by),
         describe_kind=describe_kind,
@@ -65,7 +86,8 @@ def main(arguments: argparse.Namespace) -> None:
         command=arguments.command,
         quote_figure=lambda name: shlex.quote(str(find_figure(name))),
         render_text=lambda name: render_text(arguments.template.with_name(f"{name}.rst"), config),
-        tables={name: tables.read_text(arguments.tables / f"{name}.csv") for name in TABLES},
+        comparisons=list_comparisons(comparisons),
+        runs=list_runs(summary),
         measures_of_boundaries=tables.OF_BOUNDARIES,
     )
     with write_atomically(arguments.output) as path:
@@ -100,31 +122,89 @@ def load_template(path: Path) -> jinja2.Template:
     return environment.get_template(path.name)
 
 
-def list_answers(comparisons: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
-    """Return, for each data set, the answer for each schedule: ``schedule`` and ``answer``."""
-    primary = comparisons[comparisons["primary"].eq(True)]
-    rows = primary.assign(answer=[describe_answer(row) for row in primary.itertuples()])
-    return {
-        str(dataset): of_dataset[["schedule", "answer"]].to_dict("records")
-        for dataset, of_dataset in rows.groupby("dataset")
-    }
+def describe_margins(primary: pd.DataFrame, chances: dict[str, tables.Chance]) -> list[str]:
+    """Return the margin of equivalence of each data set, and its share of what was learnt.
+
+    Args:
+        primary: the primary rows of ``comparisons.csv``.
+        chances: the level of chance of each data set.
+    """
+    found = []
+    for dataset, rows in primary[primary["margin"].notna()].groupby("dataset"):
+        margins = " to ".join(
+            tables.format_margin(margin)
+            for margin in sorted({rows["margin"].min(), rows["margin"].max()})
+        )
+        found.append(f"{dataset}: {margins}; chance is {100 * chances[str(dataset)].top1:.1f} %")
+    return found
 
 
-def describe_answer(row: Any) -> str:
-    """Return the verdict of a comparison in one or two sentences, with the mean difference."""
-    verdict, _, lost = row.verdict.partition("; ")
-    if not row.n or "[" in verdict:
-        return f"{row.verdict}."
-    is_top1 = tables.get_measure(row.measure).is_top1
-    scale, unit = (100, " points") if is_top1 else (1, "")
-    difference = f"{row.boundary} \N{MINUS SIGN} {row.baseline}"
-    if row.n == 1:
-        digits = 1 if is_top1 else 2
-        note = f" ({lost})" if lost else ""
-        size = f"{scale * row.mean_difference:+.{digits}f}{unit}"
-        return f"one seed cannot decide{note}. {difference}: {size}."
-    interval = f"[{scale * row.low:+.2f}, {scale * row.high:+.2f}]"
-    return f"{row.verdict}. {difference}: {scale * row.mean_difference:+.2f}{unit} {interval}."
+def find_changes(plan: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Return what differs between a plan and the configuration that was run, as phrases.
+
+    Args:
+        plan: the content of ``plan.json`` under ``plan``.
+        current: what the plan would be now.
+    """
+    return [
+        f"{key.replace('_', ' ')} was {json.dumps(plan.get(key))} and is {json.dumps(value)}"
+        for key, value in current.items()
+        if plan.get(key) != value
+    ]
+
+
+def list_comparisons(comparisons: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the comparisons as rows of text, the primary ones first."""
+    rows = comparisons.assign(is_secondary=~comparisons["primary"].eq(True))
+    rows = rows.sort_values("is_secondary", kind="stable")
+    return [
+        {
+            "dataset": row.dataset,
+            "schedule": row.schedule,
+            "difference": f"{row.boundary} \N{MINUS SIGN} {row.baseline}",
+            "measure": label_measure(row.measure),
+            "pairs": str(row.n),
+            "mean [interval]": format_difference(row),
+            "verdict": row.verdict,
+        }
+        for row in rows.itertuples()
+    ]
+
+
+def label_measure(name: str) -> str:
+    """Return a measure of ``comparisons.csv`` in words, with its session if it has one."""
+    _, _, session = name.partition("_session")
+    label = tables.get_measure(name).label
+    return f"session {session}: {label}" if session else label
+
+
+def format_difference(row: Any) -> str:
+    """Return the mean difference of a comparison with its interval, rounded to its noise."""
+    measure = tables.get_measure(row.measure)
+    if not row.n:
+        return ""
+    if pd.isna(row.low):
+        return tables.format_value(row.mean_difference, measure)
+    return tables.format_interval(row.mean_difference, row.low, row.high, measure)
+
+
+def list_runs(summary: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the runs as rows of text."""
+    return [
+        {
+            "dataset": row.dataset,
+            "method": row.method,
+            "seed": str(row.seed),
+            "final top-1": f"{100 * row.final_valid_top1:.1f} %",
+            "balanced": f"{100 * row.final_valid_balanced_top1:.1f} %",
+            "best top-1 (epoch)": f"{100 * row.best_valid_top1:.1f} % ({row.best_epoch})",
+            "final valid loss": f"{row.final_valid_loss:.3g}",
+            "final train loss": f"{row.final_train_loss:.3g}",
+            "minutes": f"{(row.train_seconds + row.valid_seconds) / 60:.1f}",
+            "diverged": "yes" if row.diverged else "",
+        }
+        for row in summary.itertuples()
+    ]
 
 
 def sum_run_times(epochs: pd.DataFrame, runs: Runs) -> list[dict[Any, str]]:
@@ -213,6 +293,9 @@ PARSER.add_argument("--figures", type=Path, required=True, help="folder of the f
 PARSER.add_argument("--runs-folder", type=Path, required=True, help="folder of all runs")
 PARSER.add_argument("--runs", required=True, help="JSON of the runs")
 PARSER.add_argument("--cards", type=Path, nargs="+", help="dataset.json files, by data set name")
+PARSER.add_argument("--planned", type=Path, required=True, help="plan.json")
+PARSER.add_argument("--plan", required=True, help="JSON of the plan as it would be now")
+PARSER.add_argument("--preserved", required=True, help="boundary that keeps the whole state")
 PARSER.add_argument("--template", type=Path, required=True, help="Jinja template of the page")
 PARSER.add_argument("--command", required=True, help="command that runs the experiment")
 PARSER.add_argument("--commit", default="", help="commit of the sources")

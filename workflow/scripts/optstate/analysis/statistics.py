@@ -1,21 +1,24 @@
 """Statistics of paired differences: their size, its uncertainty, and the pairs needed to decide.
 
-SciPy computes everything except Holm's method, which statsmodels provides. Student's t interval has
-its nominal coverage if the differences are normally distributed, even with few pairs. The BCa
-bootstrap interval (Efron 1987) is computed as well, for skewed differences. With few pairs it
-covers the mean too seldom. The sign-flip permutation test assumes only that, without an effect,
-each difference could equally well have the opposite sign.
+One interval decides each comparison, Student's t interval. Comparisons that are tested together are
+a family of m, and their intervals are simultaneous (Bonferroni): each has the confidence
+1 - 0.05 / m. So the probability that any of them misses its true mean is at most 5 %, and so is the
+probability of any false statement that follows from them: that a boundary is better (the interval
+excludes zero), or that two are equivalent (it lies within the margin). The interval excludes zero
+if, and only if, the p-value of the paired t test, multiplied by m, is below 0.05.
+
+Two more methods are computed as a check, and decide nothing. The sign-flip permutation test assumes
+only that, without an effect, each difference could equally well have the opposite sign. The BCa
+bootstrap interval (Efron 1987) allows for skewed differences, but with few pairs it covers the mean
+too seldom.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
-CONFIDENCE = 0.95
-ALPHA = 0.05
+ALPHA = 0.05  # the probability of any false statement in a family
 SIGN_FLIPS = 2**16  # all are tried up to this number; beyond it, this many are drawn at random
 RESAMPLES = 9999  # number of bootstrap samples
 MAX_PAIRS = 10_000  # from this number on, the pairs needed to decide count as infinite
@@ -23,52 +26,70 @@ MAX_PAIRS = 10_000  # from this number on, the pairs needed to decide count as i
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences, its intervals at 95 %, and p-values; NaN where undefined.
+    """The mean of paired differences, with intervals and p-values; NaN where undefined.
 
     Attributes:
         n: the number of pairs.
         mean: the mean difference.
-        low: the lower end of Student's t interval.
-        high: the upper end of Student's t interval.
-        bca_low: the lower end of the bias-corrected and accelerated bootstrap interval.
+        low: the lower end of the simultaneous t interval.
+        high: the upper end of the simultaneous t interval.
+        t_low: the lower end of the t interval at 95 %, for this comparison alone.
+        t_high: the upper end of that interval.
+        bca_low: the lower end of the bootstrap interval at 95 %.
         bca_high: the upper end of that interval.
-        p_value: the p-value of the two-sided sign-flip permutation test of no difference.
-        p_equivalence: the p-value of two one-sided t tests. Small if the mean lies within the
-            margin of equivalence.
+        p_t: the p-value of the paired t test of no difference.
+        p_adjusted: that p-value, adjusted for the size of the family.
+        p_sign_flip: the p-value of the two-sided sign-flip permutation test.
     """
 
     n: int
     mean: float = np.nan
     low: float = np.nan
     high: float = np.nan
+    t_low: float = np.nan
+    t_high: float = np.nan
     bca_low: float = np.nan
     bca_high: float = np.nan
-    p_value: float = np.nan
-    p_equivalence: float = np.nan
+    p_t: float = np.nan
+    p_adjusted: float = np.nan
+    p_sign_flip: float = np.nan
 
 
-def estimate_difference(pairs: np.ndarray, margin: float | None = None) -> Difference:
+def estimate_difference(pairs: np.ndarray, family: int = 1) -> Difference:
     """Estimate the mean of paired differences.
+
+    If all differences are equal, their noise is unknown, so there is no interval and no t test.
 
     Args:
         pairs: finite differences, one for each seed (n,).
-        margin: means within ± this are equivalent. None: equivalence is not tested.
+        family: the number of comparisons that are tested together.
     """
     if len(pairs) < 2:
         return Difference(len(pairs), *map(float, pairs))
-    mean = float(np.mean(pairs))
-    p_value = compute_sign_flip_p(pairs)
-    if np.ptp(pairs) == 0:  # without scatter, only the number of pairs is evidence
-        return Difference(len(pairs), mean, mean, mean, mean, mean, p_value)
-    interval = stats.ttest_1samp(pairs, 0).confidence_interval(CONFIDENCE)
+    p_sign_flip = compute_sign_flip_p(pairs)
+    if not has_scatter(pairs):
+        return Difference(len(pairs), float(pairs[0]), p_sign_flip=p_sign_flip)
+    p_t = float(stats.ttest_1samp(pairs, 0).pvalue)
     bca = stats.bootstrap(
-        (pairs,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="BCa",
+        (pairs,), np.mean, n_resamples=RESAMPLES, confidence_level=1 - ALPHA, method="BCa",
         rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return Difference(
-        len(pairs), mean, float(interval.low), float(interval.high), float(bca.low),
-        float(bca.high), p_value, compute_equivalence_p(pairs, margin) if margin else np.nan,
+        len(pairs), float(np.mean(pairs)), *compute_interval(pairs, family),
+        *compute_interval(pairs), float(bca.low), float(bca.high), p_t, min(family * p_t, 1.0),
+        p_sign_flip,
     )  # fmt: skip
+
+
+def has_scatter(pairs: np.ndarray) -> bool:
+    """Return whether differences are unequal by more than the rounding of their subtraction."""
+    return bool(np.ptp(pairs) > 1e-9 * np.abs(pairs).max())
+
+
+def compute_interval(pairs: np.ndarray, family: int = 1) -> tuple[float, float]:
+    """Return the t interval of the mean of ``pairs`` (n,), simultaneous in a ``family``."""
+    found = stats.ttest_1samp(pairs, 0).confidence_interval(1 - ALPHA / family)
+    return float(found.low), float(found.high)
 
 
 def compute_sign_flip_p(pairs: np.ndarray) -> float:
@@ -89,53 +110,25 @@ def compute_sign_flip_p(pairs: np.ndarray) -> float:
     return float(test.pvalue)
 
 
-def compute_equivalence_p(pairs: np.ndarray, margin: float) -> float:
-    """Compute the p-value of the hypothesis that the mean of ``pairs`` (n,) exceeds ± ``margin``.
-
-    This is the larger p-value of two one-sided t tests (Schuirmann 1987).
-    """
-    above = stats.ttest_1samp(pairs, -margin, alternative="greater").pvalue
-    below = stats.ttest_1samp(pairs, margin, alternative="less").pvalue
-    return float(max(above, below))
-
-
-def adjust_p_values(p_values: np.ndarray) -> np.ndarray:
-    """Adjust ``p_values`` (tests,) for multiple testing (Holm 1979). A NaN is not a test."""
-    adjusted = np.full(len(p_values), np.nan)
-    is_test = np.isfinite(p_values)
-    if is_test.any():
-        adjusted[is_test] = multipletests(p_values[is_test], method="holm")[1]
-    return adjusted
-
-
-def count_required_pairs(num_tests: int) -> int:
-    """Return the fewest pairs with which one of ``num_tests`` sign-flip tests can be significant.
-
-    With n pairs, the smallest p-value is 2 / 2**n, reached if all differences have the same sign.
-    """
-    return next(n for n in itertools.count(1) if num_tests * 2.0 ** (1 - n) < ALPHA)
-
-
-def count_pairs_to_decide(found: Difference, margin: float | None, num_tests: int) -> float:
+def count_pairs_to_decide(found: Difference, margin: float | None, family: int) -> float:
     """Estimate how many pairs give a 50 % chance of a verdict if the effect is as ``found``.
 
-    With this many pairs, the t interval would exclude zero or lie within ± ``margin``. Levels are
-    divided by ``num_tests`` (Bonferroni), as Holm's method does for the smallest p-value.
+    With this many pairs and the same mean and scatter, the simultaneous interval would exclude zero
+    or lie within ± ``margin``.
 
     Args:
         found: the estimate so far, from at least two differences that are not all equal.
-        margin: the margin of equivalence. None: equivalence is not tested.
-        num_tests: the number of tests that p-values are adjusted for.
+        margin: the margin of equivalence. None: equivalence is not claimed.
+        family: the number of comparisons that are tested together.
 
     Returns:
         The number of pairs, more than so far; infinite if ``MAX_PAIRS`` or more.
     """
-    n = np.arange(max(found.n + 1, count_required_pairs(num_tests)), MAX_PAIRS)
-    half_width = stats.t.interval(CONFIDENCE, found.n - 1)[1]
-    error = (found.high - found.mean) / half_width * np.sqrt(found.n / n)
-    low, high = stats.t.interval(1 - ALPHA / num_tests, n - 1, found.mean, error)
+    n = np.arange(found.n + 1, MAX_PAIRS)
+    half_width = stats.t.interval(1 - ALPHA, found.n - 1)[1]
+    error = (found.t_high - found.mean) / half_width * np.sqrt(found.n / n)
+    low, high = stats.t.interval(1 - ALPHA / family, n - 1, found.mean, error)
     is_decided = np.asarray((low > 0) | (high < 0))
-    if margin:
-        low, high = stats.t.interval(1 - 2 * ALPHA / num_tests, n - 1, found.mean, error)
+    if margin is not None:
         is_decided |= (low > -margin) & (high < margin)
     return float(n[np.argmax(is_decided)]) if is_decided.any() else np.inf

@@ -1,7 +1,8 @@
 """Read tables, and describe the measures in them."""
 
+import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -51,13 +52,20 @@ OF_BOUNDARIES = {  # in comparisons.csv followed by _session2 for the first boun
         "lower",
     ),
     "recovery_steps": Measure(
-        "steps until the median of ten losses is at most the median of the last 50 before the "
-        "boundary",
+        "steps until the mean train loss of ten steps is within the noise of that of the run that "
+        "keeps all state",
+        "lower",
+    ),
+    "steps_lost": Measure(
+        "steps by which the train loss at the end of the session is behind that of the run that "
+        "keeps all state",
         "lower",
     ),
     "update_norm_ratio": Measure(
         "norm of the first update, divided by that of the run that keeps all state"
     ),
+    "end_valid_top1": Measure("valid top-1 at the end of the session", "higher", is_top1=True),
+    "end_valid_loss": Measure("valid loss at the end of the session", "lower"),
 }
 
 
@@ -68,7 +76,59 @@ def get_measure(name: str) -> Measure:
 
 def format_margin(margin: float) -> str:
     """Return a margin of equivalence in words: 0.01 is ±1 point."""
-    return f"±{100 * margin:g} point{'s' if margin != 0.01 else ''}"
+    return f"±{100 * margin:.3g} point{'s' if margin != 0.01 else ''}"
+
+
+def format_value(value: float, measure: Measure) -> str:
+    """Return a difference with its sign, and with its unit if it is in top-1."""
+    return f"{100 * value:+.2f} points" if measure.is_top1 else f"{value:+.3g}"
+
+
+def format_interval(
+    mean: float, low: float, high: float, measure: Measure, is_signed: bool = True
+) -> str:
+    """Return a difference and its interval, with as many digits as the interval justifies.
+
+    The half width has two significant digits. An end that is not zero is not rounded to zero.
+    """
+    scale, unit = (100, " points") if measure.is_top1 else (1, "")
+    mean, low, high = (scale * value for value in (mean, low, high))
+    digits = max(1 - math.floor(math.log10((high - low) / 2)), 0)
+    while any(end and not round(end, digits) for end in (low, high)):
+        digits += 1
+    sign = "+" if is_signed else ""
+    mean_text, *ends = (f"{value:{sign}.{digits}f}" for value in (mean, low, high))
+    return f"{mean_text}{unit} [{', '.join(ends)}]"
+
+
+class Chance(NamedTuple):
+    """The accuracy of a model that has learnt nothing.
+
+    Attributes:
+        top1: the valid top-1, a fraction, if the answer is always the most frequent class.
+        limit: a top-1 above this limit, by two standard errors of as many images, is not chance.
+    """
+
+    top1: float
+    limit: float
+
+
+def compute_chance(card: dict[str, Any], valid_per_class: int | None) -> Chance:
+    """Return the level of chance of a data set.
+
+    Args:
+        card: the content of ``dataset.json``.
+        valid_per_class: validation images of each class that are used; None: all.
+    """
+    numbers = [min(c["valid"], valid_per_class or c["valid"]) for c in card["classes"]]
+    top1 = max(numbers) / sum(numbers)
+    return Chance(top1, top1 + 2 * math.sqrt(top1 * (1 - top1) / sum(numbers)))
+
+
+def find_best_top1(summary: pd.DataFrame, dataset: str) -> float:
+    """Return the final valid top-1 of the best method of a data set, a mean over seeds."""
+    of_dataset = summary[summary["dataset"] == dataset]
+    return float(of_dataset.groupby("method")["final_valid_top1"].mean().max())
 
 
 def read(path: Path) -> pd.DataFrame:

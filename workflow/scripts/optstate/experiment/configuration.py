@@ -6,6 +6,7 @@ from pathlib import Path
 
 from optstate import UNINTERRUPTED
 from optstate.data import packaged
+from optstate.experiment import consistency
 from optstate.experiment.consistency import KEYS_OF_KIND, require_consistent
 from optstate.experiment.runs import (
     Runs,
@@ -19,6 +20,7 @@ from optstate.experiment.runs import (
 )
 from optstate.experiment.schema import Config, conform
 from optstate.experiment.yaml_files import read_yaml
+from optstate.job import InputError
 from optstate.training.spec import SessionSpec
 
 ROOT = Path(__file__).parents[4]
@@ -73,6 +75,7 @@ def validate(given: Config) -> Config:
                 if entry.get(key) == default:
                     del entry[key]
     require_consistent(config)
+    list_outcomes(config)  # checks them
     return config
 
 
@@ -123,6 +126,43 @@ def baselines(config: Config) -> dict[str, list[str]]:
         given = list_baselines(config["boundaries"][name])
         found[name] = given or [min(twins, default=usual)]
     return found
+
+
+def list_outcomes(config: Config) -> list[dict[str, str]]:
+    """Return ``boundary``, ``baseline`` and ``measure`` of each primary outcome.
+
+    Raises:
+        InputError: an outcome has a baseline with which its boundary is not compared.
+    """
+    outcomes = []
+    for outcome in consistency.list_outcomes(config):
+        boundary, measure = outcome["boundary"], outcome["measure"]
+        known = baselines(config)[boundary]
+        baseline = outcome.get("baseline", known[0])
+        if baseline == boundary:
+            raise InputError(
+                f"primary: {boundary} is compared with itself. Choose another boundary."
+            )
+        if baseline not in known:
+            raise InputError(
+                f"primary: {boundary} is not compared with {baseline}, but with "
+                f"{' and '.join(known)}. Add it to boundaries.{boundary}.baseline."
+            )
+        outcomes.append({"boundary": boundary, "baseline": baseline, "measure": measure})
+    return outcomes
+
+
+def make_plan(config: Config) -> Config:
+    """Return what the experiment is judged by: what must be fixed before its runs are seen."""
+    return {
+        "primary": list_outcomes(config),
+        "equivalence_margin": config["equivalence_margin"],
+        "targets": targets(config),
+        "datasets": sorted(config["datasets"]),
+        "sessions": config["sessions"],
+        "methods": sorted(config["methods"]),
+        "seeds": sorted(config["seeds"]),
+    }
 
 
 def losses(config: Config) -> dict[str, list[int]]:

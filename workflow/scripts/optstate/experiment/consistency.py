@@ -42,11 +42,7 @@ def require_consistent(config: Config) -> None:
     _require_boundaries(config)
     _require_methods(config)
     _require_differences(config)
-    primary, known = config["primary"]["boundary"], [*config["boundaries"], UNINTERRUPTED]
-    if primary not in known:
-        raise InputError(
-            f"primary.boundary: `boundaries` has no {primary!r}. {suggest(primary, known)}"
-        )
+    _require_outcomes(config)
     _require_files(config)
 
 
@@ -188,6 +184,31 @@ def _cross_boundaries(name: str, config: Config) -> list[Boundary]:
         return []
     numbers = range(find_first_boundary(config), len(config["sessions"]) + 1)
     return [cross_boundary(config["boundaries"][name], number) for number in numbers]
+
+
+def list_outcomes(config: Config) -> list[dict[str, str]]:
+    """Return ``measure``, ``boundary`` and possibly ``baseline`` of each primary outcome."""
+    given = config["primary"]
+    return given if isinstance(given, list) else [given]
+
+
+def _require_outcomes(config: Config) -> None:
+    """Check the boundaries and sessions that the primary outcomes name."""
+    known, num_sessions = [*config["boundaries"], UNINTERRUPTED], len(config["sessions"])
+    for index, outcome in enumerate(list_outcomes(config)):
+        key = f"primary[{index}]" if isinstance(config["primary"], list) else "primary"
+        for name in ("boundary", "baseline"):
+            if name in outcome and outcome[name] not in known:
+                raise InputError(
+                    f"{key}.{name}: `boundaries` has no {outcome[name]!r}. "
+                    f"{suggest(outcome[name], known)}"
+                )
+        _, _, session = outcome["measure"].partition("_session")
+        if session and not find_first_boundary(config) <= int(session) <= num_sessions:
+            raise InputError(
+                f"{key}.measure: {outcome['measure']}: no session {session} begins with a "
+                f"boundary. Choose one from {find_first_boundary(config)} to {num_sessions}."
+            )
 
 
 def _require_one_source(key: str, source: dict[str, str]) -> None:

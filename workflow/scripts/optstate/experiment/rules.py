@@ -429,11 +429,14 @@ def content_sha256(dataset: str, source: Config) -> str:
     return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json", has_valid_folder)
 
 
-def command_line(settings: ConfigSettings) -> str:
-    """The command that runs the experiment again, without its targets."""
+def command_line(workflow: Any) -> str:
+    """The command that was run; in a job of its own process, one with the same configuration."""
+    if workflow.is_main_process:
+        return shlex.join([".venv/bin/snakemake", *sys.argv[1:]])
+    settings: ConfigSettings = workflow.config_settings
     files = [shlex.quote(os.path.relpath(path)) for path in settings.configfiles]
     values = [shlex.quote(f"{key}={json.dumps(value)}") for key, value in settings.config.items()]
-    command = [".venv/bin/snakemake --cores 1 --resources gpu=1"]
+    command = [".venv/bin/snakemake --cores 1"]
     command += ["--configfile", *files] if files else []
     command += ["--config", *values] if values else []
     return " ".join(command)

@@ -28,6 +28,7 @@ FILES = (
 # Random streams: 0 and 1 order and augment training batches.
 REBUILDING = 2  # batches that rebuild a state
 SUBSET = 3  # the choice of training images
+REESTIMATING = 4  # batches from which batch-norm statistics are estimated
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # of torchvision's weights
 CROP_FRACTION = 8  # a crop shifts the image by up to 1/8 of its side
 CHUNK = 1024  # images copied to a device at once

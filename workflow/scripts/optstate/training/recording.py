@@ -22,7 +22,7 @@ STEP_COLUMNS = [
 ]  # fmt: skip
 EPOCH_COLUMNS = [
     *RUN_COLUMNS, "epoch", "split", "loss", "top1", "top2", "top3", "images", "seconds",
-    "balanced_top1",
+    "balanced_top1", "reestimated_top1", "reestimated_loss",
 ]  # fmt: skip
 
 Row = dict[str, Any]

@@ -1,0 +1,114 @@
+"""Say in words what an experiment found, and first of all what keeps it from finding anything."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from optstate import UNINTERRUPTED
+from optstate.analysis import tables
+from optstate.analysis.compare import AT_CHANCE
+
+Config = dict[str, Any]
+
+
+def name_arm(boundary: str, config: Config) -> str:
+    """Return a boundary in words: what it does if that is simple, else its name."""
+    if boundary == UNINTERRUPTED:
+        return "the uninterrupted run"
+    options = config["boundaries"].get(boundary, {})
+    if options.keys() - {"baseline"} == {"keep"}:
+        if options["keep"] == "all":
+            return "keeping the optimizer's state"
+        if options["keep"] == []:
+            return "a new optimizer"
+    return boundary
+
+
+def list_warnings(
+    config: Config, summary: pd.DataFrame, comparisons: pd.DataFrame, has_boundaries: bool
+) -> list[str]:
+    """Return what the reader must know before any result, as sentences.
+
+    Args:
+        config: the configuration.
+        summary: the table ``summary.csv``.
+        comparisons: the table ``comparisons.csv``.
+        has_boundaries: whether any session begins with a boundary.
+    """
+    primary = comparisons[comparisons["primary"].eq(True)]
+    found = []
+    if not has_boundaries:
+        found.append("No session begins with a boundary, so no state can be lost or kept.")
+    elif primary.empty:
+        found.append("This experiment does not have the runs that the primary outcome compares.")
+    at_chance = primary.loc[primary["verdict"] == AT_CHANCE, "dataset"].unique()
+    for dataset in at_chance:
+        found.append(f"{dataset}: no run beats chance, so nothing is compared.")
+    if summary["seed"].nunique() == 1 and len(primary):
+        found.append("One seed cannot decide: it shows an effect, but not whether it would repeat.")
+    for row in primary[primary["verdict"] == "no difference in any pair"].itertuples():
+        found.append(
+            f"{row.dataset}, {row.schedule}: {row.boundary} and {row.baseline} do not differ in "
+            f"any pair of runs in {tables.get_measure(str(row.measure)).label}."
+        )
+    if summary["diverged"].any():
+        number = int(summary["diverged"].sum())
+        found.append(f"{number} of {len(summary)} runs diverged: a loss was not finite.")
+    return found
+
+
+def list_answers(comparisons: pd.DataFrame, config: Config) -> dict[str, list[str]]:
+    """Return, for each data set, a sentence for each primary comparison."""
+    primary = comparisons[comparisons["primary"].eq(True)]
+    return {
+        str(dataset): [describe_answer(row, config) for row in rows.itertuples()]
+        for dataset, rows in primary.groupby("dataset")
+    }
+
+
+def describe_answer(row: Any, config: Config) -> str:
+    """Return the verdict of a comparison in a sentence, with its direction, size and interval."""
+    measure = tables.get_measure(row.measure)
+    verdict, _, lost = row.verdict.partition("; ")
+    difference = f"{row.boundary} \N{MINUS SIGN} {row.baseline}"
+    where = f"{row.schedule}, {measure.label}, {row.n} seed{'s' if row.n != 1 else ''}"
+    note = f" ({lost})" if lost else ""
+    if row.verdict == AT_CHANCE:
+        answer = "not compared, because no run beats chance"
+    elif np.isnan(row.low):
+        size = f" {difference}: {tables.format_value(row.mean_difference, measure)}"
+        answer = f"{'one seed cannot decide.' + size if row.n == 1 else verdict}"
+    elif " by " in verdict and "seeds would decide" not in verdict:
+        winner, _, size = verdict.partition(" better by ")
+        loser = row.baseline if winner == row.boundary else row.boundary
+        answer = verdict
+        if size:
+            arms = [name_arm(name, config) for name in (winner, loser)]
+            answer = "{} is better than {} by {}".format(*arms, size)
+    else:
+        interval = tables.format_interval(row.mean_difference, row.low, row.high, measure)
+        answer = f"{verdict}. {difference}: {interval}"
+    return f"{where}: {answer}{note}."
+
+
+def list_accuracies(
+    summary: pd.DataFrame, chances: dict[str, tables.Chance]
+) -> Iterator[dict[str, str]]:
+    """Yield the final valid top-1 of each method of each data set, as text.
+
+    Args:
+        summary: the table ``summary.csv``.
+        chances: the level of chance of each data set.
+    """
+    for (dataset, method), runs in summary.groupby(["dataset", "method"]):
+        top1 = 100 * runs["final_valid_top1"]
+        yield {
+            "dataset": str(dataset),
+            "method": str(method),
+            "top1": f"{top1.mean():.1f} %",
+            "range": f"{top1.min():.1f} to {top1.max():.1f} %" if len(runs) > 1 else "",
+            "chance": f"{100 * chances[str(dataset)].top1:.1f} %",
+            "seeds": str(len(runs)),
+        }
