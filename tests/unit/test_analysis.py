@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy import stats
 
 from conftest import ROOT
-from optstate.analysis import boundaries, collect, compare, report, sessions, show
+from optstate.analysis import (
+    answers,
+    boundaries,
+    collect,
+    compare,
+    report,
+    sessions,
+    show,
+    validity,
+)
 from optstate.analysis import tables as tables_of_analysis
 from optstate.analysis.figures import (
     CURVES,
@@ -28,7 +38,7 @@ from optstate.analysis.figures import (
     style,
 )
 from optstate.checksums import read_checksums, write_checksums
-from optstate.experiment.configuration import load
+from optstate.experiment.configuration import load, make_plan
 from optstate.experiment.runs import Runs, Session, split_method
 from optstate.job import InputError
 from optstate.training.batches import count_batches
@@ -44,9 +54,9 @@ EPOCH = (
 STEPS_PER_EPOCH = 50
 BATCH_SIZE = 2
 CARD = {
-    "image_size": 32, "num_images": {"train": 100, "valid": 50},
-    "classes": [{"label": 0, "name": "ant", "train": 60, "valid": 25},
-                {"label": 1, "name": "bee", "train": 40, "valid": 25}],
+    "image_size": 32, "num_images": {"train": 100, "valid": 50_000},
+    "classes": [{"label": 0, "name": "ant", "train": 60, "valid": 25_000},
+                {"label": 1, "name": "bee", "train": 40, "valid": 25_000}],
     "greyscale": {"train": [], "valid": []},
     "rotated": {"train": [], "valid": []},
     "duplicates": {"train": [], "valid": [], "across_splits": []},
@@ -60,7 +70,7 @@ MADE_BY = {
 }  # fmt: skip
 SEEDS = (0, 1, 2)
 KIND = {"kind": "constant"}
-TOP1 = tables_of_analysis.get_measure("final_valid_top1")
+TOP1 = "final_valid_top1"
 CONSTANT = ("constant-new", "constant-preserve")
 METHODS = (*CONSTANT, "onecycle-new", "onecycle-preserve")
 FORKED = {  # of three sessions; the run that loses its state before session 3 shares the first two
@@ -147,16 +157,20 @@ def make_tables(
     """Run the commands that make the tables from the sessions below ``root``."""
     dataset, new, preserve = (names.get(name, name) for name in ("noise", "new", "preserve"))
     collect_tables(root, output, name_runs(methods, seeds, num_sessions, dataset))
-    compare_tables(output, {new: [new], preserve: [new]}, preserve)
+    card = root / "dataset.json"
+    compare_tables(output, card, {new: [new], preserve: [new]}, preserve, dataset)
     return output
 
 
-def compare_tables(output: Path, baselines: dict, preserve: str = "preserve") -> None:
+def compare_tables(
+    output: Path, card: Path, baselines: dict, preserve: str = "preserve", dataset: str = "noise"
+) -> None:
     """Run the commands that measure and compare the boundaries."""
     run_command(boundaries, "--tables", output, "--preserved", preserve)
+    outcome = [preserve, baselines[preserve][0], "final_valid_top1"]
     run_command(
         compare, "--tables", output, "--baselines", json.dumps(baselines), "--margin", 0.01,
-        "--primary", preserve, baselines[preserve][0], "final_valid_top1",
+        "--primary", json.dumps([outcome]), "--datasets", dataset, "--cards", card,
     )  # fmt: skip
 
 
@@ -278,7 +292,7 @@ class TestSharedSessions:
         runs = Runs(["noise"], SEEDS, FORKED)
         collect_tables(write_runs(folder / "runs", runs=runs), folder / "tables", runs)
         baselines = {"late": ["preserve", "new"], "new": ["new"], "preserve": ["new"]}
-        compare_tables(folder / "tables", baselines)
+        compare_tables(folder / "tables", folder / "runs/dataset.json", baselines)
         return folder / "tables"
 
     def test_every_run_has_the_sessions_that_it_shares(self, tables):
@@ -294,17 +308,16 @@ class TestSharedSessions:
 
     def test_runs_that_share_a_session_do_not_differ_there(self, tables):
         rows = read_rows(tables / "comparisons.csv")
-        late = [row for row in rows if row["boundary"] == "late"]
-        verdicts = {(row["baseline"], row["measure"]): row["verdict"] for row in late}
-        shared = "no difference in any pair"
+        late = [row for row in rows if row["boundary"] == "late" and row["mean_difference"]]
+        means = {(row["baseline"], row["measure"]): float(row["mean_difference"]) for row in late}
         for name in ("train_loss_first_40_steps", "excess_loss_area", "recovery_steps"):
-            assert verdicts["preserve", f"{name}_session2"] == shared
+            assert means["preserve", f"{name}_session2"] == 0
         for baseline, measure in (
             ("new", "excess_loss_area_session2"),
             ("preserve", "excess_loss_area_session3"),
             ("preserve", "final_valid_top1"),
         ):
-            assert verdicts[baseline, measure] != shared
+            assert means[baseline, measure] != 0
 
     def test_the_excess_begins_with_the_loss_of_the_state(self, tables):
         rows = {
@@ -516,7 +529,10 @@ class TestAlteredTables:
         tables, output = folder / "tables", folder / "output"
         of_figures = ["--tables", tables, "--output", output]
         of_dataset = [*of_figures, "--dataset", "noise"]
-        primary = ["--margin", 0.01, "--primary", "preserve", "new", "final_valid_top1"]
+        primary = [
+            "--margin", 0.01, "--primary", json.dumps([PRIMARY]), "--datasets", "noise",
+            "--cards", folder / "runs/dataset.json",
+        ]  # fmt: skip
         baselines = json.dumps({"new": ["new"], "preserve": ["new"]})
         of_measure = ["--measure", "final_valid_top1"]
         commands = {
@@ -524,7 +540,7 @@ class TestAlteredTables:
             "compare": (compare, ["--tables", tables, "--baselines", baselines, *primary]),
             "curves": (curves, of_dataset),
             "boundary": (boundary, of_dataset),
-            "differences": (differences, [*of_dataset, *of_measure, "--margin", 0.01]),
+            "differences": (differences, [*of_dataset, "--measures", "final_valid_top1"]),
             "resets": (resets, [*of_dataset, *of_measure, "--losses", json.dumps(LOSSES)]),
             "learning_rate": (learning_rate, of_figures),
             "epochs_to_target": (epochs_to_target, of_figures),
@@ -626,53 +642,86 @@ class TestBoundaries:
         assert float(rows["constant-preserve", "1"]["excess_loss_area"]) == 0
 
     def test_the_excess_covers_the_first_200_steps(self):
-        before = self.steps([1.0] * 60)
         after = self.steps([2.0] * 100 + [3.0] * 200, [6.0] + [1.0] * 299)
         kept = self.steps([1.0] * 300, [1.5] + [1.0] * 299)
-        early, area, peak, _, ratio = boundaries.measure_boundary(before, after, kept)
+        early, area, peak, _, _, ratio = boundaries.measure_boundary(after, kept)
         assert (early, area, peak, ratio) == (2.0, 300.0, 2.0, 4.0)
 
-    def test_there_is_no_excess_without_a_run_that_keeps_all_state(self):
-        steps = self.steps([1.0] * 60)
-        early, area, peak, steps_taken, ratio = boundaries.measure_boundary(steps, steps, None)
-        assert (early, steps_taken) == (1.0, 10.0)
-        assert np.isnan([area, peak, ratio]).all()
+    def test_without_a_run_that_keeps_all_state_only_the_early_loss_is_known(self):
+        early, *others = boundaries.measure_boundary(self.steps([1.0] * 60), None)
+        assert early == 1.0
+        assert len(others) == 5
+        assert np.isnan(others).all()
 
-    def test_the_level_to_recover_is_the_median_of_the_last_50_steps(self):
-        before = self.steps([9.0] * 100 + [1.0] * 24 + [2.0] * 2 + [3.0] * 24)
-        after = self.steps([2.1] * 30 + [2.0] * 30)
-        assert boundaries.measure_boundary(before, after, None)[3] == 30 + 6
+    def test_the_end_of_each_session_is_measured(self, tables):
+        rows = {(r["method"], r["seed"]): r for r in read_rows(tables / "boundaries.csv")}
+        row = rows["constant-preserve", "1"]
+        assert (row["end_valid_top1"], row["end_valid_loss"]) == ("0.52", "0.8")
 
-    def test_the_level_is_that_of_the_same_run(self):
-        losses = {("new", 1): 3.0, ("new", 2): 2.0, ("new", 3): 2.5}
-        losses |= {("preserve", 1): 3.0, ("preserve", 2): 2.6, ("preserve", 3): 2.5}
-        steps = pd.concat(
-            self.steps([loss] * 60).assign(
-                dataset="d", schedule="s", boundary=boundary, session=session, seed=0
+    def test_an_uninterrupted_run_has_no_boundary(self):
+        parts = [
+            self.steps([1.0] * 20).assign(
+                dataset="d", schedule="s", boundary=name, method=f"s-{name}", session=1, seed=0
             )
-            for (boundary, session), loss in losses.items()
-        )
-        found = {
-            (row["boundary"], row["session"]): row["recovery_steps"]
-            for row in boundaries.measure_boundaries(steps, "preserve", 2)
-        }
-        assert found == {
-            ("new", 2): 10, ("new", 3): np.inf, ("preserve", 2): 10, ("preserve", 3): 10,
-        }  # fmt: skip
+            for name in ("uninterrupted", "preserve")
+        ]
+        epochs = pd.DataFrame(
+            {"dataset": "d", "schedule": "s", "boundary": name, "method": f"s-{name}", "seed": 0,
+             "session": 1, "split": "valid", "top1": 0.5, "loss": 1.0}
+            for name in ("uninterrupted", "preserve")
+        )  # fmt: skip
+        found = boundaries.measure_boundaries(pd.concat(parts), epochs, "preserve", 1)
+        assert [row["boundary"] for row in found] == ["preserve"]
 
     @pytest.mark.parametrize(
-        ("loss", "expected"),
+        ("excess", "expected"),
         [
-            ([0.5] * 20, 10),
-            ([2.0] * 5 + [0.5] * 20, 10 + 1),
-            ([2.0, 0.1] * 10 + [0.5] * 10, 21),
-            ([2.0] * 50, np.inf),
-            ([0.5] * 9, np.inf),
-            ([np.nan] * 50, np.inf),
+            ([0.0] * 40, 10),
+            ([1.0] * 20 + [0.0] * 20, 30),
+            ([-1.0] * 40, 10),
+            ([1.0] * 40, np.inf),
+            ([0.0] * 9, np.nan),
+            ([np.nan] * 40, np.inf),
         ],
     )
-    def test_steps_until_recovery(self, loss, expected):
-        assert boundaries.count_recovery_steps(np.array(loss), 1.0) == expected
+    def test_steps_until_the_loss_is_within_the_noise(self, excess, expected):
+        kept = np.ones(len(excess))  # without noise, only an equal loss is within it
+        found = boundaries.count_recovery_steps(kept + excess, kept)
+        assert found == pytest.approx(expected, nan_ok=True)
+
+    def test_the_noise_is_that_of_a_mean_of_ten_steps(self):
+        """Neighbouring losses differ by ±1, so a mean of ten has a standard error of 0.22."""
+        kept = 10 - 0.1 * np.arange(60) + np.tile([0.5, -0.5], 30)
+        noise = np.std(np.diff(kept)) / np.sqrt(2) / np.sqrt(10)
+        assert noise == pytest.approx(1 / np.sqrt(20), rel=0.02)
+        for excess, expected in ((1.99 * noise, 10), (2.01 * noise, np.inf)):
+            assert boundaries.count_recovery_steps(kept + excess, kept) == expected
+
+    def test_a_run_that_is_behind_by_some_steps_has_lost_them(self):
+        kept = 100.0 - np.arange(80)
+        for lost in (0, 7, 30):
+            assert boundaries.count_steps_lost(kept + lost, kept) == pytest.approx(lost, abs=1)
+            assert boundaries.count_steps_lost(kept - lost, kept) == pytest.approx(-lost, abs=1)
+        assert np.isnan(boundaries.count_steps_lost(kept[:9], kept[:9]))
+        assert np.isnan(boundaries.count_steps_lost(np.append(kept[1:], np.nan), kept))
+
+
+CHANCES = dict.fromkeys(["d", "e", "d0", "d1", "d2", "d3"], tables_of_analysis.Chance(0.1, 0.11))
+
+
+def make_pairs(differences, **names: str) -> pd.DataFrame:
+    """Return the rows of ``pairs.csv`` of one comparison, by default the primary one."""
+    usual = {
+        "dataset": "d", "schedule": "s", "boundary": "preserve", "baseline": "new",
+        "measure": "final_valid_top1",
+    }  # fmt: skip
+    table = pd.DataFrame({"seed": range(len(differences)), "difference": differences})
+    return table.assign(**usual | names, baseline_value=0.5)
+
+
+def compare_all(pairs: pd.DataFrame, measure: str = "final_valid_top1") -> pd.DataFrame:
+    """Compare pairs, with preserve minus new as the primary outcome."""
+    return compare.compare_pairs(pairs, 0.01, [["preserve", "new", measure]], CHANCES)
 
 
 class TestCompare:
@@ -680,74 +729,124 @@ class TestCompare:
         rows = {
             (row["schedule"], row["measure"]): row for row in read_rows(tables / "comparisons.csv")
         }
-        assert len(rows) == 2 * 10
+        assert len(rows) == 2 * 13
         row = rows["constant", "train_loss_first_40_steps_session2"]
         assert float(row["mean_difference"]) == pytest.approx(-0.2)
         interval = stats.t.interval(0.95, 2, -0.2, stats.sem([-0.1, -0.2, -0.3]))
-        assert (float(row["low"]), float(row["high"])) == pytest.approx(interval)
-        assert row["n"] == "3"
-        assert row["verdict"].startswith("undecided: about ")
+        for ends in (("low", "high"), ("t_low", "t_high")):
+            assert [float(row[end]) for end in ends] == pytest.approx(list(interval))
+        assert (row["n"], row["verdict"], row["family"]) == ("3", "exploratory", "1")
         target = rows["onecycle", "epochs_to_target"]
-        assert target["verdict"] == "no pair; 3 of 3 pairs missed the target"
+        assert target["verdict"] == "exploratory; 3 of 3 pairs missed the target"
         top1 = rows["onecycle", "final_valid_top1"]
         assert float(top1["mean_difference"]) == pytest.approx(0.02)
-        assert (top1["boundary"], top1["baseline"]) == ("preserve", "new")
+        assert (top1["boundary"], top1["baseline"], top1["family"]) == ("preserve", "new", "2")
+        simultaneous = stats.t.interval(0.975, 2, 0.02, stats.sem([0.01, 0.02, 0.03]))
+        assert [float(top1[end]) for end in ("low", "high")] == pytest.approx(list(simultaneous))
+        assert top1["verdict"].startswith("undecided: about ")
 
     def test_one_seed_gives_a_difference_without_an_interval(self, runs, tmp_path):
         one = make_tables(runs, tmp_path / "one", seeds=[1])
         rows = {
             (row["schedule"], row["measure"]): row for row in read_rows(one / "comparisons.csv")
         }
-        for name, expected in (("final_valid_top1", 0.02), ("final_valid_loss", -0.2)):
+        for name, expected, verdict in (
+            ("final_valid_top1", 0.02, "one seed: no interval"),
+            ("final_valid_loss", -0.2, "exploratory"),
+        ):
             row = rows["constant", name]
             assert (row["n"], row["low"], row["high"]) == ("1", "", "")
-            assert row["verdict"] == "one seed: no interval"
+            assert row["verdict"] == verdict
             assert float(row["mean_difference"]) == pytest.approx(expected)
 
     @pytest.mark.parametrize(
         ("measure", "pairs", "verdict"),
         [
-            ("final_valid_top1", [0.02] * 3,
-             "preserve better by 2.00 points [2.00, 2.00] in all pairs"),
+            ("final_valid_top1", [0.01, 0.01],
+             "undecided: all 2 differences are equal (+1.00 points), so their noise is unknown"),
+            ("final_valid_top1", [0.01] * 20,
+             "undecided: all 20 differences are equal (+1.00 points), so their noise is unknown"),
             ("final_valid_loss", [0.0] * 3, "no difference in any pair"),
             ("final_valid_loss", [1.1, 1.2, 1.3, 1.4, 1.5, 1.6], "new better by 1.35 [1.15, 1.55]"),
-            ("update_norm_ratio_session2", [-1.1, -1.2, -1.3, -1.4, -1.5, -1.6],
-             "preserve lower by 1.35 [1.15, 1.55]"),
+            ("final_valid_top1", [0.031, 0.032, 0.033, 0.034],
+             "preserve better by 3.25 points [3.04, 3.46]"),
+            ("final_valid_top1", [0.001, 0.002, 0.003, 0.004, 0.003],
+             "preserve better by 0.26 points [0.12, 0.40], yet equivalent within ±1 point"),
+            ("final_valid_top1", [0.001, -0.001, 0.002] * 2, "equivalent within ±1 point"),
             ("final_valid_loss", [1.0, 1.0, np.nan],
-             "new better by 1 [1, 1] in all pairs; 1 of 3 pairs diverged"),
+             "undecided: all 2 differences are equal (+1), so their noise is unknown; "
+             "1 of 3 pairs diverged"),
             ("final_valid_loss", [np.inf, np.nan], "no pair; 2 of 2 pairs diverged"),
-            ("epochs_to_target", [np.inf, 1],
-             "one seed: no interval; 1 of 2 pairs missed the target"),
+            ("final_valid_loss", [np.inf, 1], "one seed: no interval; 1 of 2 pairs diverged"),
+            ("final_valid_loss", [-1.0, 1.0, -2.0, 2.0],
+             "undecided: thousands of seeds would not decide"),
         ],
     )  # fmt: skip
     def test_verdicts(self, measure, pairs, verdict):
-        table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
-            dataset="d", schedule="s", boundary="preserve", baseline="new", measure=measure
-        )
-        assert compare.compare_pairs(table, 0.01, PRIMARY)["verdict"].tolist() == [verdict]
+        found = compare_all(make_pairs(pairs, measure=measure), measure=measure)
+        assert found["verdict"].tolist() == [verdict]
 
-    def test_comparisons_without_a_test_are_not_corrected_for(self):
-        pairs = pd.DataFrame(
-            {"dataset": dataset, "schedule": "s", "boundary": "preserve", "baseline": "new",
-             "measure": "epochs_to_target", "seed": seed, "difference": difference}
-            for dataset, differences in (("d0", [1, 2, -1, 3, 1]), ("d1", [np.inf] * 5))
-            for seed, difference in enumerate(differences)
-        )  # fmt: skip
-        verdict = compare.compare_pairs(pairs, 0.01, PRIMARY)["verdict"][0]
-        assert "with fewer than 6 nothing is significant" in verdict
+    def test_a_measure_without_a_direction_is_higher_or_lower(self):
+        measure = "update_norm_ratio_session2"
+        pairs = [-1.1, -1.2, -1.3, -1.4, -1.5, -1.6]
+        found = compare_all(make_pairs(pairs, measure=measure), measure=measure)
+        assert found["verdict"].tolist() == ["preserve lower by 1.35 [1.15, 1.55]"]
+
+    def test_a_comparison_that_is_not_primary_has_no_verdict(self):
+        clear = [0.031, 0.032, 0.033, 0.034]
+        table = pd.concat([make_pairs(clear), make_pairs(clear, boundary="other")])
+        found = compare_all(table).set_index("boundary")
+        assert found.loc["other", ["verdict", "family", "primary"]].tolist() == [
+            "exploratory", 1, "false"
+        ]  # fmt: skip
+        assert found.loc["preserve", "family"] == 1
+        assert np.isnan(found.loc["other", "seeds_to_decide"])
+
+    def test_all_primary_outcomes_are_one_family(self):
+        outcomes = [PRIMARY, ["preserve", "new", "end_valid_top1_session2"]]
+        table = pd.concat(
+            make_pairs([0.01, 0.02, 0.03, 0.05], dataset=dataset, measure=measure)
+            for dataset in ("d", "e")
+            for *_, measure in outcomes
+        )
+        found = compare.compare_pairs(table, 0.01, outcomes, CHANCES)
+        assert found["family"].tolist() == [4] * 4
+        p = stats.ttest_1samp([0.01, 0.02, 0.03, 0.05], 0).pvalue
+        assert found["p_adjusted"].tolist() == pytest.approx([4 * p] * 4)
 
     @pytest.mark.parametrize(("num_cells", "is_equivalent"), [(1, True), (4, False)])
     def test_equivalence_is_adjusted_for_the_number_of_tests(self, num_cells, is_equivalent):
-        pairs = 0.0126 * stats.zscore([-3, -2, -1, -0.5, 0.5, 1, 2, 3], ddof=1)
-        table = pd.concat(
-            pd.DataFrame({"seed": range(8), "difference": pairs}).assign(
-                dataset=f"d{cell}", schedule="s", boundary="preserve", baseline="new",
-                measure="final_valid_top1",
-            )
-            for cell in range(num_cells)
-        )  # fmt: skip
-        for verdict in compare.compare_pairs(table, 0.01, PRIMARY)["verdict"]:
+        pairs = 0.0105 * stats.zscore([-3, -2, -1, -0.5, 0.5, 1, 2, 3], ddof=1)
+        table = pd.concat(make_pairs(pairs, dataset=f"d{cell}") for cell in range(num_cells))
+        for verdict in compare_all(table)["verdict"]:
             assert (verdict == "equivalent within ±1 point") is is_equivalent
+
+    @pytest.mark.parametrize("end", ["low", "high"])
+    def test_an_interval_that_ends_at_zero_or_at_the_margin_decides_nothing(self, end):
+        zero = SimpleNamespace(**{"low": -1.0, "high": 1.0, "margin": 0.01} | {end: 0.0})
+        assert not compare.is_different(zero)
+        ends = {"low": -0.005, "high": 0.005} | {end: -0.01 if end == "low" else 0.01}
+        assert not compare.is_equivalent(SimpleNamespace(**ends, margin=0.01))
+
+    def test_a_margin_may_be_a_fraction_of_what_is_learnt_above_chance(self):
+        table = make_pairs([0.001, -0.001, 0.002] * 2).assign(baseline_value=0.3)
+        for above_chance, margin in ((0.05, 0.01), (0.01, 0.002)):
+            found = compare.compare_pairs(table, {"above_chance": above_chance}, [PRIMARY], CHANCES)
+            assert found["margin"].tolist() == pytest.approx([margin])
+        nothing = compare.compare_pairs(
+            table.assign(baseline_value=0.09), {"above_chance": 0.05}, [PRIMARY], CHANCES
+        )
+        assert np.isnan(nothing["margin"][0])
+        assert nothing["verdict"][0].startswith("undecided")
+
+    def test_nothing_is_compared_where_no_run_beats_chance(self, runs, tmp_path):
+        """Of two classes of 25 images, 52 % right are no evidence of learning."""
+        shutil.copytree(runs, tmp_path / "runs")
+        classes = [c | {"valid": 25} for c in CARD["classes"]]
+        write_card(tmp_path / "runs", classes=classes)
+        for row in read_rows(make_tables(tmp_path / "runs", tmp_path) / "comparisons.csv"):
+            is_primary = row["primary"] == "true"
+            assert (row["verdict"] == "no run beats chance") is is_primary
 
     def test_every_boundary_has_its_own_baselines(self):
         rows = pd.DataFrame(
@@ -764,19 +863,6 @@ class TestCompare:
             *(["again", "preserve", s, 4.0] for s in (0, 1)),
             *(["preserve", "new", s, 2.0] for s in (0, 1)),
         ]
-
-    def test_p_values_are_adjusted_for_each_baseline_separately(self):
-        pairs = pd.DataFrame(
-            {"dataset": dataset, "schedule": "s", "boundary": "late", "baseline": baseline,
-             "measure": "final_valid_top1", "seed": seed, "difference": 0.01 * (seed + 1)}
-            for dataset, baseline in (("d0", "preserve"), ("d0", "new"), ("d1", "new"))
-            for seed in range(6)
-        )  # fmt: skip
-        table = compare.compare_pairs(pairs, 0.01, ["late", "new", "final_valid_top1"])
-        assert table.groupby("baseline")["p_holm"].max().to_dict() == {
-            "preserve": pytest.approx(2 / 2**6), "new": pytest.approx(2 * 2 / 2**6)
-        }  # fmt: skip
-        assert table.loc[table["primary"] == "true", "baseline"].tolist() == ["new", "new"]
 
     def test_the_primary_outcome_is_marked(self, tables):
         primary = [row for row in read_rows(tables / "comparisons.csv") if row["primary"] == "true"]
@@ -874,14 +960,22 @@ def draw(tables: Path, output: Path, dataset: str = "noise", **losses: list[int]
     where = ["--tables", tables, "--output", output]
     for module in (curves, boundary):
         run_command(module, *where, "--dataset", dataset)
-    primary = ("--measure", "final_valid_top1", "--margin", 0.01)
-    run_command(differences, *where, "--dataset", dataset, *primary)
-    run_command(resets, *where, "--dataset", dataset, *primary[:2], "--losses", json.dumps(losses))
+    measure = "final_valid_top1"
+    run_command(differences, *where, "--dataset", dataset, "--measures", measure)
+    of_resets = ("--measure", measure, "--losses", json.dumps(losses))
+    run_command(resets, *where, "--dataset", dataset, *of_resets)
     for module in (learning_rate, epochs_to_target):
         run_command(module, *where)
 
 
-def write_report(folder: Path, output: Path, *options: str, **config: object) -> str:
+def write_report(
+    folder: Path,
+    output: Path,
+    *options: str,
+    late: int = 0,
+    changes: dict | None = None,
+    **config: object,
+) -> str:
     """Write the report of the runs of ``CONSTANT`` in ``folder``. Returns it on one line."""
     figures = folder / "all_figures"
     for part in (figures, figures / "noise"):
@@ -891,10 +985,22 @@ def write_report(folder: Path, output: Path, *options: str, **config: object) ->
                 shutil.copy(path, part)
     tables = folder / "tables"
     config = load() | {"datasets": {"noise": {"target_top1": 0.515}}} | config
+    plan = make_plan(config)
+    (folder / "plan").mkdir(exist_ok=True)
+    planned = {
+        "plan": plan | (changes or {}),
+        "date": "2026-01-31",
+        "commit": "1a2b",
+        "finished_sessions": late,
+    }
+    (folder / "plan/plan.json").write_text(json.dumps(planned))
+    list_checksums(folder / "plan")
     run_command(
         report, "--config", json.dumps(config), "--tables", tables, "--figures", figures,
         "--runs-folder", folder / "runs", "--runs", name_runs(CONSTANT).to_json(),
         "--cards", folder / "runs/dataset.json", "--command", "snakemake", "--packages", "numpy",
+        "--planned", folder / "plan/plan.json", "--plan", json.dumps(plan),
+        "--preserved", "preserve",
         "--template", ROOT / "workflow/report/report.html.j2", "--output", output, *options,
     )  # fmt: skip
     return " ".join(output.read_text().split())
@@ -1054,7 +1160,7 @@ class TestFigures:
         lost = pairs.index[(pairs["schedule"] == "onecycle") & (pairs["seed"] == 1)]
         pairs.loc[lost, "difference"] = np.nan
         comparisons.loc[comparisons["schedule"] == "onecycle", "n"] = 2
-        figure = differences.draw_differences(comparisons, pairs, "noise", TOP1, 0.01)
+        figure = differences.draw_differences(comparisons, pairs, "noise", [TOP1])
         axes = figure.axes[0]
         found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
         assert found == [
@@ -1075,7 +1181,7 @@ class TestFigures:
             pd.concat([table, table.assign(baseline="other", **{column: 0.5})])
             for table, column in ((comparisons, "mean_difference"), (pairs, "difference"))
         )
-        axes = differences.draw_differences(comparisons, pairs, "noise", TOP1, 0.01).axes[0]
+        axes = differences.draw_differences(comparisons, pairs, "noise", [TOP1]).axes[0]
         found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
         assert found == [[50.0] * 3, pytest.approx([1, 2, 3])]
         labels = [label.get_text() for label in axes.get_yticklabels()]
@@ -1091,7 +1197,7 @@ class TestFigures:
         limits = [
             differences.draw_differences(
                 pd.concat([comparisons, comparisons.assign(dataset="smaller", low=0, high=0)]),
-                both, dataset, TOP1, 0.01,
+                both, dataset, [TOP1],
             ).axes[0].get_xlim()
             for dataset in ("noise", "smaller")
         ]  # fmt: skip
@@ -1251,36 +1357,180 @@ def test_the_title_of_the_differences_names_the_better_side(boundary, left_is_be
         assert title == f"← {left} better · {right} better →"
 
 
-def compare_primary(pairs: list[float], measure: str = "final_valid_top1") -> str:
+def answer(pairs: list[float], measure: str = "final_valid_top1") -> str:
     """Return the answer for these differences, preserve minus new."""
-    table = pd.DataFrame({"seed": range(len(pairs)), "difference": pairs}).assign(
-        dataset="d", schedule="s", boundary="preserve", baseline="new", measure=measure
-    )
-    found = compare.compare_pairs(table, 0.01, ["preserve", "new", measure])
-    ((row,),) = report.list_answers(found.assign(primary=found["primary"] == "true")).values()
-    assert row["schedule"] == "s"
-    return row["answer"].replace("\N{MINUS SIGN}", "-")
+    found = compare_all(make_pairs(pairs, measure=measure), measure=measure)
+    config = {"boundaries": {"new": {"keep": []}, "preserve": {"keep": "all"}}}
+    found = found.assign(primary=found["primary"] == "true")
+    ((sentence,),) = answers.list_answers(found, config).values()
+    return sentence.replace("\N{MINUS SIGN}", "-")
 
 
 @pytest.mark.parametrize(
-    ("pairs", "answer"),
+    ("pairs", "expected"),
     [
-        ([0.01, 0.02, 0.03, 0.02, 0.01, 0.03], "preserve better by 2.00 points [1.06, 2.94]."),
+        ([0.01, 0.02, 0.03, 0.02, 0.01, 0.03],
+         "6 seeds: keeping the optimizer's state is better than a new optimizer by 2.00 points "
+         "[1.06, 2.94]."),
+        ([-0.1, -0.2, -0.3, -0.2, -0.1, -0.3],
+         "6 seeds: a new optimizer is better than keeping the optimizer's state by 20.0 points "
+         "[10.6, 29.4]."),
         ([0.001, -0.001, 0.002] * 2,
-         "equivalent within ±1 point. preserve - new: +0.07 points [-0.08, +0.21]."),
-        ([0.0204], "one seed cannot decide. preserve - new: +2.0 points."),
+         "6 seeds: equivalent within ±1 point. preserve - new: +0.07 points [-0.08, +0.21]."),
+        ([0.0204], "1 seed: one seed cannot decide. preserve - new: +2.04 points."),
         ([0.0204, np.nan],
-         "one seed cannot decide (1 of 2 pairs diverged). preserve - new: +2.0 points."),
-        ([np.nan], "no pair; 1 of 1 pairs diverged."),
+         "1 seed: one seed cannot decide. preserve - new: +2.04 points (1 of 2 pairs diverged)."),
+        ([np.nan], "0 seeds: no pair (1 of 1 pairs diverged)."),
     ],
 )  # fmt: skip
-def test_the_answer_gives_the_size_of_the_difference_once(pairs, answer):
-    assert compare_primary(pairs) == answer
+def test_the_answer_has_a_direction_a_size_and_an_interval(pairs, expected):
+    assert answer(pairs) == f"s, final valid top-1, {expected}"
 
 
 def test_the_answer_for_a_loss_has_no_points():
-    answer = compare_primary([-0.123], "final_valid_loss")
-    assert answer == "one seed cannot decide. preserve - new: -0.12."
+    expected = "s, final valid loss, 1 seed: one seed cannot decide. preserve - new: -0.123."
+    assert answer([-0.123], "final_valid_loss") == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.0175, 0.0071, 0.0279), "+1.8 points [+0.7, +2.8]"),
+        ((0.0063, 0.0006, 0.012), "+0.63 points [+0.06, +1.20]"),
+        ((0.0175, 0.0001, 0.035), "+1.75 points [+0.01, +3.50]"),
+        ((0.3, 0.1, 0.5), "+30 points [+10, +50]"),
+    ],
+)
+def test_differences_are_rounded_to_their_noise(values, text):
+    assert tables_of_analysis.format_interval(*values, tables_of_analysis.get_measure(TOP1)) == text
+
+
+class TestWarnings:
+    """What keeps an experiment from an answer is said before any answer."""
+
+    def list_warnings(self, pairs: list[float], verdict: str | None = None, **changes) -> list[str]:
+        found = compare_all(make_pairs(pairs))
+        found = found.assign(primary=found["primary"] == "true")
+        if verdict:
+            found["verdict"] = verdict
+        summary = pd.DataFrame({"seed": range(len(pairs)), "diverged": False}).assign(**changes)
+        return answers.list_warnings(summary, found, has_boundaries=True)
+
+    def test_nothing_is_said_of_a_usual_experiment(self):
+        assert self.list_warnings([0.01, 0.02, 0.03]) == []
+
+    def test_one_seed_no_learning_no_difference_and_divergence_are_said(self):
+        assert self.list_warnings([0.01])[0].startswith("One seed cannot decide")
+        (warning,) = self.list_warnings([0.01, 0.02], "no run beats chance")
+        assert warning == "d: no run beats chance, so nothing is compared."
+        (warning,) = self.list_warnings([0.0, 0.0])
+        assert "preserve and new do not differ in any pair of runs in final valid top-1" in warning
+        (warning,) = self.list_warnings([0.01, 0.02], diverged=[True, False])
+        assert warning == "1 of 2 runs diverged: a loss was not finite."
+
+    def test_an_experiment_without_a_comparison_says_so(self, tables):
+        summary = tables_of_analysis.read(tables / "summary.csv")
+        none = tables_of_analysis.read(tables / "comparisons.csv").iloc[:0]
+        for has_boundaries, words in (
+            (False, "No session begins"),
+            (True, "does not have the runs"),
+        ):
+            (warning,) = answers.list_warnings(summary, none, has_boundaries)
+            assert words in warning
+
+    def test_they_are_above_the_answers_in_the_report(self, diverged, drawn, tmp_path):
+        shutil.copytree(diverged, tmp_path / "results")
+        (tmp_path / "results/tables").mkdir()
+        for path in [*diverged.glob("*.csv"), *diverged.glob("*.sha256")]:
+            shutil.copy(path, tmp_path / "results/tables")
+        page = write_report(tmp_path / "results", tmp_path / "report.html")
+        assert page.index("1 of 6 runs diverged") < page.index('<div class="answer">')
+
+
+@pytest.mark.parametrize(
+    ("boundary", "words"),
+    [("preserve", "keeping the optimizer's state"), ("new", "a new optimizer"), ("slow", "slow"),
+     ("uninterrupted", "the uninterrupted run")],
+)  # fmt: skip
+def test_arms_are_named_by_what_they_do(boundary, words):
+    boundaries = {
+        "new": {"keep": []}, "preserve": {"keep": "all", "baseline": "new"},
+        "slow": {"keep": [], "lr_factor": 0.3},
+    }  # fmt: skip
+    assert answers.name_arm(boundary, {"boundaries": boundaries}) == words
+
+
+class TestPlan:
+    def test_the_report_says_what_was_planned(self, diverged, drawn, tmp_path):
+        page = self.write(diverged, tmp_path)
+        assert "Planned before the first run, on 2026-01-31 at commit <code>1a2b</code>" in page
+        assert "Nothing was changed since." in page
+
+    def test_the_report_says_what_was_changed(self, diverged, drawn, tmp_path):
+        page = self.write(diverged, tmp_path, changes={"seeds": [7], "equivalence_margin": 0.02})
+        assert (
+            "Changed since: equivalence margin was 0.02 and is 0.01; seeds was [7] and is [0]." in page
+        )
+
+    def test_a_late_plan_is_called_late(self, diverged, drawn, tmp_path):
+        page = self.write(diverged, tmp_path, late=3)
+        assert "The plan was written when 3 sessions had already finished" in page
+        assert "before the first run" not in page
+
+    def write(self, diverged: Path, folder: Path, **options) -> str:
+        shutil.copytree(diverged, folder / "results")
+        (folder / "results/tables").mkdir()
+        for path in [*diverged.glob("*.csv"), *diverged.glob("*.sha256")]:
+            shutil.copy(path, folder / "results/tables")
+        return write_report(folder / "results", folder / "report.html", **options)
+
+
+class TestValidity:
+    @pytest.mark.parametrize(
+        ("optimizer", "memory"),
+        [({"name": "Adam"}, 1000), ({"name": "AdamW", "betas": [0.9, 0.95]}, 20),
+         ({"name": "SGD", "momentum": 0.9}, 10), ({"name": "SGD"}, None),
+         ({"name": "RMSprop"}, 100), ({"name": "Adagrad"}, None)],
+    )  # fmt: skip
+    def test_the_memory_of_an_optimizer(self, optimizer, memory):
+        found = validity.compute_memory(optimizer)
+        assert found == (None if memory is None else pytest.approx(memory))
+
+    def test_a_row_for_each_schedule(self, tables):
+        read = {n: tables_of_analysis.read(tables / f"{n}.csv") for n in ("steps", "epochs")}
+        outcome = {"boundary": "preserve", "baseline": "new"}
+        chances = {"noise": tables_of_analysis.Chance(0.5, 0.51)}
+        config = load() | {
+            "schedules": {"constant": {}, "onecycle": {"optimizer": {"name": "SGD"}}}
+        }
+        constant, onecycle = validity.describe_validity(
+            config, read["steps"], read["epochs"], chances, "preserve", outcome
+        )
+        assert constant == {
+            "dataset": "noise", "schedule": "constant", "memory": "1,000 steps (Adam)",
+            "session_steps": "50, 50", "train_top1": "50 %", "last_steps": "50",
+            "above_chance": "+1.0 points", "spikes": "100.0 in 1,000 steps",
+            "gap": "+2.0 points, re-estimated +0.0",
+            "remarks": "no session is as long as the optimizer's memory",
+        }  # fmt: skip
+        assert (onecycle["memory"], onecycle["remarks"]) == ("SGD", "none")
+
+    def test_remarks(self):
+        assert validity.list_remarks(100, [99], [0.98]) == [
+            "no session is as long as the optimizer's memory"
+        ]
+        assert validity.list_remarks(100, [100], [0.5, 0.99]) == [
+            "the training images were known by heart at a boundary"
+        ]
+        assert validity.list_remarks(None, [1], []) == []
+
+    def test_spikes_are_far_above_the_steps_before(self):
+        loss = np.tile([1.0, 1.1, 0.9, 1.05], 30)
+        assert validity.count_spikes(loss) == 0
+        loss[[70, 90]] = 9.0
+        loss[95] = 1.2
+        assert validity.count_spikes(loss) == 2
+        assert validity.count_spikes(loss[:50]) == 0
 
 
 class TestCaptions:

@@ -150,11 +150,14 @@ def test_locked_versions_come_from_the_lock_file():
     assert locked("no-such-package") == []
 
 
-def test_the_command_line_runs_the_experiment_again():
+def test_the_command_line_is_the_one_that_was_run(monkeypatch):
     settings = SimpleNamespace(configfiles=["config/demo.yaml"], config={"seeds": [0, 1]})
-    assert command_line(settings) == (
-        ".venv/bin/snakemake --cores 1 --resources gpu=1 --configfile config/demo.yaml "
-        "--config 'seeds=[0, 1]'"
+    workflow = SimpleNamespace(is_main_process=True, config_settings=settings)
+    monkeypatch.setattr("sys.argv", ["/bin/snakemake", "--cores", "4", "--config", "seeds=[0, 1]"])
+    assert command_line(workflow) == ".venv/bin/snakemake --cores 4 --config 'seeds=[0, 1]'"
+    workflow.is_main_process = False
+    assert command_line(workflow) == (
+        ".venv/bin/snakemake --cores 1 --configfile config/demo.yaml --config 'seeds=[0, 1]'"
     )
 
 

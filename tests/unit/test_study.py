@@ -35,19 +35,18 @@ def test_the_tables_have_all_runs(study):
 
 
 def test_boundaries_follow_from_steps(study):
-    rows = boundaries.measure_boundaries(study["steps"], "preserve", 2)
+    rows = boundaries.measure_boundaries(study["steps"], study["epochs"], "preserve", 2)
     measured = pd.DataFrame(rows, columns=boundaries.COLUMNS)
     pd.testing.assert_frame_equal(measured, study["boundaries"], check_dtype=False)
 
 
-@pytest.mark.usefixtures("frozen_heap")
 def test_comparisons_follow_from_runs_and_boundaries(study):
     values = compare.stack_measures(study["summary"], study["boundaries"])
-    baselines = configuration.baselines(CONFIG)
-    pairs = compare.pair_runs(values, baselines)
-    boundary, measure = CONFIG["primary"]["boundary"], CONFIG["primary"]["measure"]
-    primary = [boundary, baselines[boundary][0], measure]
-    compared = compare.compare_pairs(pairs, CONFIG["equivalence_margin"], primary)
+    pairs = compare.pair_runs(values, configuration.baselines(CONFIG))
+    pd.testing.assert_frame_equal(pairs, study["pairs"], check_dtype=False)
+    outcomes = [list(outcome.values()) for outcome in configuration.list_outcomes(CONFIG)]
+    chances = dict.fromkeys(CONFIG["datasets"], tables.Chance(0.1, 0.11))  # ten classes
+    compared = compare.compare_pairs(pairs, CONFIG["equivalence_margin"], outcomes, chances)
     compared["primary"] = compared["primary"] == "true"
     pd.testing.assert_frame_equal(compared, study["comparisons"], check_dtype=False)
 
@@ -58,7 +57,7 @@ def test_the_page_has_the_differences_of_the_table(study):
         " | ".join([
             row.dataset, row.schedule, f"{row.boundary} - {row.baseline}",
             f"{100 * row.mean_difference:+.2f} [{100 * row.low:+.2f}, {100 * row.high:+.2f}]",
-            f"{row.p_holm:.3f}", row.verdict,
+            f"{row.p_adjusted:.3f}", row.verdict,
         ])
         for row in found[found["measure"] == CONFIG["primary"]["measure"]].itertuples()
     }  # fmt: skip

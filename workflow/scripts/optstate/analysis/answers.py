@@ -27,12 +27,11 @@ def name_arm(boundary: str, config: Config) -> str:
 
 
 def list_warnings(
-    config: Config, summary: pd.DataFrame, comparisons: pd.DataFrame, has_boundaries: bool
+    summary: pd.DataFrame, comparisons: pd.DataFrame, has_boundaries: bool
 ) -> list[str]:
     """Return what the reader must know before any result, as sentences.
 
     Args:
-        config: the configuration.
         summary: the table ``summary.csv``.
         comparisons: the table ``comparisons.csv``.
         has_boundaries: whether any session begins with a boundary.
@@ -43,18 +42,18 @@ def list_warnings(
         found.append("No session begins with a boundary, so no state can be lost or kept.")
     elif primary.empty:
         found.append("This experiment does not have the runs that the primary outcome compares.")
-    at_chance = primary.loc[primary["verdict"] == AT_CHANCE, "dataset"].unique()
-    for dataset in at_chance:
-        found.append(f"{dataset}: no run beats chance, so nothing is compared.")
-    if summary["seed"].nunique() == 1 and len(primary):
+    found += [
+        f"{dataset}: no run beats chance, so nothing is compared."
+        for dataset in primary.loc[primary["verdict"] == AT_CHANCE, "dataset"].unique()
+    ]
+    if len(set(summary["seed"])) == 1 and len(primary):
         found.append("One seed cannot decide: it shows an effect, but not whether it would repeat.")
-    for row in primary[primary["verdict"] == "no difference in any pair"].itertuples():
-        found.append(
-            f"{row.dataset}, {row.schedule}: {row.boundary} and {row.baseline} do not differ in "
-            f"any pair of runs in {tables.get_measure(str(row.measure)).label}."
-        )
-    if summary["diverged"].any():
-        number = int(summary["diverged"].sum())
+    found += [
+        f"{row.dataset}, {row.schedule}: {row.boundary} and {row.baseline} do not differ in any "
+        f"pair of runs in {tables.get_measure(row.measure).label}."
+        for row in tables.iterate_rows(primary[primary["verdict"] == "no difference in any pair"])
+    ]
+    if number := int(summary["diverged"].eq(True).sum()):
         found.append(f"{number} of {len(summary)} runs diverged: a loss was not finite.")
     return found
 
@@ -63,7 +62,7 @@ def list_answers(comparisons: pd.DataFrame, config: Config) -> dict[str, list[st
     """Return, for each data set, a sentence for each primary comparison."""
     primary = comparisons[comparisons["primary"].eq(True)]
     return {
-        str(dataset): [describe_answer(row, config) for row in rows.itertuples()]
+        str(dataset): [describe_answer(row, config) for row in tables.iterate_rows(rows)]
         for dataset, rows in primary.groupby("dataset")
     }
 

@@ -57,7 +57,8 @@ def main(arguments: argparse.Namespace) -> None:
     comparisons = compare_pairs(pairs, json.loads(arguments.margin), outcomes, chances)
     at_chance = [d for d in chances if tables.find_best_top1(summary, d) <= chances[d].limit]
     is_void = comparisons["dataset"].isin(at_chance) & (comparisons["primary"] == "true")
-    comparisons.loc[is_void, ["verdict", "seeds_to_decide"]] = [AT_CHANCE, np.nan]
+    comparisons.loc[is_void, "verdict"] = AT_CHANCE
+    comparisons.loc[is_void, "seeds_to_decide"] = np.nan
     outputs = [arguments.tables / f"{name}.csv" for name in ("pairs", "comparisons")]
     for output, table in zip(outputs, (pairs, comparisons), strict=True):
         with write_atomically(output) as path:

@@ -53,7 +53,7 @@ def main(arguments: argparse.Namespace) -> None:
     page = load_template(arguments.template).render(
         config=config,
         config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        warnings=answers.list_warnings(config, summary, comparisons, runs.have_boundaries),
+        warnings=answers.list_warnings(summary, comparisons, runs.have_boundaries),
         answers=answers.list_answers(comparisons, config),
         accuracies=list(answers.list_accuracies(summary, chances)),
         outcomes=[o | {"label": label_measure(o["measure"])} for o in plan["primary"]],
@@ -167,7 +167,7 @@ def list_comparisons(comparisons: pd.DataFrame) -> list[dict[str, str]]:
             "mean [interval]": format_difference(row),
             "verdict": row.verdict,
         }
-        for row in rows.itertuples()
+        for row in tables.iterate_rows(rows)
     ]
 
 
@@ -203,7 +203,7 @@ def list_runs(summary: pd.DataFrame) -> list[dict[str, str]]:
             "minutes": f"{(row.train_seconds + row.valid_seconds) / 60:.1f}",
             "diverged": "yes" if row.diverged else "",
         }
-        for row in summary.itertuples()
+        for row in tables.iterate_rows(summary)
     ]
 
 

@@ -1,6 +1,7 @@
 """Read tables, and describe the measures in them."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,6 +156,11 @@ def read_verified(path: Path) -> pd.DataFrame:
     if table.empty and path.stem in FILLED:
         raise InputError(f"{path}: has no rows. {FIX}")
     return table
+
+
+def iterate_rows(table: pd.DataFrame) -> Iterator[Any]:
+    """Yield the rows of a table, with an attribute for each column."""
+    return table.itertuples()  # its type says nothing of the columns
 
 
 def read_text(path: Path) -> pd.DataFrame:

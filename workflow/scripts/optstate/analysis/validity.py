@@ -65,7 +65,8 @@ def describe_validity(
             "schedule": str(schedule),
             "memory": f"{memory:,.0f} steps ({own['name']})" if memory else own["name"],
             "session_steps": ", ".join(f"{number:,}" for number in counts),
-            "train_top1": ", ".join(f"{100 * top1:.0f} %" for top1 in before) or "no boundary",
+            "train_top1": ", ".join(f"{100 * top1:.0f} %" for top1 in before)
+            or "none between sessions",
             "last_steps": f"{counts[-1]:,}",
             "above_chance": f"{100 * final:+.1f} points",
             "spikes": describe_spikes(in_cell[in_cell["boundary"] == preserved]),
@@ -122,7 +123,7 @@ def describe_gap(epochs: pd.DataFrame, outcome: dict[str, str]) -> str:
     if "reestimated_top1" not in final or final["reestimated_top1"].isna().all():
         return "no batch norm"
     gap = final.loc[outcome["boundary"], columns] - final.loc[outcome["baseline"], columns]
-    plain, reestimated = (100 * gap.mean()).tolist()
+    plain, reestimated = 100 * gap.to_numpy(float).mean(axis=0)
     return f"{plain:+.1f} points, re-estimated {reestimated:+.1f}"
 
 

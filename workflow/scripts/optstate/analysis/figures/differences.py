@@ -1,6 +1,7 @@
 """Draw every paired difference in the primary outcome of one data set."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,7 +10,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from optstate.analysis import tables
 from optstate.analysis.figures import style
@@ -22,45 +23,67 @@ BAND = "#EDEDED"
 def main(arguments: argparse.Namespace) -> None:
     """Write ``differences`` to ``--output``."""
     comparisons, pairs = (
-        tables.read_verified(arguments.tables / f"{name}.csv").query(
-            "measure == @arguments.measure"
-        )
-        for name in ("comparisons", "pairs")
+        tables.read_verified(arguments.tables / f"{name}.csv") for name in ("comparisons", "pairs")
     )
-    measure = tables.get_measure(arguments.measure)
-    figure = draw_differences(comparisons, pairs, arguments.dataset, measure, arguments.margin)
+    figure = draw_differences(comparisons, pairs, arguments.dataset, arguments.measures)
     output = arguments.output / "differences"
     write_checksums(output.with_suffix(".sha256"), style.save(figure, output))
 
 
 def draw_differences(
-    comparisons: pd.DataFrame,
-    pairs: pd.DataFrame,
-    dataset: str,
-    measure: tables.Measure,
-    margin: float,
+    comparisons: pd.DataFrame, pairs: pd.DataFrame, dataset: str, measures: Sequence[str]
 ) -> Figure:
-    """Draw a row for each comparison: the pairs, their mean, and its t interval at 95 %.
+    """Draw a panel for each measure, with a row for each comparison.
 
     Args:
-        comparisons: rows of all data sets, so that all figures have the same scale.
+        comparisons: the table ``comparisons.csv``.
+        pairs: the table ``pairs.csv``.
+        dataset: the data set to draw.
+        measures: the measures of the primary outcomes.
+    """
+    numbers = [
+        int((comparisons["dataset"].eq(dataset) & comparisons["measure"].eq(m)).sum())
+        for m in measures
+    ]
+    heights = [0.9 + 0.45 * number for number in numbers]
+    figure, grid = plt.subplots(
+        len(measures), figsize=(6.5, 0.9 + sum(heights)), layout="constrained", squeeze=False,
+        height_ratios=heights,
+    )  # fmt: skip
+    for axes, measure in zip(grid[:, 0], measures, strict=True):
+        compared = comparisons[comparisons["measure"] == measure]
+        draw_measure(axes, compared, pairs[pairs["measure"] == measure], dataset, measure)
+    handles: list[Artist] = [*style.make_pair_handles()]
+    if comparisons.loc[comparisons["measure"].isin(measures), "margin"].notna().any():
+        handles.append(Patch(color=BAND, label="margin of equivalence"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_measure(
+    axes: Axes, comparisons: pd.DataFrame, pairs: pd.DataFrame, dataset: str, name: str
+) -> None:
+    """Draw a row for each comparison: the pairs, their mean, its interval and the margin.
+
+    Args:
+        axes: the panel.
+        comparisons: rows of one measure and all data sets, so that all figures have one scale.
         pairs: the pairs of these comparisons.
         dataset: the data set to draw.
-        measure: the measure of both tables.
-        margin: the margin of equivalence in top-1, a fraction.
+        name: the measure.
     """
+    measure = tables.get_measure(name)
     scale = 100 if measure.is_top1 else 1
-    of_dataset = comparisons[comparisons["dataset"] == dataset].iloc[::-1]  # the first one on top
-    figure, axes = plt.subplots(figsize=(6.5, 1.8 + 0.45 * len(of_dataset)), layout="constrained")
-    handles: list[Artist] = [*style.make_pair_handles()]
-    if measure.is_top1:
-        axes.axvspan(-scale * margin, scale * margin, color=BAND, zorder=0)
-        label = f"margin of equivalence, {tables.format_margin(margin)}"
-        handles.append(Patch(color=BAND, label=label))
+    # The first one is on top, and primary outcomes are above the others.
+    of_dataset = comparisons[comparisons["dataset"] == dataset].iloc[::-1]
+    of_dataset = of_dataset.sort_values("primary", kind="stable")
     axes.axvline(0, color=style.NEUTRAL, linewidth=1)
     boundaries = [*of_dataset["boundary"], *of_dataset["baseline"]]
     names = []
-    for y, row in enumerate(of_dataset.itertuples()):
+    for y, row in enumerate(tables.iterate_rows(of_dataset)):
+        if np.isfinite(row.margin):
+            left = -scale * row.margin
+            axes.add_patch(Rectangle((left, y - 0.5), -2 * left, 1, color=BAND, zorder=0))
         values = scale * select_pairs(pairs, row).to_numpy()
         draw_comparison(axes, y, row, values, scale, boundaries)
         names.append(name_comparison(row, len(values)))
@@ -70,10 +93,10 @@ def draw_differences(
     axes.update_datalim([(x, 0) for x in extent])
     axes.autoscale_view(scaley=False)
     unit = " (points)" if measure.is_top1 else ""
-    axes.set_xlabel(f"difference in {measure.label}{unit}")
+    _, _, session = name.partition("_session")
+    label = f"session {session}: {measure.label}" if session else measure.label
+    axes.set_xlabel(f"difference in {label}{unit}")
     axes.set_title(f"{dataset}: {name_sides(of_dataset, measure.better)}", loc="left")
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
 
 
 def select_pairs(pairs: pd.DataFrame, row: Any) -> pd.Series:
@@ -97,11 +120,14 @@ def draw_comparison(
 def name_comparison(row: Any, num_pairs: int) -> str:
     """Return the label of a comparison on the y axis."""
     lost = f", {num_pairs - row.n} of {num_pairs} lost" if row.n < num_pairs else ""
-    return f"{row.schedule}: {row.boundary}\nvs {row.baseline}{lost}"
+    role = "" if row.primary else " (exploratory)"
+    return f"{row.schedule}: {row.boundary}\nvs {row.baseline}{lost}{role}"
 
 
 def name_sides(comparisons: pd.DataFrame, better: str) -> str:
     """Return which boundary is better on each side of zero, by name if all rows agree."""
+    if comparisons.empty:
+        return "nothing to compare"
     names = comparisons[["baseline", "boundary"]].drop_duplicates()
     baseline, boundary = names.iloc[0] if len(names) == 1 else ("second", "first")
     left, right = (baseline, boundary) if better == "higher" else (boundary, baseline)
@@ -118,10 +144,7 @@ def find_extent(comparisons: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
 
 PARSER = style.make_parser(__doc__)
 PARSER.add_argument("--dataset", required=True, help="data set to draw")
-PARSER.add_argument("--measure", required=True, help="measure of the primary outcome")
-PARSER.add_argument(
-    "--margin", type=float, required=True, help="margin of equivalence in top-1, a fraction"
-)
+PARSER.add_argument("--measures", nargs="+", required=True, help="measures of primary outcomes")
 
 if __name__ == "__main__":
     run(PARSER, main)
