@@ -24,6 +24,15 @@ CONTENT = bytes(range(256)) * 8000  # 2 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
+def test_the_first_digits_of_a_hash_are_enough(tmp_path):
+    """torchvision has them in the names of its weights."""
+    (tmp_path / "source").write_bytes(CONTENT)
+    assert fetch(str(tmp_path / "source"), SHA256[:8], tmp_path / "output") == SHA256
+    with pytest.raises(InputError, match=f"its SHA-256 is {SHA256}, but 0{SHA256[:7]} is expected"):
+        fetch(str(tmp_path / "source"), f"0{SHA256[:7]}", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Serves ``content`` at every path, with ranges and with the errors that a test sets."""
 
