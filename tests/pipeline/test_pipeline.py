@@ -107,14 +107,14 @@ class TestResults:
         comparisons = read(results / "tables/comparisons.csv")
         of_runs = {
             f"{which}_valid_{what}" for which in ("final", "best") for what in ("top1", "loss")
-        }
+        } | {"final_valid_balanced_top1"}
         of_boundaries = {
             f"{name}_session{session}"
             for name in tables.OF_BOUNDARIES
             for session in (2, 3)
         }  # fmt: skip
         assert {row["measure"] for row in comparisons} == of_runs | of_boundaries
-        assert len(comparisons) == 2 * (4 + 5 * 2)
+        assert len(comparisons) == 2 * (len(of_runs) + len(of_boundaries))
 
     def test_every_run_has_tensorboard_files(self, results):
         for method in METHODS:
