@@ -388,6 +388,10 @@ rule report:
         packages=locked(*SHOWN_PACKAGES, "docutils", "jinja2", "pyyaml"),
         shown=SHOWN_PACKAGES,
         resets="--has-resets" if HAS_RESETS else "",
+        # The report shows the curves of LR range tests if there are any. As inputs, they would be
+        # drawn again for the report whenever they are outdated. As a parameter, their checksums make
+        # the report stale when curves are made, and nothing else.
+        lr_range_tests=lambda wildcards: json.dumps(experiment.list_finished_tests()),
         command=untracked(lambda _: command_line(workflow.config_settings)),
         commit=untracked(lambda _: commit()),
     message:
@@ -396,4 +400,5 @@ rule report:
         "python -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
         "--figures {params.figures} --runs-folder {params.runs_folder} --runs {params.runs:q} "
         "--cards {input.cards} --template {input.template} --command {params.command:q} "
-        "--commit={params.commit:q} {params.resets} --packages {params.shown} --output {output.page} --log {log}"
+        "--commit={params.commit:q} {params.resets} --packages {params.shown} "
+        "--lr-range-tests {params.lr_range_tests:q} --output {output.page} --log {log}"
