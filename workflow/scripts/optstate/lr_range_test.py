@@ -38,9 +38,10 @@ LOWEST, HIGHEST = 1e-7, 10.0
 NUM_STEPS = 100
 MIN_STEPS = 20  # fewest steps of a curve
 WINDOW = 11  # steps that a point of the smoothed curve averages, about 0.9 decades of the LR
-# Noise alone falls by more than 2 standard deviations of a step's loss in one curve of 1000.
+MARGIN = WINDOW // 2  # steps at each end of the curve without a window
+# About one in 1000 curves of nothing but noise falls by 2 of its standard deviations.
 NUM_DEVIATIONS = 2.0
-MIN_FALL = 0.01  # of the loss at the start; without noise, any fall would be clear
+MIN_CHANGE = 0.01  # of the loss at the start; without noise, any change would be clear
 LR_KEYS = ("lr", "initial_lr", "max_lr", "final_lr")  # of schedules
 TITLE_WIDTH = 90  # characters
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -74,25 +75,36 @@ class Curve:
     def smoothed(self) -> np.ndarray:
         """The mean loss of ``WINDOW`` steps around each step; NaN near both ends of the curve."""
         means = np.convolve(self.losses, np.ones(WINDOW) / WINDOW, mode="valid")
-        return np.pad(means, WINDOW // 2, constant_values=math.nan)
+        return np.pad(means, MARGIN, constant_values=math.nan)
+
+    @property
+    def noise(self) -> np.ndarray:
+        """The standard deviation of a step's loss, for each step.
+
+        It is estimated from the differences between successive losses up to the end of the step's
+        window, so that the curve's trend hardly counts. NaN where ``smoothed`` is.
+        """
+        squares = np.diff(self.losses) ** 2
+        means = np.cumsum(squares) / np.arange(1, len(squares) + 1)
+        return np.pad(np.sqrt(means[WINDOW - 2 :] / 2), MARGIN, constant_values=math.nan)
 
     def find_steepest(self) -> int | None:
         """Return the step at which the loss falls fastest; None if the loss does not descend.
 
-        The loss descends if the smoothed curve falls from its first to its lowest point by at least
-        ``NUM_DEVIATIONS`` times the noise, and by ``MIN_FALL`` of its first point. The noise is the
-        standard deviation of a step's loss, estimated from the differences between successive steps
-        up to the lowest point. The steepest point is searched between the last point that is as
-        high as the first one and the lowest one.
+        A change of the smoothed curve is clear if it is at least ``NUM_DEVIATIONS`` times the noise
+        and ``MIN_CHANGE`` of the curve's first point. The loss descends if the curve falls clearly
+        below its first point before it rises clearly above the lowest point so far. The steepest
+        point lies before the lowest one, and after the curve has left the height of its first one.
         """
-        smoothed = self.smoothed
-        first, lowest = WINDOW // 2, int(np.nanargmin(smoothed))
-        noise = np.sqrt(np.mean(np.diff(self.losses[: lowest + WINDOW // 2 + 1]) ** 2) / 2)
-        fall = smoothed[first] - smoothed[lowest]
-        if lowest == first or fall < max(NUM_DEVIATIONS * noise, MIN_FALL * smoothed[first]):
+        smoothed = self.smoothed[MARGIN:-MARGIN]
+        clear = np.maximum(NUM_DEVIATIONS * self.noise[MARGIN:-MARGIN], MIN_CHANGE * smoothed[0])
+        has_risen = smoothed - np.minimum.accumulate(smoothed) > clear
+        before_rise = smoothed[: np.argmax([*has_risen, True])]
+        if not np.any(smoothed[0] - before_rise > clear[: len(before_rise)]):
             return None
-        start = np.flatnonzero(smoothed[:lowest] >= smoothed[first])[-1]
-        return int(start + np.argmin(np.diff(smoothed[start : lowest + 1])))
+        lowest = int(np.argmin(before_rise))
+        start = int(np.flatnonzero(smoothed[:lowest] >= smoothed[0])[-1])
+        return MARGIN + start + int(np.argmin(np.diff(smoothed[start : lowest + 1])))
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -162,8 +174,7 @@ def draw(
         lr, loss = curve.lrs[suggested], curve.smoothed[suggested]
         axes.plot(lr, loss, "o", color=BLUE, markersize=9, label=f"suggested: {lr:.2g}")
     mark_configured(axes, configured)
-    lowest = int(np.nanargmin(curve.smoothed))
-    shown = curve.losses[: max(lowest, MIN_STEPS)]
+    shown = curve.losses[: max(int(np.nanargmin(curve.smoothed)), MIN_STEPS)]
     # Losses after the lowest point may be huge. They must not flatten the rest of the curve.
     margin = 0.1 * (max(shown) - min(shown)) or 0.1
     axes.set_ylim(min(shown) - margin, max(shown) + 3 * margin)
