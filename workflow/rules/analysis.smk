@@ -391,7 +391,7 @@ rule report:
         # The report shows the curves of LR range tests if there are any. As inputs, they would be
         # drawn again for the report whenever they are outdated. As a parameter, their checksums make
         # the report stale when curves are made, and nothing else.
-        lr_range_tests=lambda wildcards: json.dumps(experiment.list_finished_tests()),
+        lr_range_tests=lambda wildcards: experiment.finished_tests(),
         command=untracked(lambda _: command_line(workflow.config_settings)),
         commit=untracked(lambda _: commit()),
     message:

@@ -170,10 +170,11 @@ class Experiment:
         Results that the run's targets do not need are not printed, because they may be outdated.
         """
         is_done = (job for job in dag.jobs if dag.finished(job) or not dag.needrun(job))
-        rules = {job.rule.name for job in is_done}
-        if "lr_range_test" in rules:
+        jobs = {job.rule.name: job for job in is_done}
+        if "lr_range_test" in jobs:
             print(f"LR range test: {self.tests_folder}")
-        if "report" in rules:
+        # A report that was already finished lacks the curves that were made in this run.
+        if "report" in jobs and jobs["report"].params.lr_range_tests == self.finished_tests():
             print(f"Report: {self.results}/report.html")
 
     # Folders
@@ -402,12 +403,11 @@ class Experiment:
         text = "\n".join([self.prepared(session.dataset), *specs])
         return sha256(text.encode()).hexdigest()[:16]
 
-    def list_finished_tests(self) -> list[dict[str, Any]]:
-        """The LR range tests that were made with this configuration, and still exist.
+    def finished_tests(self) -> str:
+        """The LR range tests that were made with this configuration and still exist, as JSON.
 
-        Returns:
-            For each test, ``dataset``, ``schedule``, ``number`` of the session, the path of its
-            ``figure``, and the ``sha256`` that was listed for the figure.
+        Each has ``dataset``, ``schedule``, ``number`` of the session, the path of its ``figure``,
+        and the ``sha256`` that is listed for the figure.
         """
         found = []
         numbers = range(1, len(self.config["sessions"]) + 1)
@@ -415,10 +415,10 @@ class Experiment:
             wanted = dict(zip(("dataset", "schedule", "number"), values, strict=True))
             path = Path(self.tests_folder, LR_RANGE_TEST.format(**wanted) + ".png")
             listed = read_checksums(path.parent).get(path.name)
-            wildcards = Wildcards(fromdict=wanted)
-            if path.exists() and listed and read_key(path) == self.test_key(wildcards):
+            key = self.test_key(Wildcards(fromdict=wanted))
+            if path.exists() and listed and read_key(path) == key:
                 found.append(wanted | {"figure": str(path), "sha256": listed})
-        return found
+        return json.dumps(found)
 
 
 def read_key(figure: Path) -> str | None:
