@@ -17,9 +17,8 @@ from hashlib import sha256
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from snakemake.dag import DAG
 from snakemake.io import ancient, temp
 from snakemake.iocontainers import Wildcards
 from snakemake.settings.types import ConfigSettings
@@ -32,6 +31,9 @@ from optstate.experiment.runs import Runs, Session, find_plain
 from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError, explain_os_error
+
+if TYPE_CHECKING:  # snakemake.dag and snakemake.workflow import each other
+    from snakemake.dag import DAG
 
 PACKAGE = "workflow/scripts/optstate"
 CACHE = Path(".snakemake/optstate")  # of hashes and checks; it may be deleted at any time
@@ -164,7 +166,7 @@ class Experiment:
         for error in errors_in_logs(Path(self.logs), since=self.start):
             print(error, file=sys.stderr)
 
-    def print_results(self, dag: DAG) -> None:
+    def print_results(self, dag: "DAG") -> None:
         """Print where the results are that this run has made or found up to date.
 
         Results that the run's targets do not need are not printed, because they may be outdated.
