@@ -74,10 +74,10 @@ class TestSuggestion:
         assert make_curve(*without_descent, (70, 1.0), (99, 9)).find_steepest() is None
 
     def test_a_steep_dip_before_the_descent_does_not_count(self):
-        points = [(0, 2.0), (6, 2.0), (18, 1.85), (24, 2.02), (95, 1.4), (99, 9)]
+        points = [(0, 2.0), (10, 2.0), (20, 1.8), (26, 2.1), (90, 1.2), (99, 1.2)]
         noise = np.resize([0.1, -0.1, 0.1, -0.1, 0.1, 0, -0.1, 0.1, -0.1, 0.1, -0.1], NUM_STEPS)
         losses = make_curve(*points, noise=0).losses + noise  # without noise in means of 11 steps
-        assert 24 <= Curve(LRS, losses).find_steepest() <= 95
+        assert Curve(LRS, losses).find_steepest() >= 26
 
     def test_a_short_curve_is_enough(self):
         short = Curve(LRS[:20], make_curve((0, 2.3), (19, 0.5), noise=0.01).losses[:20])
