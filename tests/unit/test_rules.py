@@ -222,7 +222,7 @@ def test_the_arrays_folder_says_how_validation_images_are_chosen(keys, name, opt
 
 def test_a_folder_is_checked_before_any_job(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("optstate.experiment.rules.require_works", lambda config: None)
+    monkeypatch.setattr("optstate.experiment.rules.require_works", lambda *_: None)
     source = {"folder": str(images), "valid_fraction": 0.2}
     config = CONFIG | {"datasets": {"mine": source}}
     with pytest.raises(SystemExit, match=f"^configuration: {images}/val: this validation folder"):
