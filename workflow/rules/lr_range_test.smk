@@ -9,7 +9,6 @@ localrules:
 
 
 CURVE = f"{experiment.tests_folder}/{LR_RANGE_TEST}"
-SUFFIXES = ["csv", "png", "json", "sha256"]
 
 
 rule lr_range:
@@ -19,7 +18,8 @@ rule lr_range:
         previous=experiment.before_test,
         sources=sources("training", "lr_range_test.py"),
     output:
-        [f"{CURVE}.{suffix}" for suffix in SUFFIXES],
+        curve=f"{CURVE}.csv",
+        others=[f"{CURVE}.{suffix}" for suffix in ("png", "json", "sha256")],
     log:
         f"{LOGS}/lr_range_test/{LR_RANGE_TEST}.log",
     # If the report is made in the same run, the tests start before the jobs that it waits for.
@@ -39,14 +39,13 @@ rule lr_range:
         "LR range test of {wildcards.dataset} {wildcards.schedule} before session {wildcards.number}"
     shell:
         "python -m optstate.lr_range_test --spec {params.spec:q} --key {params.key} "
-        "--arrays {params.arrays} {params.start} --output {output[0]} --log {log}"
+        "--arrays {params.arrays} {params.start} --output {output.curve} --log {log}"
 
 
 rule lr_range_test:
     input:
         expand(
-            f"{CURVE}.{{suffix}}",
-            suffix=SUFFIXES,
+            rules.lr_range.output,
             dataset=config["datasets"],
             schedule=experiment.tested_schedules,
             number=range(1, NUM_SESSIONS + 1),
