@@ -43,8 +43,7 @@ onstart:
 
 
 onsuccess:
-    if Path(f"{RESULTS}/report.html").exists():
-        print(f"Report: {RESULTS}/report.html")
+    experiment.print_results(workflow.dag)
 
 
 onerror:

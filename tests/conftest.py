@@ -73,7 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run tests that share an experiment in the same process of xdist."""
     for item in items:
-        for experiment in {"finished", "arms"} & set(getattr(item, "fixturenames", ())):
+        for experiment in {"finished", "arms", "tested"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(experiment))
 
 

@@ -21,6 +21,7 @@ from conftest import (
     write_tar,
 )
 from optstate.analysis import tables
+from optstate.checksums import verify
 
 METHODS = ["constant-new", "constant-preserve", "onecycle-new", "onecycle-preserve"]
 
@@ -372,24 +373,78 @@ device: cpu
             assert (arms / f"figures/{name}.png").stat().st_size > 10_000
 
 
-def test_the_lr_range_test_makes_nothing_stale(tmp_path, images):
-    project = Project(tmp_path / "project")
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory) -> Project:
+    """A project whose LR range test was run, then its experiment. Tests must leave it so."""
+    root = tmp_path_factory.mktemp("tested")
+    project = Project(root / "project")
+    source = write_archived_images(root / "noise")
     project.configure(
-        TINY.format(source=f"folder: {images}").replace("[2, 1, 1]", "[1, 1]")
+        TINY.format(source=source).replace("[2, 1, 1]", "[1, 1]")
         # Small LRs keep the loss far from zero. The noise of a small loss looks like divergence.
         .replace("[1.0e-3, 5.0e-4, 3.0e-4]", "[1.0e-6, 1.0e-6]")
         .replace(", 5.0e-6]", "]").replace(", 1.0e-4]", "]")
         + "methods: [constant-new, constant-preserve]\n"
     )  # fmt: skip
-    project.run("--", "lr_range_test")
-    folder = project.folder / "results/tiny/lr_range_test/noise"
-    for number in (1, 2):
-        rows = read(folder / f"constant-session{number}.csv")
-        rates = [float(row["lr"]) for row in rows]
-        assert rates == sorted(rates)
-        assert (rates[0], len(rows) >= 20) == (pytest.approx(1e-7), True)
-        assert [row["suggested"] for row in rows].count("true") == 1
-        assert (folder / f"constant-session{number}.png").stat().st_size > 10_000
-    left = count_jobs(project)
-    assert "first_session" not in left
-    assert left["last_session"] == 2
+    printed = project.run("--", "lr_range_test")
+    (project.folder / "printed.txt").write_text(printed)
+    jobs = count_jobs(project)
+    assert "first_session" not in jobs
+    assert jobs["last_session"] == 2
+    project.run()
+    return project
+
+
+class TestLRRangeTest:
+    FOLDER = "results/tiny/lr_range_test"
+
+    def test_it_writes_curves_and_says_where(self, tested):
+        folder = tested.folder / self.FOLDER / "noise"
+        for number in (1, 2):
+            rows = read(folder / f"constant-session{number}.csv")
+            rates = [float(row["lr"]) for row in rows]
+            assert rates == sorted(rates)
+            assert (rates[0], len(rows) >= 20) == (pytest.approx(1e-7), True)
+            suggested = [float(row["lr"]) for row in rows if row["suggested"] == "true"]
+            log = tested.folder / f"logs/tiny/lr_range_test/noise/constant-session{number}.log"
+            words = f"{suggested[0]:.2g}" if suggested else "none: the loss does not descend"
+            assert f"suggested LR {words}; configured: lr 1e-06" in log.read_text()
+            assert (folder / f"constant-session{number}.png").stat().st_size > 10_000
+            verify(folder / f"constant-session{number}.csv")
+        printed = (tested.folder / "printed.txt").read_text().splitlines()
+        assert f"LR range test: {self.FOLDER}" in printed
+        assert not [line for line in printed if line.startswith("Report: ")]
+
+    def test_the_report_shows_the_curves_and_is_up_to_date(self, tested):
+        page = (tested.folder / "results/tiny/report.html").read_text()
+        for number in (1, 2):
+            assert f'alt="noise, constant: loss before session {number}' in page
+        assert count_jobs(tested) == {}
+
+    def test_outdated_curves_are_not_made_again_for_the_report(self, tested):
+        source = tested.folder / "workflow/scripts/optstate/lr_range_test.py"
+        before = source.read_text()
+        source.write_text(f"{before}# more\n")
+        jobs, wanted = count_jobs(tested), count_jobs(tested, "--", "lr_range_test")
+        source.write_text(before)
+        assert (jobs, wanted) == ({}, {"lr_range": 2, "lr_range_test": 1})
+
+    def test_a_report_without_curves_needs_none(self, tested):
+        folder = tested.folder / self.FOLDER
+        folder.rename(folder.with_name("moved"))
+        jobs = count_jobs(tested)
+        folder.with_name("moved").rename(folder)
+        assert jobs == {"report": 1}
+
+    def test_curves_of_other_settings_are_not_made_for_the_report(self, tested):
+        jobs = count_jobs(tested, "--config", "batch_size=3")
+        assert (jobs["report"], "lr_range" in jobs) == (1, False)
+
+    def test_an_altered_curve_is_refused(self, tested):
+        figure = tested.folder / self.FOLDER / "noise/constant-session1.png"
+        before = figure.read_bytes()
+        figure.write_bytes(before[:-1])
+        result = tested.snakemake("--dry-run")
+        figure.write_bytes(before)
+        assert result.returncode != 0
+        assert "constant-session1.png: changed since it was made. Delete it" in result.stderr

@@ -154,7 +154,7 @@ def test_the_lr_range_test_refuses_altered_files(tmp_path, arrays, altered):
         flip_a_byte(arrays / "train_images.npy" if altered == "arrays" else first / "checkpoint.pt")
     expected = replace(SHORT, seed=4) if altered == "run" else SHORT
     arguments = [
-        "--spec", AFTER_SHORT.to_json(), "--arrays", arrays, "--previous", first,
+        "--spec", AFTER_SHORT.to_json(), "--key", "0", "--arrays", arrays, "--previous", first,
         "--previous-spec", expected.to_json(), "--output", tmp_path / "curve.csv",
     ]  # fmt: skip
     with pytest.raises(InputError, match="its seed is 3, not 4" if altered == "run" else "changed"):

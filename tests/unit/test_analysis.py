@@ -1,5 +1,6 @@
 """Tables, comparisons, figures and answers of synthetic runs."""
 
+import base64
 import csv
 import gc
 import json
@@ -1036,6 +1037,37 @@ class TestReport:
         assert "difference in final valid top-1 to the run that keeps all state" in page
         assert "as the state is lost more often" in page
 
+    def make_lr_range_test(self, results: Path) -> tuple[Path, str, str]:
+        """Write a curve. Returns its path, and the options with which the report shows it."""
+        figure = results / "lr_range_test/noise/constant-session2.png"
+        figure.parent.mkdir(parents=True)
+        shutil.copy(results / "figures/train_loss.png", figure)
+        write_checksums(figure.with_suffix(".sha256"), [figure])
+        test = {"dataset": "noise", "schedule": "constant", "number": 2, "figure": str(figure)}
+        return figure, "--lr-range-tests", json.dumps([test])
+
+    def test_lr_range_tests_are_shown_if_there_are_any(self, results):
+        page = write_report(results, results / "report.html")
+        assert "LR range test" not in page
+        figure, *options = self.make_lr_range_test(results)
+        page = write_report(results, results / "report.html", *options)
+        assert page.count("<img") == 11
+        (words,) = re.findall(
+            '<h3 id="lr-range-tests">.*<img src="data:image/png;base64,([^"]*)" alt="noise, '
+            'constant: loss before session 2, while the LR rises">.*<h2 id="tables">',
+            page,
+        )
+        assert base64.b64decode(words) == figure.read_bytes()
+        assert f"<pre>snakemake -- {figure}</pre>" in page
+
+    @pytest.mark.parametrize("alter", ALTERATIONS)
+    def test_an_altered_lr_range_test_is_refused(self, results, alter):
+        figure, *options = self.make_lr_range_test(results)
+        alter(figure)
+        with pytest.raises(InputError, match=r"constant-session2\.png"):
+            write_report(results, results / "report.html", *options)
+        assert not list(results.glob("report.*"))
+
     @pytest.mark.parametrize("every", [1, 3])
     def test_the_validated_epochs_are_explained_if_some_are_not(self, results, every):
         page = write_report(results, results / "report.html", validate_every=every)
@@ -1469,7 +1501,8 @@ class TestPlan:
     def test_the_report_says_what_was_changed(self, diverged, drawn, tmp_path):
         page = self.write(diverged, tmp_path, changes={"seeds": [7], "equivalence_margin": 0.02})
         assert (
-            "Changed since: equivalence margin was 0.02 and is 0.01; seeds was [7] and is [0]." in page
+            "Changed since: equivalence margin was 0.02 and is 0.01; seeds was [7] and is [0]."
+            in page
         )
 
     def test_a_late_plan_is_called_late(self, diverged, drawn, tmp_path):

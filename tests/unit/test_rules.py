@@ -3,11 +3,13 @@
 import json
 import os
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, file_sha256
+from optstate.checksums import write_checksums
 from optstate.experiment import configuration, lock, rules
 from optstate.experiment.rules import Experiment, command_line, errors_in_logs, locked, sources
 from optstate.experiment.runs import Session
@@ -96,6 +98,102 @@ def test_the_lr_range_test_follows_the_boundary_that_keeps_nothing():
     first = make_wildcards(schedule="constant", number="1")
     assert experiment.tested_session(first).name == "constant"
     assert experiment.before_test(first) == []
+
+
+def test_the_key_of_an_lr_range_test_identifies_all_settings_up_to_its_session():
+    def find_keys(sha256: str = "b" * 64, **changes: object) -> list[str]:
+        experiment = Experiment(CONFIG | changes, {"imagenette": sha256, "imagewoof": sha256})
+        tested = (make_wildcards(schedule="constant", number=str(n)) for n in (1, 2))
+        return [experiment.test_key(wildcards) for wildcards in tested]
+
+    keys = find_keys()
+    assert keys == find_keys(equivalence_margin=0.5)
+    assert len(set(keys)) == 2
+    for changed in (find_keys(batch_size=7), find_keys("c" * 64), find_keys(sessions=[9, 10, 5])):
+        assert not set(changed) & set(keys)
+    first, second = find_keys(sessions=[10, 9, 5])
+    assert (first == keys[0], second == keys[1]) == (True, False)
+
+
+def make_test(experiment: Experiment, number: int, key: str | None = None) -> Path:
+    """Write the files of an LR range test in the working directory. Returns the figure's path."""
+    wildcards = make_wildcards(schedule="constant", number=str(number))
+    figure = Path(f"results/article/lr_range_test/imagewoof/constant-session{number}.png")
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_bytes(b"curve")
+    content = json.dumps({"key": key or experiment.test_key(wildcards)})
+    figure.with_suffix(".json").write_text(content)
+    write_checksums(figure.with_suffix(".sha256"), [figure])
+    return figure
+
+
+def test_finished_lr_range_tests_are_those_of_this_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(EXPERIMENT.finished_tests()) == []
+    figure = make_test(EXPERIMENT, 2)
+    make_test(EXPERIMENT, 3, key="of other settings")
+    (found,) = json.loads(EXPERIMENT.finished_tests())
+    assert found == {
+        "dataset": "imagewoof", "schedule": "constant", "number": 2, "figure": str(figure),
+        "sha256": file_sha256(figure),
+    }  # fmt: skip
+    other = Experiment(CONFIG | {"batch_size": 7}, EXPERIMENT.dataset_sha256)
+    assert json.loads(other.finished_tests()) == []
+
+
+@pytest.mark.parametrize("missing", ["png", "json", "sha256"])
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_an_incomplete_lr_range_test_is_not_finished(tmp_path, monkeypatch, missing, content):
+    monkeypatch.chdir(tmp_path)
+    path = make_test(EXPERIMENT, 2).with_suffix(f".{missing}")
+    path.unlink()
+    if content and missing != "png":
+        path.write_text(content)
+    assert json.loads(EXPERIMENT.finished_tests()) == []
+
+
+TEST_LINE = "LR range test: results/article/lr_range_test"
+REPORT_LINE = "Report: results/article/report.html"
+
+
+class Dag:
+    """A graph of jobs, each of a rule, as Snakemake's."""
+
+    def __init__(self, finished: str = "", up_to_date: str = "", failed: str = "", tests="[]"):
+        self.jobs = [
+            SimpleNamespace(
+                rule=SimpleNamespace(name=name), params=SimpleNamespace(lr_range_tests=tests)
+            )
+            for name in f"{finished} {up_to_date} {failed}".split()
+        ]
+        self.names = {"finished": finished.split(), "up_to_date": up_to_date.split()}
+
+    def finished(self, job) -> bool:
+        return job.rule.name in self.names["finished"]
+
+    def needrun(self, job) -> bool:
+        return job.rule.name not in self.names["up_to_date"]
+
+
+@pytest.mark.parametrize(
+    ("dag", "printed"),
+    [
+        (Dag("lr_range lr_range_test"), [TEST_LINE]),
+        (Dag("lr_range lr_range_test report"), [TEST_LINE, REPORT_LINE]),
+        (Dag("lr_range_test", up_to_date="report"), [TEST_LINE, REPORT_LINE]),
+        (Dag("lr_range lr_range_test", up_to_date="report", tests="[{}]"), [TEST_LINE]),
+        (Dag("report"), [REPORT_LINE]),
+        (Dag("collect", up_to_date="report"), [REPORT_LINE]),
+        (Dag("collect", failed="report lr_range_test"), []),
+        (Dag("collect"), []),
+    ],
+)
+def test_the_run_ends_by_naming_its_own_results(tmp_path, monkeypatch, capsys, dag, printed):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results/article").mkdir(parents=True)
+    (tmp_path / "results/article/report.html").write_text("of an earlier run")
+    EXPERIMENT.print_results(dag)
+    assert capsys.readouterr().out.splitlines() == printed
 
 
 @pytest.mark.parametrize(

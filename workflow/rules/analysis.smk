@@ -402,6 +402,10 @@ rule report:
         packages=locked(*SHOWN_PACKAGES, "docutils", "jinja2", "pyyaml"),
         shown=SHOWN_PACKAGES,
         resets="--has-resets" if HAS_RESETS else "",
+        # The report shows the curves of LR range tests if there are any. As inputs, they would be
+        # drawn again for the report whenever they are outdated. As a parameter, their checksums make
+        # the report stale when curves are made, and nothing else.
+        lr_range_tests=lambda wildcards: experiment.finished_tests(),
         command=untracked(lambda _: command_line(workflow)),
         commit=untracked(lambda _: commit()),
     message:
@@ -411,4 +415,5 @@ rule report:
         "--figures {params.figures} --runs-folder {params.runs_folder} --runs {params.runs:q} "
         "--cards {input.cards} --planned {input.planned} --plan {params.plan:q} "
         "--preserved {params.preserved} --template {input.template} --command {params.command:q} "
-        "--commit={params.commit:q} {params.resets} --packages {params.shown} --output {output.page} --log {log}"
+        "--commit={params.commit:q} {params.resets} --packages {params.shown} "
+        "--lr-range-tests {params.lr_range_tests:q} --output {output.page} --log {log}"

@@ -85,6 +85,9 @@ def main(arguments: argparse.Namespace) -> None:
         embed_figure=lambda name: encode_png(find_figure(name)),
         command=arguments.command,
         quote_figure=lambda name: shlex.quote(str(find_figure(name))),
+        lr_range_tests=json.loads(arguments.lr_range_tests),
+        embed_file=lambda path: encode_png(Path(path)),
+        quote=shlex.quote,
         render_text=lambda name: render_text(arguments.template.with_name(f"{name}.rst"), config),
         comparisons=list_comparisons(comparisons),
         runs=list_runs(summary),
@@ -300,6 +303,7 @@ PARSER.add_argument("--template", type=Path, required=True, help="Jinja template
 PARSER.add_argument("--command", required=True, help="command that runs the experiment")
 PARSER.add_argument("--commit", default="", help="commit of the sources")
 PARSER.add_argument("--has-resets", action="store_true", help="show the figure of resets")
+PARSER.add_argument("--lr-range-tests", default="[]", help="JSON of finished tests, see the rule")
 PARSER.add_argument("--packages", nargs="+", required=True, help="packages to list with versions")
 PARSER.add_argument("--output", type=Path, required=True, help="HTML file")
 

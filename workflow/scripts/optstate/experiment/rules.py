@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from snakemake.io import ancient, temp
 from snakemake.iocontainers import Wildcards
 from snakemake.settings.types import ConfigSettings
 
-from optstate.checksums import hash_files
+from optstate.checksums import hash_files, read_checksums
 from optstate.data.manifest import folder_sha256
 from optstate.experiment import configuration, integrity, lock
 from optstate.experiment.consistency import is_published, list_files, list_notes
@@ -31,6 +32,9 @@ from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError, explain_os_error
 
+if TYPE_CHECKING:  # snakemake.dag and snakemake.workflow import each other
+    from snakemake.dag import DAG
+
 PACKAGE = "workflow/scripts/optstate"
 CACHE = Path(".snakemake/optstate")  # of hashes and checks; it may be deleted at any time
 LOCK_FILE = configuration.ROOT / "envs/requirements.lock"
@@ -38,6 +42,7 @@ CHECKED_KEYS = (
     "model", "weights", "optimizer_state", "image_size", "optimizer", "schedules", "boundaries",
     "methods",
 )  # fmt: skip
+LR_RANGE_TEST = "{dataset}/{schedule}-session{number}"  # a test's files, without their suffixes
 ARRAYS = [f"{split}_{kind}.npy" for split in ("train", "valid") for kind in ("images", "labels")]
 
 
@@ -161,6 +166,19 @@ class Experiment:
         for error in errors_in_logs(Path(self.logs), since=self.start):
             print(error, file=sys.stderr)
 
+    def print_results(self, dag: "DAG") -> None:
+        """Print where the results are that this run has made or found up to date.
+
+        Results that the run's targets do not need are not printed, because they may be outdated.
+        """
+        is_done = (job for job in dag.jobs if dag.finished(job) or not dag.needrun(job))
+        jobs = {job.rule.name: job for job in is_done}
+        if "lr_range_test" in jobs:
+            print(f"LR range test: {self.tests_folder}")
+        # A report that was already finished lacks the curves that were made in this run.
+        if "report" in jobs and jobs["report"].params.lr_range_tests == self.finished_tests():
+            print(f"Report: {self.results}/report.html")
+
     # Folders
 
     @property
@@ -177,6 +195,11 @@ class Experiment:
     def runs_folder(self) -> str:
         """The folder of all sessions."""
         return f"{self.results}/runs"
+
+    @property
+    def tests_folder(self) -> str:
+        """The folder of the LR range tests."""
+        return f"{self.results}/lr_range_test"
 
     @property
     def progress_folder(self) -> str:
@@ -374,6 +397,38 @@ class Experiment:
         """The options that say what the LR range test starts from."""
         before = self.runs.previous(self.tested_session(wildcards))
         return self._previous_options(before) if before else self._weights_option
+
+    def test_key(self, wildcards: Wildcards) -> str:
+        """A hash of everything in the configuration that can change the LR range test."""
+        session = self.tested_session(wildcards)
+        specs = [self._spec(one) for one in (*self.runs.earlier(session), session)]
+        text = "\n".join([self.prepared(session.dataset), *specs])
+        return sha256(text.encode()).hexdigest()[:16]
+
+    def finished_tests(self) -> str:
+        """The LR range tests that were made with this configuration and still exist, as JSON.
+
+        Each has ``dataset``, ``schedule``, ``number`` of the session, the path of its ``figure``,
+        and the ``sha256`` that is listed for the figure.
+        """
+        found = []
+        numbers = range(1, len(self.config["sessions"]) + 1)
+        for values in product(sorted(self.config["datasets"]), self.tested_schedules, numbers):
+            wanted = dict(zip(("dataset", "schedule", "number"), values, strict=True))
+            path = Path(self.tests_folder, LR_RANGE_TEST.format(**wanted) + ".png")
+            listed = read_checksums(path.parent).get(path.name)
+            key = self.test_key(Wildcards(fromdict=wanted))
+            if path.exists() and listed and read_key(path) == key:
+                found.append(wanted | {"figure": str(path), "sha256": listed})
+        return json.dumps(found)
+
+
+def read_key(figure: Path) -> str | None:
+    """Return the key of the LR range test that made ``figure``; None if it cannot be read."""
+    try:
+        return json.loads(figure.with_suffix(".json").read_text())["key"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def require_works(config: Config, file_hashes: dict[str, str]) -> str | None:
