@@ -448,3 +448,33 @@ class TestLRRangeTest:
         figure.write_bytes(before)
         assert result.returncode != 0
         assert "constant-session1.png: changed since it was made. Delete it" in result.stderr
+
+
+class TestPlan:
+    def test_it_is_written_before_the_first_session(self, finished):
+        results = finished.folder / "results/tiny"
+        plan = json.loads((results / "plan.json").read_text())
+        assert plan["finished_sessions"] == 0
+        assert plan["plan"]["methods"] == METHODS
+        assert plan["plan"]["primary"] == [
+            {"boundary": "preserve", "baseline": "new", "measure": "final_valid_top1"}
+        ]
+        first = results / "runs/noise/constant/seed0/session1/steps.csv"
+        assert (results / "plan.json").stat().st_mtime_ns < first.stat().st_mtime_ns
+        assert "Planned before the first run" in (results / "report.html").read_text()
+
+    def test_a_lost_plan_is_made_anew_and_trains_nothing(self, finished, tmp_path):
+        project = Project(tmp_path / "project")
+        shutil.rmtree(project.folder)
+        shutil.copytree(finished.folder, project.folder)
+        assert count_jobs(project) == {}
+        (project.folder / "results/tiny/plan.json").unlink()
+        assert count_jobs(project) == {"plan": 1, "report": 1}
+        project.run()
+        plan = json.loads((project.folder / "results/tiny/plan.json").read_text())
+        assert plan["finished_sessions"] == 10
+
+    def test_a_later_change_is_compared_with_it(self, finished):
+        jobs = count_jobs(finished, "--config", "equivalence_margin=0.02")
+        assert "plan" not in jobs
+        assert jobs["report"] == 1
