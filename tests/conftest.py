@@ -1,7 +1,6 @@
 """Helpers and fixtures of all tests: tiny images, and a copy of the project for Snakemake."""
 
 import contextlib
-import gc
 import hashlib
 import os
 import shutil
@@ -207,14 +206,6 @@ def project(tmp_path: Path, images: Path) -> Project:
     project = Project(tmp_path / "project")
     project.configure(TINY.format(source=f"folder: {images}"))
     return project
-
-
-@pytest.fixture
-def frozen_heap() -> Iterator[None]:
-    """Keep garbage collections fast: statsmodels starts one at every adjustment."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def file_sha256(path: Path) -> str:

@@ -46,6 +46,8 @@ EDITS = {  # files that get another line at their end, and the jobs that this ma
     f"{SCRIPTS}/analysis/figures/differences.py": {"differences": 1} | REPORT,
     f"{SCRIPTS}/analysis/figures/learning_rate.py": {"learning_rate": 1} | REPORT,
     f"{SCRIPTS}/analysis/report.py": REPORT,
+    f"{SCRIPTS}/analysis/answers.py": REPORT,
+    f"{SCRIPTS}/analysis/validity.py": REPORT,
     "workflow/report/curves.rst": REPORT,
     "workflow/report/workflow.rst": REPORT,
     "workflow/report/report.html.j2": REPORT,
@@ -66,6 +68,7 @@ NO_EFFECT = [  # files that can be edited without making a job stale
             "integrity",
             "lock",
             "estimate",
+            "plan",
             "requeue",
         )
     ],
@@ -85,7 +88,6 @@ PACKAGES = {  # packages that get another version in the lock file
     "pillow": PREPARE,
     "pandas": TABLES,
     "scipy": COMPARE,
-    "statsmodels": COMPARE,
     "matplotlib": FIGURES,
     "jinja2": REPORT,
     "docutils": REPORT,
@@ -113,6 +115,7 @@ SETTINGS = {  # values of `--config`
     "mirror=/somewhere": REPORT,
     "primary={measure: final_valid_loss}": COMPARE,
     "equivalence_margin=0.02": COMPARE,
+    "equivalence_margin={above_chance: 0.1}": COMPARE,
     "datasets={noise: {target_top1: 0.5}}": {"epochs_to_target": 1} | ANALYSIS,
 }
 

@@ -137,6 +137,22 @@ class TestSignals:
         (state,) = list_files(tmp_path / "in_progress")
         assert state.startswith("epoch000000-step000000004.")
 
+    def test_an_interruption_with_reestimated_statistics_changes_no_result(
+        self, tmp_path, arrays, uninterrupted, monkeypatch
+    ):
+        """The saved model must not have the statistics that were only estimated once more."""
+        with monkeypatch.context() as patched:
+            reestimate = loop.reestimate_statistics
+
+            def interrupt(*arguments):
+                reestimate(*arguments)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+            patched.setattr(loop, "reestimate_statistics", interrupt)
+            with pytest.raises(SystemExit):
+                train(tmp_path, SPEC, arrays)
+        assert_same(train(tmp_path, SPEC, arrays), uninterrupted)
+
     def test_validation_restores_the_random_state(self, tmp_path, arrays):
         class Drawing(torch.nn.Module):
             def forward(self, images):

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import gc
 import json
 import re
 import shutil
@@ -177,12 +176,10 @@ def compare_tables(
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_statistics() -> Iterator[None]:
-    """Draw few resamples, and keep statsmodels' garbage collections short."""
-    gc.freeze()
+    """Draw few resamples."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optstate.analysis.statistics.RESAMPLES", 99)
         yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

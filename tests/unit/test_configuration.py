@@ -18,6 +18,7 @@ from optstate.experiment.configuration import (
     followed_session,
     load,
     losses,
+    make_plan,
     session_spec,
     validate,
 )
@@ -207,6 +208,25 @@ def test_every_key_is_in_the_schema_and_in_the_reference():
             {"model": "net.py:make", "weights": "IMAGENET1K_V2"},
             "weights: IMAGENET1K_V2 belongs to a model of torchvision.",
         ),
+        ({"primary__measure": "top1"}, 'primary.measure: "top1" must be one of final_valid_top1'),
+        ({"primary": []}, r"primary: \[\] must be"),
+        ({"primary": [{"boundary": "new"}]}, r"primary\[0\].measure: missing"),
+        (
+            {"primary": [{"boundary": "odd", "measure": "final_valid_top1"}]},
+            r"primary\[0\].boundary: `boundaries` has no 'odd'",
+        ),
+        ({"primary__boundary": "new"}, "primary: new is compared with itself."),
+        ({"primary__baseline": "uninterrupted"}, "primary: preserve is not compared with uninter"),
+        (
+            {"primary__measure": "end_valid_top1_session4"},
+            "primary.measure: end_valid_top1_session4: no session 4 begins with a boundary",
+        ),
+        (
+            {"primary__measure": "end_valid_loss_session1"},
+            "primary.measure: end_valid_loss_session1: no session 1 begins with a boundary",
+        ),
+        ({"equivalence_margin": {"above_chance": 2}}, "equivalence_margin.above_chance: 2 must be"),
+        ({"equivalence_margin": {"points": 2}}, "equivalence_margin"),
         ({"subset": "last"}, 'subset: "last" must be one of first, seed'),
         ({"normalize": "cifar"}, 'normalize: "cifar" must be `none`, `imagenet`, or a mapping'),
         ({"normalize": {"mean": [0, 0, 0]}}, "normalize.std: missing"),
@@ -553,6 +573,27 @@ def test_a_boundary_may_name_its_baselines():
         "new": ["preserve"], "preserve": ["new"], "slow": ["preserve", "new"],
         "slow-again": ["slow"], "uninterrupted": ["new"],
     }  # fmt: skip
+
+
+def test_the_plan_has_all_that_must_be_fixed_before_the_runs():
+    outcomes = [
+        {"measure": "final_valid_top1", "boundary": "preserve"},
+        {"measure": "end_valid_top1_session2", "boundary": "preserve", "baseline": "new"},
+    ]
+    plan = make_plan(validate(change_article(primary=outcomes)))
+    expected = {"boundary": "preserve", "baseline": "new"}
+    assert plan == {
+        "primary": [
+            expected | {"measure": "final_valid_top1"},
+            expected | {"measure": "end_valid_top1_session2"},
+        ],
+        "equivalence_margin": 0.01,
+        "targets": {"imagenette": 0.7, "imagewoof": 0.4},
+        "datasets": ["imagenette", "imagewoof"],
+        "sessions": [10, 10, 5],
+        "methods": ARTICLE["methods"],
+        "seeds": [0],
+    }
 
 
 def test_when_the_state_is_lost():

@@ -195,7 +195,7 @@ def make_pair_handles() -> list[Line2D]:
     mean = PAIRS_MEAN | INTERVAL | {"linestyle": "-", "markersize": 6}
     return [
         Line2D([], [], color=NEUTRAL, label="a pair", **PAIR),
-        Line2D([], [], color=NEUTRAL, label="mean, 95 % t interval", **mean),
+        Line2D([], [], color=NEUTRAL, label="mean, t interval", **mean),
     ]
 
 
