@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -40,7 +39,9 @@ def draw_differences(
     measure: tables.Measure,
     margin: float,
 ) -> Figure:
-    """Draw a row for each comparison: the pairs, their mean, and its t interval at 95 %.
+    """Draw a panel for each boundary and baseline, with a row for each schedule.
+
+    A row shows the pairs, their mean, and its t interval at 95 %.
 
     Args:
         comparisons: rows of all data sets, so that all figures have the same scale.
@@ -50,30 +51,40 @@ def draw_differences(
         margin: the margin of equivalence in top-1, a fraction.
     """
     scale = 100 if measure.is_top1 else 1
-    of_dataset = comparisons[comparisons["dataset"] == dataset].iloc[::-1]  # the first one on top
-    figure, axes = plt.subplots(figsize=(6.5, 1.8 + 0.45 * len(of_dataset)), layout="constrained")
+    groups = group_comparisons(comparisons[comparisons["dataset"] == dataset])
+    boundaries = {boundary for names in groups for boundary in names}
+    labels = [[name_row(pairs, row) for row in rows[::-1].itertuples()] for rows in groups.values()]
+    figure, panels = style.make_panels(labels or [[]])
+    for axes, ((boundary, baseline), rows) in zip(panels, groups.items(), strict=False):
+        draw_margin(axes, margin if measure.is_top1 else None)
+        title = name_sides(boundary, baseline, measure.better)
+        style.set_panel_title(axes, title, style.PANEL)
+        colour = style.get_look(boundary, boundaries)["color"]
+        for y, row in enumerate(rows[::-1].itertuples()):  # the first one is at the top
+            values = scale * select_pairs(pairs, row).to_numpy()
+            draw_comparison(axes, y, row, values, scale, colour)
+    panels[0].update_datalim([(x, 0) for x in scale * find_extent(comparisons, pairs)])
+    panels[0].autoscale_view(scaley=False)
+    if not groups:
+        style.write_sentence(panels[0], "no pair of methods to compare")
+    unit = " (points)" if measure.is_top1 else ""
+    panels[-1].set_xlabel(f"difference in {measure.label}{unit}")
+    style.set_figure_title(figure, dataset)
     handles: list[Artist] = [*style.make_pair_handles()]
     if measure.is_top1:
-        axes.axvspan(-scale * margin, scale * margin, color=BAND, zorder=0)
         label = f"margin of equivalence, {tables.format_margin(margin)}"
         handles.append(Patch(color=BAND, label=label))
-    axes.axvline(0, color=style.NEUTRAL, linewidth=1)
-    boundaries = [*of_dataset["boundary"], *of_dataset["baseline"]]
-    names = []
-    for y, row in enumerate(of_dataset.itertuples()):
-        values = scale * select_pairs(pairs, row).to_numpy()
-        draw_comparison(axes, y, row, values, scale, boundaries)
-        names.append(name_comparison(row, len(values)))
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(-0.7, len(names) - 0.3)
-    extent = scale * find_extent(comparisons, pairs)
-    axes.update_datalim([(x, 0) for x in extent])
-    axes.autoscale_view(scaley=False)
-    unit = " (points)" if measure.is_top1 else ""
-    axes.set_xlabel(f"difference in {measure.label}{unit}")
-    axes.set_title(f"{dataset}: {name_sides(of_dataset, measure.better)}", loc="left")
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    style.place_legend(figure, handles)
     return figure
+
+
+def group_comparisons(comparisons: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """Return the rows of each boundary and baseline. Those of the primary outcome come first."""
+    groups = {
+        (str(boundary), str(baseline)): rows
+        for (boundary, baseline), rows in comparisons.groupby(["boundary", "baseline"])
+    }
+    return dict(sorted(groups.items(), key=lambda group: not group[1]["primary"].eq(True).any()))
 
 
 def select_pairs(pairs: pd.DataFrame, row: Any) -> pd.Series:
@@ -83,10 +94,9 @@ def select_pairs(pairs: pd.DataFrame, row: Any) -> pd.Series:
 
 
 def draw_comparison(
-    axes: Axes, y: int, row: Any, values: np.ndarray, scale: float, boundaries: list[str]
+    axes: Axes, y: int, row: Any, values: np.ndarray, scale: float, colour: str
 ) -> None:
     """Draw the pairs' differences ``values`` (n,), their mean and its interval at height ``y``."""
-    colour = style.get_look(row.boundary, boundaries)["color"]
     heights = y + style.spread_points(len(values))
     axes.plot(values, heights, color=colour, **style.PAIR)
     interval = np.array([row.low, row.high], float) * scale
@@ -94,16 +104,21 @@ def draw_comparison(
     axes.plot([scale * row.mean_difference], [y], color=colour, **style.PAIRS_MEAN)
 
 
-def name_comparison(row: Any, num_pairs: int) -> str:
-    """Return the label of a comparison on the y axis."""
-    lost = f", {num_pairs - row.n} of {num_pairs} lost" if row.n < num_pairs else ""
-    return f"{row.schedule}: {row.boundary}\nvs {row.baseline}{lost}"
+def draw_margin(axes: Axes, margin: float | None) -> None:
+    """Draw zero, and the margin of equivalence, a fraction, if there is one."""
+    if margin is not None:
+        axes.axvspan(-100 * margin, 100 * margin, color=BAND, zorder=0)
+    axes.axvline(0, color=style.NEUTRAL, linewidth=1)
 
 
-def name_sides(comparisons: pd.DataFrame, better: str) -> str:
-    """Return which boundary is better on each side of zero, by name if all rows agree."""
-    names = comparisons[["baseline", "boundary"]].drop_duplicates()
-    baseline, boundary = names.iloc[0] if len(names) == 1 else ("second", "first")
+def name_row(pairs: pd.DataFrame, row: Any) -> str:
+    """Return the label of a comparison: its schedule, and how many pairs are lost."""
+    num_pairs = len(select_pairs(pairs, row))
+    return row.schedule + (f"\n{num_pairs - row.n} of {num_pairs} lost" * (row.n < num_pairs))
+
+
+def name_sides(boundary: str, baseline: str, better: str) -> str:
+    """Return which boundary is better on each side of zero, for differences to ``baseline``."""
     left, right = (baseline, boundary) if better == "higher" else (boundary, baseline)
     return f"← {left} better · {right} better →"
 
