@@ -325,7 +325,7 @@ use rule curves as epochs_to_target with:
         f"{LOGS}/figures/epochs_to_target.log",
     params:
         module="epochs_to_target",
-        options="",
+        options=f"--targets {shlex.quote(json.dumps(TARGETS, sort_keys=True))}",
 
 
 use rule curves as learning_rate with:
