@@ -541,7 +541,7 @@ class TestAlteredTables:
             "differences": (differences, [*of_dataset, "--measures", "final_valid_top1"]),
             "resets": (resets, [*of_dataset, *of_measure, "--losses", json.dumps(LOSSES)]),
             "learning_rate": (learning_rate, of_figures),
-            "epochs_to_target": (epochs_to_target, of_figures),
+            "epochs_to_target": (epochs_to_target, [*of_figures, "--targets", '{"noise": 0.515}']),
         }  # fmt: skip
         if reader == "show":
             show.main(folder)
@@ -962,8 +962,8 @@ def draw(tables: Path, output: Path, dataset: str = "noise", **losses: list[int]
     run_command(differences, *where, "--dataset", dataset, "--measures", measure)
     of_resets = ("--measure", measure, "--losses", json.dumps(losses))
     run_command(resets, *where, "--dataset", dataset, *of_resets)
-    for module in (learning_rate, epochs_to_target):
-        run_command(module, *where)
+    run_command(learning_rate, *where)
+    run_command(epochs_to_target, *where, "--targets", json.dumps({dataset: 0.515}))
 
 
 def write_report(
@@ -1189,14 +1189,14 @@ class TestFigures:
         lost = pairs.index[(pairs["schedule"] == "onecycle") & (pairs["seed"] == 1)]
         pairs.loc[lost, "difference"] = np.nan
         comparisons.loc[comparisons["schedule"] == "onecycle", "n"] = 2
-        figure = differences.draw_differences(comparisons, pairs, "noise", [TOP1])
+        figure = differences.draw_differences(comparisons, pairs, "noise", TOP1)
         axes = figure.axes[0]
         found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
         assert found == [
             pytest.approx([1, np.nan, 3], nan_ok=True), pytest.approx([1, 2, 3])
         ]  # fmt: skip
         assert [label.get_text() for label in axes.get_yticklabels()] == [
-            "onecycle: preserve\nvs new, 1 of 3 lost", "constant: preserve\nvs new"
+            "onecycle\n1 of 3 lost", "constant"
         ]  # fmt: skip
 
     def test_a_row_of_differences_has_the_pairs_of_its_baseline(self, tables):
@@ -1210,11 +1210,15 @@ class TestFigures:
             pd.concat([table, table.assign(baseline="other", **{column: 0.5})])
             for table, column in ((comparisons, "mean_difference"), (pairs, "difference"))
         )
-        axes = differences.draw_differences(comparisons, pairs, "noise", [TOP1]).axes[0]
-        found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
-        assert found == [[50.0] * 3, pytest.approx([1, 2, 3])]
-        labels = [label.get_text() for label in axes.get_yticklabels()]
-        assert labels == ["constant: preserve\nvs other", "constant: preserve\nvs new"]
+        figure = differences.draw_differences(comparisons, pairs, "noise", TOP1)
+        found = {
+            axes.get_title("left"): line.get_xdata().tolist()
+            for axes in figure.axes for line in axes.lines if line.get_marker() == "o"
+        }  # fmt: skip
+        assert found == {
+            "← new better · preserve better →": pytest.approx([1, 2, 3]),
+            "← other better · preserve better →": [50.0] * 3,
+        }
 
     def test_all_data_sets_have_the_same_scale_of_differences(self, tables):
         comparisons, pairs = (
@@ -1226,7 +1230,7 @@ class TestFigures:
         limits = [
             differences.draw_differences(
                 pd.concat([comparisons, comparisons.assign(dataset="smaller", low=0, high=0)]),
-                both, dataset, [TOP1],
+                both, dataset, TOP1,
             ).axes[0].get_xlim()
             for dataset in ("noise", "smaller")
         ]  # fmt: skip
@@ -1236,7 +1240,7 @@ class TestFigures:
     def test_a_missed_target_is_drawn_after_all_epochs(self, tables):
         summary = tables_of_analysis.read(tables / "summary.csv")
         of_constant = summary[summary["schedule"] == "constant"]
-        axes = epochs_to_target.draw_epochs_to_target(of_constant).axes[0]
+        axes = epochs_to_target.draw_epochs_to_target(of_constant, {"noise": 0.515}).axes[0]
         found = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
         assert found == [[3, 2, 2], [3, 3, 3]]
         assert axes.get_xticklabels()[-1].get_text() == "∞"
@@ -1373,17 +1377,12 @@ class TestResets:
         assert resets.describe_losses(sessions) == words
 
 
-@pytest.mark.parametrize(("boundary", "left_is_better"), [("new", "preserve"), ("other", "first")])
-def test_the_title_of_the_differences_names_the_better_side(boundary, left_is_better):
-    pairs = [("new", "preserve"), (boundary, "preserve")]
-    comparisons = pd.DataFrame(pairs, columns=["baseline", "boundary"])
-    right_is_better = {"preserve": "new", "first": "second"}[left_is_better]
-    for better, (left, right) in (
-        ("lower", (left_is_better, right_is_better)),
-        ("higher", (right_is_better, left_is_better)),
-    ):
-        title = differences.name_sides(comparisons, better)
-        assert title == f"← {left} better · {right} better →"
+@pytest.mark.parametrize(
+    ("better", "title"),
+    [("higher", "← new better · late better →"), ("lower", "← late better · new better →")],
+)
+def test_the_title_of_the_differences_names_the_better_side(better, title):
+    assert differences.name_sides("late", "new", better) == title
 
 
 def answer(pairs: list[float], measure: str = "final_valid_top1") -> str:

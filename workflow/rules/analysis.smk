@@ -33,8 +33,10 @@ TABLES = [
 ]
 OVERVIEWS = [f"overview_{boundary}" for boundary in BOUNDARIES]
 RESETS = ["resets"] if HAS_RESETS else []
+_, *OTHERS = dict.fromkeys(outcome["measure"] for outcome in OUTCOMES)
+DIFFERENCES = ["differences", *[f"differences_{measure}" for measure in OTHERS]]
 OF_DATASET = [
-    *[*CURVES, "overview", *OVERVIEWS, "differences", *RESETS],
+    *[*CURVES, "overview", *OVERVIEWS, *DIFFERENCES, *RESETS],
     *(BOUNDARY if HAS_BOUNDARIES else []),
 ]
 FIGURES = [
@@ -275,13 +277,16 @@ use rule curves as differences with:
         COMPARED,
         sources=sources(*FIGURE_SOURCES, "analysis/figures/differences.py"),
     output:
-        report(
-            f"{RESULTS}/figures/{{dataset}}/differences.png",
-            caption="../report/differences.rst",
-            category="The answer",
-            labels={"figure": "differences", "data set": "{dataset}"},
-        ),
-        f"{RESULTS}/figures/{{dataset}}/differences.svg",
+        [
+            report(
+                f"{RESULTS}/figures/{{dataset}}/{name}.png",
+                caption="../report/differences.rst",
+                category="The answer",
+                labels={"figure": name.replace("_", " "), "data set": "{dataset}"},
+            )
+            for name in DIFFERENCES
+        ],
+        [f"{RESULTS}/figures/{{dataset}}/{name}.svg" for name in DIFFERENCES],
         f"{RESULTS}/figures/{{dataset}}/differences.sha256",
     log:
         f"{LOGS}/figures/{{dataset}}-differences.log",
@@ -332,7 +337,7 @@ use rule curves as epochs_to_target with:
         f"{LOGS}/figures/epochs_to_target.log",
     params:
         module="epochs_to_target",
-        options="",
+        options=f"--targets {shlex.quote(json.dumps(TARGETS, sort_keys=True))}",
 
 
 use rule curves as learning_rate with:

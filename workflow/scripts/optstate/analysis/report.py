@@ -37,6 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
     cards = read_cards(sorted(config["datasets"]), arguments.cards)
     made_by = read_made_by(arguments.runs_folder, runs)
     plan = json.loads(arguments.plan)
+    _, *others = dict.fromkeys(outcome["measure"] for outcome in plan["primary"])
     verify(arguments.planned)
     planned = read_json(arguments.planned, "plan", "date", "commit", "finished_sessions")
     read = {name: tables.read_verified(arguments.tables / f"{name}.csv") for name in TABLES}
@@ -56,7 +57,8 @@ def main(arguments: argparse.Namespace) -> None:
         warnings=answers.list_warnings(summary, comparisons, runs.have_boundaries),
         answers=answers.list_answers(comparisons, config),
         accuracies=list(answers.list_accuracies(summary, chances)),
-        outcomes=[o | {"label": label_measure(o["measure"])} for o in plan["primary"]],
+        differences=["differences", *[f"differences_{name}" for name in others]],
+        outcomes=[o | {"label": tables.label_measure(o["measure"])} for o in plan["primary"]],
         family=len(primary),
         margins=describe_margins(primary, chances),
         validity=list(
@@ -165,20 +167,13 @@ def list_comparisons(comparisons: pd.DataFrame) -> list[dict[str, str]]:
             "dataset": row.dataset,
             "schedule": row.schedule,
             "difference": f"{row.boundary} \N{MINUS SIGN} {row.baseline}",
-            "measure": label_measure(row.measure),
+            "measure": tables.label_measure(row.measure),
             "pairs": str(row.n),
             "mean [interval]": format_difference(row),
             "verdict": row.verdict,
         }
         for row in tables.iterate_rows(rows)
     ]
-
-
-def label_measure(name: str) -> str:
-    """Return a measure of ``comparisons.csv`` in words, with its session if it has one."""
-    _, _, session = name.partition("_session")
-    label = tables.get_measure(name).label
-    return f"session {session}: {label}" if session else label
 
 
 def format_difference(row: Any) -> str:

@@ -75,6 +75,13 @@ def get_measure(name: str) -> Measure:
     return (OF_RUNS | OF_BOUNDARIES)[name.partition("_session")[0]]
 
 
+def label_measure(name: str) -> str:
+    """Return a measure of ``comparisons.csv`` in words, with its session if it has one."""
+    _, _, session = name.partition("_session")
+    label = get_measure(name).label
+    return f"session {session}: {label}" if session else label
+
+
 def format_margin(margin: float) -> str:
     """Return a margin of equivalence in words: 0.01 is ±1 point."""
     return f"±{100 * margin:.3g} point{'s' if margin != 0.01 else ''}"

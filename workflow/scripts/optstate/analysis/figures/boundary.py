@@ -1,6 +1,9 @@
 """Draw the train loss and the update norm of the steps around the boundaries of one data set."""
 
 import argparse
+import itertools
+import math
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,7 @@ from optstate.checksums import write_checksums
 from optstate.job import run
 
 STEPS_BEFORE, STEPS_AFTER = 50, 200
+MAX_COLUMNS = 3
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -50,7 +54,7 @@ def select_steps(steps: pd.DataFrame, first_boundary: int) -> pd.DataFrame:
 
 
 def draw_boundaries(around: pd.DataFrame, column: str, label: str, dataset: str) -> Figure:
-    """Draw a row for each schedule and a column for each boundary.
+    """Draw a panel for each schedule and boundary. The panels of a schedule may take several rows.
 
     Args:
         around: the result of :func:`select_steps`.
@@ -60,34 +64,66 @@ def draw_boundaries(around: pd.DataFrame, column: str, label: str, dataset: str)
     """
     schedules = sorted(around["schedule"].unique())
     numbers = sorted(around["next_session"].unique())
-    figure, grid = style.make_grid(len(schedules), len(numbers), 3.2, sharex=True)
-    for row, schedule in zip(grid, schedules, strict=True):
-        for axes, number in zip(row, numbers, strict=True):
+    num_rows = math.ceil(len(numbers) / MAX_COLUMNS)  # of each schedule
+    num_columns = math.ceil(len(numbers) / num_rows)
+    figure, grid = style.make_grid(len(schedules) * num_rows, num_columns, 3.0, sharex=True)
+    for panels, schedule in zip(grid.reshape(len(schedules), -1), schedules, strict=True):
+        for axes, number in itertools.zip_longest(panels, numbers):
+            if number is None:
+                axes.remove()
+                continue
             is_here = (around["schedule"] == schedule) & (around["next_session"] == number)
-            draw_boundary(axes, around[is_here], column)
+            draw_boundary(axes, around[is_here], column, around["boundary"].unique())
             before = f"session {number - 1}" if number > 1 else "given checkpoint"
-            axes.set_title(f"{schedule}: {before} to {number}", loc="left")
-        row[0].set_ylabel(f"{label}, log scale")
-    for axes in grid[-1]:
-        axes.set_xlabel("steps after the boundary")
-    figure.suptitle(f"{dataset}: {label} around the boundaries", x=0.01, ha="left")
+            style.set_panel_title(axes, f"{schedule}: {before} to {number}")
+    for row in grid:
+        row[0].set_ylabel(f"{label},\nlog scale")
+    for axes in grid.T:
+        lowest = [one for one in axes if one.figure][-1]
+        lowest.set_xlabel("steps after the boundary")
+        lowest.tick_params(labelbottom=True)
+    style.set_figure_title(figure, f"{dataset}: {label} around the boundaries")
     has_diverged = not np.isfinite(around["loss"]).all()
     marks = style.make_marks(around["seed"].nunique(), True, has_diverged)
     style.add_legend(figure, around["boundary"].unique(), *marks)
     return figure
 
 
-def draw_boundary(axes: Axes, around: pd.DataFrame, column: str) -> None:
-    """Draw the methods of one schedule around one boundary, all on the same axes."""
-    boundaries = around["boundary"].unique()
-    for boundary in sorted(boundaries):
+def draw_boundary(axes: Axes, around: pd.DataFrame, column: str, boundaries: Iterable[str]) -> None:
+    """Draw the methods of one schedule around one boundary, all on the same axes.
+
+    Args:
+        axes: the axes to draw on.
+        around: the rows of the schedule and boundary.
+        column: the column to draw.
+        boundaries: the boundaries of all schedules, which determine the looks.
+    """
+    drawn = {}
+    for boundary in style.sort_for_drawing(around["boundary"].unique(), boundaries):
         of_method = around[around["boundary"] == boundary]
-        # Norms are not recorded at every step.
-        is_drawn = of_method["grad_norm"].notna() | (column != "update_norm")
-        wide = of_method[is_drawn].pivot(index="x", columns="seed", values=column)
-        style.draw_runs(axes, wide, style.get_look(boundary, boundaries), style.get_label(boundary))
+        if column == "update_norm":
+            of_method = of_method[find_recorded(of_method)]
+        wide = of_method.pivot(index="x", columns="seed", values=column)
+        drawn[boundary] = wide
+        look, label = style.get_look(boundary, boundaries), style.get_label(boundary)
+        stretches = split_steps(wide.index.to_numpy()) if column == "update_norm" else None
+        style.draw_runs(axes, wide, look, label, stretches)
     axes.axvline(0.5, color=style.NEUTRAL, linestyle=":", linewidth=1)
+    style.note_coinciding(axes, drawn, at_top=True)
     style.set_log_scale(axes)
+
+
+def find_recorded(steps: pd.DataFrame) -> pd.Series:
+    """Return which steps of a method have norms, or no finite loss in any of its runs."""
+    is_finite = pd.Series(np.isfinite(steps["loss"]), steps.index)
+    has_finite = is_finite.groupby(steps["x"]).transform("any")
+    return steps["grad_norm"].notna() | ~has_finite
+
+
+def split_steps(x: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of ``x`` in stretches of consecutive steps that end at the boundary."""
+    is_start = (np.diff(x) > 1) | (x[1:] == 1)
+    return np.split(np.arange(len(x)), np.flatnonzero(is_start) + 1)
 
 
 PARSER = style.make_parser(__doc__)

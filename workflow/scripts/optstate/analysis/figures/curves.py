@@ -1,6 +1,7 @@
 """Draw the curves of one data set: train and valid loss and accuracy of every method."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,9 @@ def draw_curves(
     for row, measure in zip(grid, measures, strict=True):
         of_measure = curves[curves["measure"] == measure]
         for axes, schedule in zip(row, schedules, strict=True):
-            draw_methods(axes, of_measure[of_measure["schedule"] == schedule], highlighted)
-            axes.set_title(schedule, loc="left", pad=style.TITLE_PAD)
+            of_schedule = of_measure[of_measure["schedule"] == schedule]
+            draw_methods(axes, of_schedule, curves["boundary"].unique(), highlighted)
+            style.set_panel_title(axes, schedule, pad=style.TITLE_PAD)
         if measure.endswith("loss"):
             style.set_log_scale(row[0])
         row[0].set_ylabel(CURVES[measure] + (", log scale" if measure.endswith("loss") else ""))
@@ -92,25 +94,38 @@ def draw_curves(
         axes.set_xlabel("epoch")
     what = f": {CURVES[measures[0]]}" if len(measures) == 1 else ""
     suffix = f", {style.get_label(highlighted)}" if highlighted else ""
-    figure.suptitle(f"{dataset}{what}{suffix}", x=0.01, ha="left")
+    style.set_figure_title(figure, f"{dataset}{what}{suffix}")
     has_diverged = not np.isfinite(curves.loc[curves["measure"].isin(measures), "value"]).all()
     marks = style.make_marks(curves["seed"].nunique(), curves["session"].max() > 1, has_diverged)
     style.add_legend(figure, curves["boundary"].unique(), *marks)
     return figure
 
 
-def draw_methods(axes: Axes, curves: pd.DataFrame, highlighted: str | None) -> None:
-    """Draw one measure of the methods of one schedule."""
+def draw_methods(
+    axes: Axes, curves: pd.DataFrame, boundaries: Iterable[str], highlighted: str | None
+) -> None:
+    """Draw one measure of the methods of one schedule.
+
+    Args:
+        axes: the axes to draw on.
+        curves: the rows of the measure and schedule.
+        boundaries: the boundaries of all schedules, which determine the looks.
+        highlighted: the only boundary not drawn in grey. None: all boundaries have their colours.
+    """
     is_valid = curves["measure"].str.startswith("valid").any()
-    marker = {"marker": "o", "markersize": 3} if is_valid else {}
-    boundaries = curves["boundary"].unique()
-    for boundary in sorted(boundaries, key=lambda b: (b == highlighted, b)):
-        of_method = curves[curves["boundary"] == boundary]
-        wide = of_method.pivot(index="x", columns="seed", values="value")
+    marker: style.Look = {"marker": "o", "markersize": 3} if is_valid else {}
+    names = style.sort_for_drawing(curves["boundary"].unique(), boundaries)
+    drawn = {
+        name: curves[curves["boundary"] == name].pivot(index="x", columns="seed", values="value")
+        for name in sorted(names, key=lambda name: name == highlighted)
+    }
+    for boundary, wide in drawn.items():
         look = style.get_look(boundary, boundaries)
         if highlighted not in (None, boundary):
             look = look | {"color": style.FADED}
         style.draw_runs(axes, wide, look, style.get_label(boundary), **marker)
+    is_loss = curves["measure"].str.endswith("loss").any()
+    style.note_coinciding(axes, drawn, at_top=bool(is_loss))
     style.mark_sessions(axes, curves)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

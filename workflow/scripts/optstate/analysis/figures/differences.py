@@ -1,10 +1,9 @@
 """Draw every paired difference in the primary outcome of one data set."""
 
 import argparse
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -21,82 +20,72 @@ BAND = "#EDEDED"
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write ``differences`` to ``--output``."""
+    """Write a figure for each measure to ``--output``: ``differences`` for the first one."""
     comparisons, pairs = (
         tables.read_verified(arguments.tables / f"{name}.csv") for name in ("comparisons", "pairs")
     )
-    figure = draw_differences(comparisons, pairs, arguments.dataset, arguments.measures)
-    output = arguments.output / "differences"
-    write_checksums(output.with_suffix(".sha256"), style.save(figure, output))
+    written: list[Path] = []
+    for measure in arguments.measures:
+        compared, of_pairs = (table[table["measure"] == measure] for table in (comparisons, pairs))
+        figure = draw_differences(compared, of_pairs, arguments.dataset, measure)
+        name = "differences" if not written else f"differences_{measure}"
+        written += style.save(figure, arguments.output / name)
+    write_checksums(arguments.output / "differences.sha256", written)
 
 
 def draw_differences(
-    comparisons: pd.DataFrame, pairs: pd.DataFrame, dataset: str, measures: Sequence[str]
+    comparisons: pd.DataFrame, pairs: pd.DataFrame, dataset: str, name: str
 ) -> Figure:
-    """Draw a panel for each measure, with a row for each comparison.
+    """Draw a panel for each boundary and baseline, with a row for each schedule.
+
+    A row shows the pairs, their mean, its t interval, and the margin of equivalence.
 
     Args:
-        comparisons: the table ``comparisons.csv``.
-        pairs: the table ``pairs.csv``.
-        dataset: the data set to draw.
-        measures: the measures of the primary outcomes.
-    """
-    numbers = [
-        int((comparisons["dataset"].eq(dataset) & comparisons["measure"].eq(m)).sum())
-        for m in measures
-    ]
-    heights = [0.9 + 0.45 * number for number in numbers]
-    figure, grid = plt.subplots(
-        len(measures), figsize=(6.5, 0.9 + sum(heights)), layout="constrained", squeeze=False,
-        height_ratios=heights,
-    )  # fmt: skip
-    for axes, measure in zip(grid[:, 0], measures, strict=True):
-        compared = comparisons[comparisons["measure"] == measure]
-        draw_measure(axes, compared, pairs[pairs["measure"] == measure], dataset, measure)
-    handles: list[Artist] = [*style.make_pair_handles()]
-    if comparisons.loc[comparisons["measure"].isin(measures), "margin"].notna().any():
-        handles.append(Patch(color=BAND, label="margin of equivalence"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
-
-
-def draw_measure(
-    axes: Axes, comparisons: pd.DataFrame, pairs: pd.DataFrame, dataset: str, name: str
-) -> None:
-    """Draw a row for each comparison: the pairs, their mean, its interval and the margin.
-
-    Args:
-        axes: the panel.
         comparisons: rows of one measure and all data sets, so that all figures have one scale.
         pairs: the pairs of these comparisons.
         dataset: the data set to draw.
-        name: the measure.
+        name: the measure of both tables.
     """
     measure = tables.get_measure(name)
     scale = 100 if measure.is_top1 else 1
-    # The first one is on top, and primary outcomes are above the others.
-    of_dataset = comparisons[comparisons["dataset"] == dataset].iloc[::-1]
-    of_dataset = of_dataset.sort_values("primary", kind="stable")
-    axes.axvline(0, color=style.NEUTRAL, linewidth=1)
-    boundaries = [*of_dataset["boundary"], *of_dataset["baseline"]]
-    names = []
-    for y, row in enumerate(tables.iterate_rows(of_dataset)):
-        if np.isfinite(row.margin):
-            left = -scale * row.margin
-            axes.add_patch(Rectangle((left, y - 0.5), -2 * left, 1, color=BAND, zorder=0))
-        values = scale * select_pairs(pairs, row).to_numpy()
-        draw_comparison(axes, y, row, values, scale, boundaries)
-        names.append(name_comparison(row, len(values)))
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(-0.7, len(names) - 0.3)
-    extent = scale * find_extent(comparisons, pairs)
-    axes.update_datalim([(x, 0) for x in extent])
-    axes.autoscale_view(scaley=False)
+    groups = group_comparisons(comparisons[comparisons["dataset"] == dataset])
+    boundaries = {boundary for names in groups for boundary in names}
+    labels = [
+        [name_row(pairs, row) for row in tables.iterate_rows(rows[::-1])]
+        for rows in groups.values()
+    ]
+    figure, panels = style.make_panels(labels or [[]])
+    for axes, ((boundary, baseline), rows) in zip(panels, groups.items(), strict=False):
+        axes.axvline(0, color=style.NEUTRAL, linewidth=1)
+        role = "" if rows["primary"].eq(True).any() else " (exploratory)"
+        title = name_sides(boundary, baseline, measure.better) + role
+        style.set_panel_title(axes, title, style.PANEL)
+        colour = style.get_look(boundary, boundaries)["color"]
+        for y, row in enumerate(tables.iterate_rows(rows[::-1])):  # the first one is at the top
+            draw_margin(axes, y, scale * row.margin)
+            values = scale * select_pairs(pairs, row).to_numpy()
+            draw_comparison(axes, y, row, values, scale, colour)
+    panels[0].update_datalim([(x, 0) for x in scale * find_extent(comparisons, pairs)])
+    panels[0].autoscale_view(scaley=False)
+    if not groups:
+        style.write_sentence(panels[0], "no pair of methods to compare")
     unit = " (points)" if measure.is_top1 else ""
-    _, _, session = name.partition("_session")
-    label = f"session {session}: {measure.label}" if session else measure.label
-    axes.set_xlabel(f"difference in {label}{unit}")
-    axes.set_title(f"{dataset}: {name_sides(of_dataset, measure.better)}", loc="left")
+    panels[-1].set_xlabel(f"difference in {tables.label_measure(name)}{unit}")
+    style.set_figure_title(figure, dataset)
+    handles: list[Artist] = [*style.make_pair_handles()]
+    if comparisons["margin"].notna().any():
+        handles.append(Patch(color=BAND, label="margin of equivalence"))
+    style.place_legend(figure, handles)
+    return figure
+
+
+def group_comparisons(comparisons: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """Return the rows of each boundary and baseline. Those of the primary outcome come first."""
+    groups = {
+        (str(boundary), str(baseline)): rows
+        for (boundary, baseline), rows in comparisons.groupby(["boundary", "baseline"])
+    }
+    return dict(sorted(groups.items(), key=lambda group: not group[1]["primary"].eq(True).any()))
 
 
 def select_pairs(pairs: pd.DataFrame, row: Any) -> pd.Series:
@@ -106,10 +95,9 @@ def select_pairs(pairs: pd.DataFrame, row: Any) -> pd.Series:
 
 
 def draw_comparison(
-    axes: Axes, y: int, row: Any, values: np.ndarray, scale: float, boundaries: list[str]
+    axes: Axes, y: int, row: Any, values: np.ndarray, scale: float, colour: str
 ) -> None:
     """Draw the pairs' differences ``values`` (n,), their mean and its interval at height ``y``."""
-    colour = style.get_look(row.boundary, boundaries)["color"]
     heights = y + style.spread_points(len(values))
     axes.plot(values, heights, color=colour, **style.PAIR)
     interval = np.array([row.low, row.high], float) * scale
@@ -117,19 +105,20 @@ def draw_comparison(
     axes.plot([scale * row.mean_difference], [y], color=colour, **style.PAIRS_MEAN)
 
 
-def name_comparison(row: Any, num_pairs: int) -> str:
-    """Return the label of a comparison on the y axis."""
-    lost = f", {num_pairs - row.n} of {num_pairs} lost" if row.n < num_pairs else ""
-    role = "" if row.primary else " (exploratory)"
-    return f"{row.schedule}: {row.boundary}\nvs {row.baseline}{lost}{role}"
+def draw_margin(axes: Axes, y: int, margin: float) -> None:
+    """Draw the margin of equivalence of the row at height ``y``, if it is not NaN."""
+    if np.isfinite(margin):
+        axes.add_patch(Rectangle((-margin, y - 0.6), 2 * margin, 1.2, color=BAND, zorder=0))
 
 
-def name_sides(comparisons: pd.DataFrame, better: str) -> str:
-    """Return which boundary is better on each side of zero, by name if all rows agree."""
-    if comparisons.empty:
-        return "nothing to compare"
-    names = comparisons[["baseline", "boundary"]].drop_duplicates()
-    baseline, boundary = names.iloc[0] if len(names) == 1 else ("second", "first")
+def name_row(pairs: pd.DataFrame, row: Any) -> str:
+    """Return the label of a comparison: its schedule, and how many pairs are lost."""
+    num_pairs = len(select_pairs(pairs, row))
+    return row.schedule + (f"\n{num_pairs - row.n} of {num_pairs} lost" * (row.n < num_pairs))
+
+
+def name_sides(boundary: str, baseline: str, better: str) -> str:
+    """Return which boundary is better on each side of zero, for differences to ``baseline``."""
     left, right = (baseline, boundary) if better == "higher" else (boundary, baseline)
     return f"← {left} better · {right} better →"
 

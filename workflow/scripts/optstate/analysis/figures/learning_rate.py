@@ -12,7 +12,7 @@ from optstate.analysis.figures import style
 from optstate.checksums import write_checksums
 from optstate.job import run
 
-LABELS = {"lr": "learning rate, log scale", "momentum": "momentum"}
+LABELS = {"lr": "learning rate,\nlog scale", "momentum": "momentum"}
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -32,7 +32,7 @@ def draw_learning_rates(steps: pd.DataFrame) -> Figure:
         for axes, dataset in zip(row, datasets, strict=True):
             is_here = (steps["schedule"] == schedule) & (steps["dataset"] == dataset)
             draw_methods(axes, steps[is_here], column, boundaries)
-            axes.set_title(f"{dataset}: {schedule}", loc="left", pad=style.TITLE_PAD)
+            style.set_panel_title(axes, f"{dataset}: {schedule}", pad=style.TITLE_PAD)
         row[0].set_ylabel(LABELS[column])
     for axes in grid[-1]:
         axes.set_xlabel("step")
@@ -42,18 +42,22 @@ def draw_learning_rates(steps: pd.DataFrame) -> Figure:
 
 
 def draw_methods(axes: Axes, steps: pd.DataFrame, column: str, boundaries: Iterable[str]) -> None:
-    """Draw all methods of one schedule on the same axes; equal lines cover each other."""
+    """Draw all methods of one schedule on the same axes, and note which of them coincide."""
     one_seed = steps[steps["seed"] == steps["seed"].min()]
-    for boundary in sorted(one_seed["boundary"].unique(), reverse=True):
+    drawn = {}
+    for boundary in style.sort_for_drawing(one_seed["boundary"].unique(), boundaries):
         of_method = one_seed[one_seed["boundary"] == boundary]
+        drawn[boundary] = of_method.set_index("step")[[column]]
         look = style.get_look(boundary, boundaries)
         for _, session in of_method.groupby("session"):
             axes.plot(session["step"], session[column], **look, **style.MEAN)
     style.mark_sessions(axes, one_seed, x="step")
     if column == "lr":
         style.set_log_scale(axes)
-    elif one_seed[column].isna().all():
+    if one_seed[column].isna().all():
         axes.text(0.5, 0.5, "none", ha="center", color=style.NEUTRAL, transform=axes.transAxes)
+    else:
+        style.note_coinciding(axes, drawn, at_top=column == "lr")
     axes.set_xlim(left=0)
 
 

@@ -53,19 +53,18 @@ def draw_resets(summary: pd.DataFrame, losses: Losses, column: str) -> Figure:
     positions = place_boundaries(losses)
     figure, grid = style.make_grid(len(schedules), 1, 2.8, sharex=True, sharey=True)
     width = SLOT * (max(positions.values()) - min(positions.values()) + 1)
-    figure.set_size_inches(max(1 + width, 6), 1.8 + 2.8 * len(schedules))
+    figure.set_size_inches(max(1 + width, 6), 1.3 + 2.8 * len(schedules))
     for axes, schedule in zip(grid[:, 0], schedules, strict=True):
         draw_schedule(axes, differences[differences["schedule"] == schedule], losses)
-        axes.set_title(schedule, loc="left")
+        style.set_panel_title(axes, schedule)
     label_boundaries(grid[-1, 0], losses)
     unit = " (points)" if measure.is_top1 else ""
     figure.supylabel(f"difference in {measure.label}{unit}", fontsize=10)
     arrow = "↓" if measure.better == "higher" else "↑"
-    title = f"{summary['dataset'].iloc[0]}: {arrow} {kept} better"
-    figure.suptitle(title, x=0.01, ha="left")
+    style.set_figure_title(figure, f"{summary['dataset'].iloc[0]}: {arrow} {kept} better")
     trend = Line2D([], [], label="average of the means", **TREND)
     handles = [*style.make_pair_handles(), trend]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    style.place_legend(figure, handles)
     return figure
 
 
