@@ -386,7 +386,14 @@ rule report:
             *TABLE_SOURCES,
             *[
                 f"analysis/{name}.py"
-                for name in ("figures/__init__", "answers", "compare", "report", "statistics", "validity")
+                for name in (
+                    "figures/__init__",
+                    "answers",
+                    "compare",
+                    "report",
+                    "statistics",
+                    "validity",
+                )
             ],
         ),
     output:

@@ -14,8 +14,8 @@ PLAN = f"{RESULTS}/plan.json"
 # Nothing makes it stale: it keeps what was planned before the first session began.
 rule plan:
     output:
-        PLAN,
         f"{RESULTS}/plan.sha256",
+        plan=PLAN,
     log:
         f"{LOGS}/plan.log",
     conda:
@@ -28,7 +28,7 @@ rule plan:
         "Write down the plan"
     shell:
         "python -m optstate.experiment.plan --plan {params.plan:q} --commit={params.commit:q} "
-        "--runs-folder {params.runs_folder} --output {output[0]} --log {log}"
+        "--runs-folder {params.runs_folder} --output {output.plan} --log {log}"
 
 
 rule first_session:
