@@ -38,10 +38,6 @@ def main(arguments: argparse.Namespace) -> None:
     made_by = read_made_by(arguments.runs_folder, runs)
     summary = tables.read_verified(arguments.tables / "summary.csv")
     num_tests = len(summary[["dataset", "schedule"]].drop_duplicates())
-
-    def find_figure(name: str) -> Path:
-        return arguments.figures / f"{name}.png"
-
     page = load_template(arguments.template).render(
         config=config,
         config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
@@ -61,12 +57,10 @@ def main(arguments: argparse.Namespace) -> None:
         has_boundaries=runs.have_boundaries,
         has_resets=arguments.has_resets,
         has_targets=any("target_top1" in source for source in config["datasets"].values()),
-        embed_figure=lambda name: encode_png(find_figure(name)),
+        embed_figure=lambda name: encode_png(arguments.figures / f"{name}.png"),
         command=arguments.command,
-        quote_figure=lambda name: shlex.quote(str(find_figure(name))),
+        quote_figure=lambda name: shlex.quote(f"{arguments.figures}/{name}.png"),
         lr_range_tests=json.loads(arguments.lr_range_tests),
-        embed_file=lambda path: encode_png(Path(path)),
-        quote=shlex.quote,
         render_text=lambda name: render_text(arguments.template.with_name(f"{name}.rst"), config),
         tables={name: tables.read_text(arguments.tables / f"{name}.csv") for name in TABLES},
         measures_of_boundaries=tables.OF_BOUNDARIES,
@@ -100,6 +94,8 @@ def load_template(path: Path) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["round_cell"] = round_cell
+    environment.filters["embed"] = lambda path: encode_png(Path(path))
+    environment.filters["quote"] = shlex.quote
     return environment.get_template(path.name)
 
 
