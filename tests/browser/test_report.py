@@ -82,9 +82,12 @@ def test_the_report_logs_no_error_and_needs_no_network(page):
 
 
 def test_the_answer_is_on_the_first_screen(page):
+    warning = page.find_element(By.CLASS_NAME, "warning")
+    assert "noise: no run beats chance, so nothing is compared." in warning.text
+    assert "One seed cannot decide" in warning.text
     answer = page.find_element(By.CLASS_NAME, "answer")
-    assert "noise" in answer.text
-    assert "one seed cannot decide" in answer.text
+    assert "not compared, because no run beats chance" in answer.text
+    assert warning.rect["y"] < answer.rect["y"]
     picture = page.find_element(By.TAG_NAME, "img")
     assert picture.rect["y"] < 900
 
@@ -99,19 +102,21 @@ def test_all_images_load_and_have_descriptions(page):
 
 def test_a_column_head_sorts_its_table(page):
     box = find_table(page, "differences")
-    head = next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == "mean difference")
+    name = "mean [interval]"
+    head = next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == name)
     button = head.find_element(By.TAG_NAME, "button")
     button.click()
     assert head.get_attribute("aria-sort") == "ascending"
-    cells = read_column(box, "mean difference")
+    cells = read_column(box, name)
     assert "" in cells
-    values = [float(cell) for cell in cells if cell]
-    assert values == sorted(values)
-    assert values[0] < 0 < values[-1]
-    assert set(cells[len(values) :]) == {""}  # rows without a number come last
+    # Points are hundredths, so that the signs are in order, and not all numbers.
+    signs = [cell[0] for cell in cells if cell]
+    assert signs == sorted(signs, reverse=True)
+    assert set(signs) == {"+", "-"}
+    assert set(cells[len(signs) :]) == {""}  # rows without a number come last
     button.send_keys(Keys.ENTER)
     assert head.get_attribute("aria-sort") == "descending"
-    assert read_column(box, "mean difference")[: len(values)] == cells[len(values) - 1 :: -1]
+    assert read_column(box, name)[: len(signs)] == cells[len(signs) - 1 :: -1]
     next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == "measure").click()
     words = read_column(box, "measure")
     assert words == sorted(words)

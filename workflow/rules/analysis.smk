@@ -72,7 +72,6 @@ FIGURE_CHECKSUMS = ancient(
 # If one of these files was deleted, `rule all` makes it anew, even if no other job needs it.
 SMALL_FILES = [
     f"{RESULTS}/report.sha256",
-    [PLAN, ancient(f"{RESULTS}/plan.sha256")],
     [COLLECTED, MEASURED, COMPARED, *FIGURE_CHECKSUMS],
     [*SESSIONS, *PREPARED_CHECKSUMS, *CARDS],
     *[experiment.of_all_sessions(name) for name in ("steps.csv", "epochs.csv", "made_by.json")],
@@ -377,7 +376,6 @@ rule report:
         boundaries=f"{RESULTS}/tables/boundaries.csv",
         steps=f"{RESULTS}/tables/steps.csv",
         cards=CARDS,
-        planned=PLAN,
         made_by=experiment.of_all_sessions("made_by.json"),
         template="workflow/report/report.html.j2",
         texts=sorted(map(str, Path("workflow/report").glob("*.rst"))),
@@ -410,6 +408,7 @@ rule report:
         runs_folder=lambda wildcards: experiment.runs_folder,
         runs=RUNS_JSON,
         plan=json.dumps(configuration.make_plan(config)),
+        planned=untracked(lambda _: f"{RESULTS}/plan.json"),  # Snakemake writes it when it starts
         preserved=PRESERVED,
         packages=locked(*SHOWN_PACKAGES, "docutils", "jinja2", "pyyaml"),
         shown=SHOWN_PACKAGES,
@@ -425,7 +424,7 @@ rule report:
     shell:
         "python -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
         "--figures {params.figures} --runs-folder {params.runs_folder} --runs {params.runs:q} "
-        "--cards {input.cards} --planned {input.planned} --plan {params.plan:q} "
+        "--cards {input.cards} --planned {params.planned} --plan {params.plan:q} "
         "--preserved {params.preserved} --template {input.template} --command {params.command:q} "
         "--commit={params.commit:q} {params.resets} --packages {params.shown} "
         "--lr-range-tests {params.lr_range_tests:q} --output {output.page} --log {log}"

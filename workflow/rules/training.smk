@@ -4,36 +4,8 @@
 SESSION = f"{experiment.runs_folder}/{FOLDER}"
 
 
-localrules:
-    plan,
-
-
-PLAN = f"{RESULTS}/plan.json"
-
-
-# Nothing makes it stale: it keeps what was planned before the first session began.
-rule plan:
-    output:
-        f"{RESULTS}/plan.sha256",
-        plan=PLAN,
-    log:
-        f"{LOGS}/plan.log",
-    conda:
-        "../../envs/optstate.yaml"
-    params:
-        plan=untracked(lambda _: json.dumps(configuration.make_plan(config))),
-        commit=untracked(lambda _: commit()),
-        runs_folder=untracked(lambda _: experiment.runs_folder),
-    message:
-        "Write down the plan"
-    shell:
-        "python -m optstate.experiment.plan --plan {params.plan:q} --commit={params.commit:q} "
-        "--runs-folder {params.runs_folder} --output {output.plan} --log {log}"
-
-
 rule first_session:
     input:
-        plan=ancient(PLAN),
         arrays=experiment.arrays,
         card=experiment.card,
         previous=experiment.previous,

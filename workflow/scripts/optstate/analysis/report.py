@@ -47,10 +47,6 @@ def main(arguments: argparse.Namespace) -> None:
         for dataset, card in cards.items()
     }
     primary = comparisons[comparisons["primary"].eq(True)]
-
-    def find_figure(name: str) -> Path:
-        return arguments.figures / f"{name}.png"
-
     page = load_template(arguments.template).render(
         config=config,
         config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
@@ -84,12 +80,10 @@ def main(arguments: argparse.Namespace) -> None:
         has_boundaries=runs.have_boundaries,
         has_resets=arguments.has_resets,
         has_targets=any("target_top1" in source for source in config["datasets"].values()),
-        embed_figure=lambda name: encode_png(find_figure(name)),
+        embed_figure=lambda name: encode_png(arguments.figures / f"{name}.png"),
         command=arguments.command,
-        quote_figure=lambda name: shlex.quote(str(find_figure(name))),
+        quote_figure=lambda name: shlex.quote(f"{arguments.figures}/{name}.png"),
         lr_range_tests=json.loads(arguments.lr_range_tests),
-        embed_file=lambda path: encode_png(Path(path)),
-        quote=shlex.quote,
         render_text=lambda name: render_text(arguments.template.with_name(f"{name}.rst"), config),
         comparisons=list_comparisons(comparisons),
         runs=list_runs(summary),
@@ -124,6 +118,8 @@ def load_template(path: Path) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["round_cell"] = round_cell
+    environment.filters["embed"] = lambda path: encode_png(Path(path))
+    environment.filters["quote"] = shlex.quote
     return environment.get_template(path.name)
 
 
@@ -158,8 +154,11 @@ def find_changes(plan: dict[str, Any], current: dict[str, Any]) -> list[str]:
     ]
 
 
-def list_comparisons(comparisons: pd.DataFrame) -> list[dict[str, str]]:
-    """Return the comparisons as rows of text, the primary ones first."""
+def list_comparisons(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the comparisons as rows of text, the primary ones first.
+
+    A column is sorted by the values under ``value of COLUMN``, if there are any.
+    """
     rows = comparisons.assign(is_secondary=~comparisons["primary"].eq(True))
     rows = rows.sort_values("is_secondary", kind="stable")
     return [
@@ -170,6 +169,7 @@ def list_comparisons(comparisons: pd.DataFrame) -> list[dict[str, str]]:
             "measure": tables.label_measure(row.measure),
             "pairs": str(row.n),
             "mean [interval]": format_difference(row),
+            "value of mean [interval]": "" if pd.isna(row.mean_difference) else row.mean_difference,
             "verdict": row.verdict,
         }
         for row in tables.iterate_rows(rows)

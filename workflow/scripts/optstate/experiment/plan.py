@@ -1,36 +1,45 @@
 """Write down what an experiment will be judged by, before its first session begins.
 
-Snakemake makes ``plan.json`` once and never again. The report compares it with the configuration
-that was run, so it can say whether outcome, margin, methods and seeds were fixed in advance.
+Snakemake writes ``plan.json`` when it starts, once and never again. The report compares it with the
+configuration that was run, so it can say whether outcome, margin, methods and seeds were fixed in
+advance.
 """
 
-import argparse
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from optstate.checksums import write_checksums
-from optstate.job import run, write_atomically
+from optstate.job import write_atomically
+
+NAME = "plan.json"
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Write the plan with the date, the commit, and the number of sessions that are finished."""
+def write_plan(results: Path, plan: dict[str, Any], commit: str) -> None:
+    """Write the plan with the date, unless there is one.
+
+    Args:
+        results: the folder of the experiment's results.
+        plan: what the experiment is judged by.
+        commit: the commit of the project's sources.
+    """
+    path = results / NAME
+    if path.exists():
+        return
     content = {
-        "plan": json.loads(arguments.plan),
+        "plan": plan,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": arguments.commit,
-        "finished_sessions": len(list(arguments.runs_folder.glob("*/*/*/*/session.sha256"))),
+        "commit": commit,
+        "finished_sessions": len(list(results.glob("runs/*/*/*/*/session.sha256"))),
     }
-    with write_atomically(arguments.output) as path:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    write_checksums(arguments.output.with_suffix(".sha256"), [arguments.output])
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_checksums(path.with_suffix(".sha256"), [path])
 
 
-PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-PARSER.add_argument("--plan", required=True, help="JSON of the plan")
-PARSER.add_argument("--commit", default="", help="commit of the sources")
-PARSER.add_argument("--runs-folder", type=Path, required=True, help="folder of all runs")
-PARSER.add_argument("--output", type=Path, required=True, help="plan.json")
-
-if __name__ == "__main__":
-    run(PARSER, main)
+def withdraw_plan(results: Path) -> None:
+    """Remove the plan of an experiment of which no session has begun."""
+    if not any((results / name).exists() for name in ("runs", "in_progress")):
+        for suffix in (".json", ".sha256"):
+            (results / NAME).with_suffix(suffix).unlink(missing_ok=True)

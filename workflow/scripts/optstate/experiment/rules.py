@@ -25,7 +25,7 @@ from snakemake.settings.types import ConfigSettings
 
 from optstate.checksums import hash_files, read_checksums
 from optstate.data.manifest import folder_sha256
-from optstate.experiment import configuration, integrity, lock
+from optstate.experiment import configuration, integrity, lock, plan
 from optstate.experiment.consistency import is_published, list_files, list_notes
 from optstate.experiment.runs import Runs, Session, find_plain
 from optstate.experiment.schema import Config
@@ -140,7 +140,7 @@ class Experiment:
     # Snakemake's start and end
 
     def claim(self) -> None:
-        """Keep other Snakemakes out of the experiment, and save its configuration for the jobs.
+        """Keep other Snakemakes out of the experiment, and save its configuration and its plan.
 
         Exits if another Snakemake is running on it.
         """
@@ -150,6 +150,7 @@ class Experiment:
             sys.exit(f"error: {error}")
         submitted = [self.config, self.dataset_sha256, self.file_hashes, self.weights_url]
         lock.save_submitted(Path(self.results), submitted)
+        plan.write_plan(Path(self.results), configuration.make_plan(self.config), commit())
 
     def require_unchanged(self) -> None:
         """Exit with one line if a small finished file has changed since it was made."""
@@ -162,7 +163,11 @@ class Experiment:
                 sys.exit(f"error: {error}")
 
     def print_errors(self) -> None:
-        """Repeat each failed job's error after Snakemake's output."""
+        """Repeat each failed job's error after Snakemake's output.
+
+        A plan of which nothing has begun is withdrawn.
+        """
+        plan.withdraw_plan(Path(self.results))
         for error in errors_in_logs(Path(self.logs), since=self.start):
             print(error, file=sys.stderr)
 
