@@ -39,7 +39,7 @@ def write_plan(results: Path, plan: dict[str, Any], commit: str) -> None:
 
 
 def withdraw_plan(results: Path) -> None:
-    """Remove the plan of an experiment of which no session has begun."""
+    """Remove the plan if no session of the experiment has begun."""
     if not any((results / name).exists() for name in ("runs", "in_progress")):
         for suffix in (".json", ".sha256"):
             (results / NAME).with_suffix(suffix).unlink(missing_ok=True)

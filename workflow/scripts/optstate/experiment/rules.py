@@ -165,7 +165,7 @@ class Experiment:
     def print_errors(self) -> None:
         """Repeat each failed job's error after Snakemake's output.
 
-        A plan of which nothing has begun is withdrawn.
+        If no session has begun, the plan is withdrawn.
         """
         plan.withdraw_plan(Path(self.results))
         for error in errors_in_logs(Path(self.logs), since=self.start):
