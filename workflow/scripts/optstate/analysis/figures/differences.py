@@ -39,9 +39,7 @@ def draw_differences(
     measure: tables.Measure,
     margin: float,
 ) -> Figure:
-    """Draw a panel for each boundary and baseline, with a row for each schedule.
-
-    A row shows the pairs, their mean, and its t interval at 95 %.
+    """Draw a panel for each boundary and baseline, with the pairs of each schedule in a row.
 
     Args:
         comparisons: rows of all data sets, so that all figures have the same scale.
@@ -57,8 +55,8 @@ def draw_differences(
     figure, panels = style.make_panels(labels or [[]])
     for axes, ((boundary, baseline), rows) in zip(panels, groups.items(), strict=False):
         draw_margin(axes, margin if measure.is_top1 else None)
-        title = name_sides(boundary, baseline, measure.better)
-        style.set_panel_title(axes, title, style.PANEL)
+        sides = name_sides(boundary, baseline, measure.better)
+        style.set_panel_title(axes, sides, width=style.PANEL)
         colour = style.get_look(boundary, boundaries)["color"]
         for y, row in enumerate(rows[::-1].itertuples()):  # the first one is at the top
             values = scale * select_pairs(pairs, row).to_numpy()
@@ -67,14 +65,10 @@ def draw_differences(
     panels[0].autoscale_view(scaley=False)
     if not groups:
         style.write_sentence(panels[0], "no pair of methods to compare")
-    unit = " (points)" if measure.is_top1 else ""
-    panels[-1].set_xlabel(f"difference in {measure.label}{unit}")
+    panels[-1].set_xlabel(style.label_difference(measure, style.PANEL))
     style.set_figure_title(figure, dataset)
-    handles: list[Artist] = [*style.make_pair_handles()]
-    if measure.is_top1:
-        label = f"margin of equivalence, {tables.format_margin(margin)}"
-        handles.append(Patch(color=BAND, label=label))
-    style.place_legend(figure, handles)
+    has_intervals = bool(comparisons[["low", "high"]].notna().any(axis=None))
+    style.place_legend(figure, make_handles(has_intervals, margin if measure.is_top1 else None))
     return figure
 
 
@@ -109,6 +103,15 @@ def draw_margin(axes: Axes, margin: float | None) -> None:
     if margin is not None:
         axes.axvspan(-100 * margin, 100 * margin, color=BAND, zorder=0)
     axes.axvline(0, color=style.NEUTRAL, linewidth=1)
+
+
+def make_handles(has_intervals: bool, margin: float | None) -> list[Artist]:
+    """Return the legend entries for pairs, means, and the margin of equivalence if there is one."""
+    handles: list[Artist] = [*style.make_pair_handles(has_intervals)]
+    if margin is not None:
+        label = f"margin of equivalence, {tables.format_margin(margin)}"
+        handles.append(Patch(color=BAND, label=label))
+    return handles
 
 
 def name_row(pairs: pd.DataFrame, row: Any) -> str:
