@@ -275,6 +275,7 @@ def test_errors_are_those_of_jobs_that_failed_in_this_run(tmp_path):
 def test_one_snakemake_claims_an_experiment(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPTSTATE_RUN", "")
+    monkeypatch.setattr(rules, "commit", lambda: "c0ffee")
     EXPERIMENT.claim()
     submitted = Experiment(*lock.load_submitted())
     assert (submitted.config, submitted.dataset_sha256) == (CONFIG, EXPERIMENT.dataset_sha256)

@@ -73,9 +73,10 @@ def draw_boundaries(around: pd.DataFrame, column: str, label: str, dataset: str)
                 axes.remove()
                 continue
             is_here = (around["schedule"] == schedule) & (around["next_session"] == number)
-            draw_boundary(axes, around[is_here], column, around["boundary"].unique())
+            drawn = draw_boundary(axes, around[is_here], column, around["boundary"].unique())
             before = f"session {number - 1}" if number > 1 else "given checkpoint"
-            style.set_panel_title(axes, f"{schedule}: {before} to {number}")
+            note = style.describe_coinciding(drawn)
+            style.set_panel_title(axes, f"{schedule}: {before} to {number}", note)
     for row in grid:
         row[0].set_ylabel(f"{label},\nlog scale")
     for axes in grid.T:
@@ -89,7 +90,9 @@ def draw_boundaries(around: pd.DataFrame, column: str, label: str, dataset: str)
     return figure
 
 
-def draw_boundary(axes: Axes, around: pd.DataFrame, column: str, boundaries: Iterable[str]) -> None:
+def draw_boundary(
+    axes: Axes, around: pd.DataFrame, column: str, boundaries: Iterable[str]
+) -> dict[str, pd.DataFrame]:
     """Draw the methods of one schedule around one boundary, all on the same axes.
 
     Args:
@@ -97,9 +100,13 @@ def draw_boundary(axes: Axes, around: pd.DataFrame, column: str, boundaries: Ite
         around: the rows of the schedule and boundary.
         column: the column to draw.
         boundaries: the boundaries of all schedules, which determine the looks.
+
+    Returns:
+        What was drawn of each boundary.
     """
     drawn = {}
-    for boundary in style.sort_for_drawing(around["boundary"].unique(), boundaries):
+    names = style.sort_for_drawing(around["boundary"].unique(), boundaries)
+    for boundary, size in zip(names, np.linspace(*style.POINT_SIZES, len(names)), strict=True):
         of_method = around[around["boundary"] == boundary]
         if column == "update_norm":
             of_method = of_method[find_recorded(of_method)]
@@ -107,10 +114,11 @@ def draw_boundary(axes: Axes, around: pd.DataFrame, column: str, boundaries: Ite
         drawn[boundary] = wide
         look, label = style.get_look(boundary, boundaries), style.get_label(boundary)
         stretches = split_steps(wide.index.to_numpy()) if column == "update_norm" else None
-        style.draw_runs(axes, wide, look, label, stretches)
+        style.draw_runs(axes, wide, look, label, stretches, markersize=size)
     axes.axvline(0.5, color=style.NEUTRAL, linestyle=":", linewidth=1)
-    style.note_coinciding(axes, drawn, at_top=True)
+    axes.update_datalim([(x, 1) for x in (around["x"].min(), around["x"].max())], updatey=False)
     style.set_log_scale(axes)
+    return drawn
 
 
 def find_recorded(steps: pd.DataFrame) -> pd.Series:

@@ -85,8 +85,9 @@ def draw_curves(
         of_measure = curves[curves["measure"] == measure]
         for axes, schedule in zip(row, schedules, strict=True):
             of_schedule = of_measure[of_measure["schedule"] == schedule]
-            draw_methods(axes, of_schedule, curves["boundary"].unique(), highlighted)
-            style.set_panel_title(axes, schedule, pad=style.TITLE_PAD)
+            drawn = draw_methods(axes, of_schedule, curves["boundary"].unique(), highlighted)
+            note = style.describe_coinciding(drawn)
+            style.set_panel_title(axes, schedule, note, pad=style.TITLE_PAD)
         if measure.endswith("loss"):
             style.set_log_scale(row[0])
         row[0].set_ylabel(CURVES[measure] + (", log scale" if measure.endswith("loss") else ""))
@@ -103,7 +104,7 @@ def draw_curves(
 
 def draw_methods(
     axes: Axes, curves: pd.DataFrame, boundaries: Iterable[str], highlighted: str | None
-) -> None:
+) -> dict[str, pd.DataFrame]:
     """Draw one measure of the methods of one schedule.
 
     Args:
@@ -111,6 +112,9 @@ def draw_methods(
         curves: the rows of the measure and schedule.
         boundaries: the boundaries of all schedules, which determine the looks.
         highlighted: the only boundary not drawn in grey. None: all boundaries have their colours.
+
+    Returns:
+        What was drawn of each boundary.
     """
     is_valid = curves["measure"].str.startswith("valid").any()
     marker: style.Look = {"marker": "o", "markersize": 3} if is_valid else {}
@@ -124,11 +128,10 @@ def draw_methods(
         if highlighted not in (None, boundary):
             look = look | {"color": style.FADED}
         style.draw_runs(axes, wide, look, style.get_label(boundary), **marker)
-    is_loss = curves["measure"].str.endswith("loss").any()
-    style.note_coinciding(axes, drawn, at_top=bool(is_loss))
     style.mark_sessions(axes, curves)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.03 * curves["x"].max())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return drawn
 
 
 PARSER = style.make_parser(__doc__)

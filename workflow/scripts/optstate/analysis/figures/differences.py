@@ -36,9 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
 def draw_differences(
     comparisons: pd.DataFrame, pairs: pd.DataFrame, dataset: str, name: str
 ) -> Figure:
-    """Draw a panel for each boundary and baseline, with a row for each schedule.
-
-    A row shows the pairs, their mean, its t interval, and the margin of equivalence.
+    """Draw a panel for each boundary and baseline, with the pairs of each schedule in a row.
 
     Args:
         comparisons: rows of one measure and all data sets, so that all figures have one scale.
@@ -59,7 +57,7 @@ def draw_differences(
         axes.axvline(0, color=style.NEUTRAL, linewidth=1)
         role = "" if rows["primary"].eq(True).any() else " (exploratory)"
         title = name_sides(boundary, baseline, measure.better) + role
-        style.set_panel_title(axes, title, style.PANEL)
+        style.set_panel_title(axes, title, width=style.PANEL)
         colour = style.get_look(boundary, boundaries)["color"]
         for y, row in enumerate(tables.iterate_rows(rows[::-1])):  # the first one is at the top
             draw_margin(axes, y, scale * row.margin)
@@ -69,13 +67,9 @@ def draw_differences(
     panels[0].autoscale_view(scaley=False)
     if not groups:
         style.write_sentence(panels[0], "no pair of methods to compare")
-    unit = " (points)" if measure.is_top1 else ""
-    panels[-1].set_xlabel(f"difference in {tables.label_measure(name)}{unit}")
+    panels[-1].set_xlabel(style.label_difference(name, style.PANEL))
     style.set_figure_title(figure, dataset)
-    handles: list[Artist] = [*style.make_pair_handles()]
-    if comparisons["margin"].notna().any():
-        handles.append(Patch(color=BAND, label="margin of equivalence"))
-    style.place_legend(figure, handles)
+    style.place_legend(figure, make_handles(comparisons))
     return figure
 
 
@@ -109,6 +103,20 @@ def draw_margin(axes: Axes, y: int, margin: float) -> None:
     """Draw the margin of equivalence of the row at height ``y``, if it is not NaN."""
     if np.isfinite(margin):
         axes.add_patch(Rectangle((-margin, y - 0.6), 2 * margin, 1.2, color=BAND, zorder=0))
+
+
+def make_handles(comparisons: pd.DataFrame) -> list[Artist]:
+    """Return the legend entries for pairs, means, and the margins of equivalence if there are any.
+
+    If all margins are equal, the entry names it.
+    """
+    has_intervals = bool(comparisons[["low", "high"]].notna().any(axis=None))
+    handles: list[Artist] = [*style.make_pair_handles(has_intervals)]
+    margins = comparisons["margin"].dropna().unique()
+    if len(margins):
+        size = f", {tables.format_margin(margins[0])}" if len(margins) == 1 else ""
+        handles.append(Patch(color=BAND, label=f"margin of equivalence{size}"))
+    return handles
 
 
 def name_row(pairs: pd.DataFrame, row: Any) -> str:

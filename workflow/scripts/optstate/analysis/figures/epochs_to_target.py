@@ -48,11 +48,15 @@ def draw_epochs_to_target(summary: pd.DataFrame, targets: dict[str, float]) -> F
     for axes, (dataset, of_dataset) in zip(panels, methods.items(), strict=True):
         target = f"{100 * targets[dataset]:g} %"
         title = f"{dataset}: epochs until the valid top-1 reaches {target}"
-        style.set_panel_title(axes, title, style.PANEL)
+        style.set_panel_title(axes, title, width=style.PANEL)
         draw_methods(axes, of_dataset, missed, summary["boundary"].unique())
         if not of_dataset:
             style.write_sentence(axes, f"no run reached {target}")
-    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not drawn:
+        panels[0].set_xticks([])
+        return figure
+    panels[0].set_xlim(0, missed + 0.5 if has_missed else missed - 0.5)
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if has_missed:
         mark_missed(panels, missed)
     panels[-1].set_xlabel("epochs" + (" (∞: never)" if has_missed else ""))

@@ -31,8 +31,9 @@ def draw_learning_rates(steps: pd.DataFrame) -> Figure:
     for row, (schedule, column) in zip(grid, rows, strict=True):
         for axes, dataset in zip(row, datasets, strict=True):
             is_here = (steps["schedule"] == schedule) & (steps["dataset"] == dataset)
-            draw_methods(axes, steps[is_here], column, boundaries)
-            style.set_panel_title(axes, f"{dataset}: {schedule}", pad=style.TITLE_PAD)
+            drawn = draw_methods(axes, steps[is_here], column, boundaries)
+            note = style.describe_coinciding(drawn)
+            style.set_panel_title(axes, f"{dataset}: {schedule}", note, pad=style.TITLE_PAD)
         row[0].set_ylabel(LABELS[column])
     for axes in grid[-1]:
         axes.set_xlabel("step")
@@ -41,8 +42,10 @@ def draw_learning_rates(steps: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_methods(axes: Axes, steps: pd.DataFrame, column: str, boundaries: Iterable[str]) -> None:
-    """Draw all methods of one schedule on the same axes, and note which of them coincide."""
+def draw_methods(
+    axes: Axes, steps: pd.DataFrame, column: str, boundaries: Iterable[str]
+) -> dict[str, pd.DataFrame]:
+    """Draw one column of all methods of one schedule. Returns what was drawn of each boundary."""
     one_seed = steps[steps["seed"] == steps["seed"].min()]
     drawn = {}
     for boundary in style.sort_for_drawing(one_seed["boundary"].unique(), boundaries):
@@ -54,11 +57,11 @@ def draw_methods(axes: Axes, steps: pd.DataFrame, column: str, boundaries: Itera
     style.mark_sessions(axes, one_seed, x="step")
     if column == "lr":
         style.set_log_scale(axes)
+    axes.set_xlim(0, 1.03 * one_seed["step"].max())
     if one_seed[column].isna().all():
         axes.text(0.5, 0.5, "none", ha="center", color=style.NEUTRAL, transform=axes.transAxes)
-    else:
-        style.note_coinciding(axes, drawn, at_top=column == "lr")
-    axes.set_xlim(left=0)
+        return {}
+    return drawn
 
 
 PARSER = style.make_parser(__doc__)

@@ -5,6 +5,7 @@ import itertools
 import json
 import textwrap
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -57,13 +58,16 @@ def draw_resets(summary: pd.DataFrame, losses: Losses, column: str) -> Figure:
     for axes, schedule in zip(grid[:, 0], schedules, strict=True):
         draw_schedule(axes, differences[differences["schedule"] == schedule], losses)
         style.set_panel_title(axes, schedule)
+        if not np.isfinite(differences["difference"]).all():
+            axes.margins(y=0.25)  # for the numbers of diverged runs
     label_boundaries(grid[-1, 0], losses)
-    unit = " (points)" if measure.is_top1 else ""
-    figure.supylabel(f"difference in {measure.label}{unit}", fontsize=10)
+    label = style.label_difference(column, 2.8 * len(schedules))
+    figure.supylabel(label, fontsize=plt.rcParams["font.size"], multialignment="center")
     arrow = "↓" if measure.better == "higher" else "↑"
     style.set_figure_title(figure, f"{summary['dataset'].iloc[0]}: {arrow} {kept} better")
+    has_intervals = len(differences["seed"].unique()) > 1
     trend = Line2D([], [], label="average of the means", **TREND)
-    handles = [*style.make_pair_handles(), trend]
+    handles = [*style.make_pair_handles(has_intervals), trend]
     style.place_legend(figure, handles)
     return figure
 

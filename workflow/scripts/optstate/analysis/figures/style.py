@@ -24,12 +24,14 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from optstate import UNINTERRUPTED
+from optstate.analysis import tables
 from optstate.job import write_atomically
 
 plt.rcParams.update(
@@ -77,11 +79,14 @@ PANEL = 4.5  # inches; the width of a panel with rows
 ROW_LABEL = 2.6  # inches; longer labels of rows are wrapped
 LINE_HEIGHT = 0.18  # inches
 NOTE_SIZE = 8
+NOTE_LINE = 11  # points; the height of a line of a note
+NOTE_GAP = 4  # points; the part of a title's letters below its baseline, which its pad leaves out
 TITLE_PAD = 18  # points; leaves a line for the session numbers
 SEED: Look = {"linewidth": 0.6, "alpha": 0.45}
 MEAN: Look = {"linewidth": 1.8}
 SEED_POINT: Look = {"marker": ".", "markersize": 2, "linestyle": "", "alpha": 0.45}
-MEAN_POINT: Look = {"marker": ".", "markersize": 7, "linestyle": ""}
+MEAN_POINT: Look = {"marker": ".", "linestyle": ""}
+POINT_SIZES = 11, 5  # of the first and the last boundary that is drawn, so that equal points show
 PAIR: Look = {"marker": "o", "markersize": 4, "linestyle": "", "alpha": 0.45}
 INTERVAL: Look = {"linewidth": 3, "solid_capstyle": "butt"}
 PAIRS_MEAN: Look = {"marker": "D", "markersize": 7, "linestyle": ""}
@@ -148,7 +153,9 @@ def measure_panel(axes: Axes) -> float:
 @functools.cache
 def measure_text(text: str, size: float) -> float:
     """Return the width of a line of text in inches."""
-    return TextPath((0, 0), text, size=size).get_extents().width / 72
+    font = FontProperties(size=size)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return width / 72
 
 
 def wrap(text: str, width: float, size: float) -> str:
@@ -174,13 +181,35 @@ def set_figure_title(figure: Figure, title: str) -> None:
     figure.suptitle(wrap(title, figure.get_figwidth() - 0.3, 12), x=0.01, ha="left")
 
 
-def set_panel_title(axes: Axes, title: str, width: float | None = None, **options: Any) -> None:
-    """Write a title at the top left of axes, wrapped to ``width`` in inches.
+def label_difference(name: str, width: float) -> str:
+    """Return the label of an axis of differences in a measure, in lines of ``width`` inches."""
+    unit = " (points)" if tables.get_measure(name).is_top1 else ""
+    text = f"difference in {tables.label_measure(name)}{unit}"
+    return wrap(text, width, plt.rcParams["font.size"])
 
-    ``width`` may be None for axes from :func:`make_grid`. At `` · `` the title is broken first.
+
+def set_panel_title(
+    axes: Axes, title: str, note: str = "", width: float | None = None, pad: float = 6
+) -> None:
+    """Write a title at the top left of axes. At `` · `` it is broken first.
+
+    Args:
+        axes: the axes, from :func:`make_grid` if ``width`` is None.
+        title: the title.
+        note: lines to write in small letters below the title.
+        width: available width in inches. None: that of the axes.
+        pad: points to leave above the axes.
     """
     width = measure_panel(axes) if width is None else width
-    axes.set_title(wrap(title, width, plt.rcParams["axes.titlesize"]), loc="left", **options)
+    if note:
+        note = wrap(note, width, NOTE_SIZE)
+        axes.annotate(
+            note, (0, 1), (0, pad), "axes fraction", "offset points", va="bottom",
+            fontsize=NOTE_SIZE, color=NEUTRAL,
+        )  # fmt: skip
+        pad += NOTE_LINE * (note.count("\n") + 1) + NOTE_GAP
+    title = wrap(title, width, plt.rcParams["axes.titlesize"])
+    axes.set_title(title, loc="left", pad=pad)
 
 
 def get_look(boundary: str, boundaries: Iterable[str]) -> Look:
@@ -273,30 +302,20 @@ def draw_stretches(
         axes.plot(values.index[points], values.iloc[points], **point)
 
 
-def note_coinciding(axes: Axes, drawn: dict[str, pd.DataFrame], at_top: bool) -> None:
-    """Write into axes from :func:`make_grid` which boundaries have equal values everywhere.
+def describe_coinciding(drawn: dict[str, pd.DataFrame]) -> str:
+    """Return which boundaries have equal values everywhere, a line for each group of them.
 
     Args:
-        axes: the axes to write into.
         drawn: what is drawn of each boundary.
-        at_top: whether the upper right corner is the emptier one. Otherwise it is the lower one.
     """
     groups: list[list[str]] = []
     for boundary, values in drawn.items():
         group = next((group for group in groups if values.equals(drawn[group[0]])), None)
         groups.append([boundary]) if group is None else group.append(boundary)
     if len(drawn) > 2 and len(groups) == 1:
-        notes = ["all methods coincide"]
-    else:
-        notes = [f"{join_names(group)} coincide" for group in groups if len(group) > 1]
-    width = measure_panel(axes) - 0.3
-    note = "\n".join(wrap(note, width, NOTE_SIZE) for note in notes)
-    y, align = (0.97, "top") if at_top else (0.03, "bottom")
-    text = axes.text(
-        0.98, y, note, ha="right", va=align, fontsize=NOTE_SIZE, transform=axes.transAxes,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-    )  # fmt: skip
-    text.set_in_layout(False)
+        return "all methods coincide"
+    notes = [f"{join_names(group)} coincide" for group in groups if len(group) > 1]
+    return "\n".join(sorted(notes))
 
 
 def join_names(boundaries: Iterable[str]) -> str:
@@ -396,12 +415,13 @@ def make_marks(num_seeds: int, has_boundaries: bool, has_diverged: bool) -> list
     return marks
 
 
-def make_pair_handles() -> list[Line2D]:
-    """Return the legend entries for pairs of runs, and for their mean with its interval."""
-    mean = PAIRS_MEAN | INTERVAL | {"linestyle": "-", "markersize": 6}
+def make_pair_handles(has_intervals: bool) -> list[Line2D]:
+    """Return the legend entries for pairs of runs, and for their mean, possibly with intervals."""
+    bar = INTERVAL | {"linestyle": "-"} if has_intervals else {}
+    label = "mean, t interval" if has_intervals else "mean"
     return [
         Line2D([], [], color=NEUTRAL, label="a pair", **PAIR),
-        Line2D([], [], color=NEUTRAL, label="mean, t interval", **mean),
+        Line2D([], [], color=NEUTRAL, label=label, **PAIRS_MEAN | {"markersize": 6} | bar),
     ]
 
 
