@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from conftest import ROOT
 from optstate.analysis import compare, tables
 from optstate.analysis.statistics import (
     Difference,
@@ -191,6 +192,15 @@ class TestSimulation:
     )
     def test_an_effect_of_two_standard_deviations_is_found(self, shape, num_seeds, low, high):
         assert low < self.count(shape, num_seeds, 2) <= high
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_the_documented_shares_are_those_of_the_simulation(self, shape):
+        lines = (ROOT / "docs/method.md").read_text().splitlines()
+        rows = [line.strip("| ").split(" | ") for line in lines if line.startswith(f"| {shape}")]
+        assert [row[1] for row in rows] == ["0", "1", "2"]
+        for _, effect, *shares in rows:
+            found = [self.count(shape, num_seeds, int(effect)) for num_seeds in (3, 4, 8, 16)]
+            assert shares == [f"{100 * share:.0f} %" for share in found]
 
 
 @pytest.mark.parametrize("family", [1, 4])
