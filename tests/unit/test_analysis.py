@@ -642,13 +642,13 @@ class TestBoundaries:
     def test_the_excess_covers_the_first_200_steps(self):
         after = self.steps([2.0] * 100 + [3.0] * 200, [6.0] + [1.0] * 299)
         kept = self.steps([1.0] * 300, [1.5] + [1.0] * 299)
-        early, area, peak, _, _, ratio = boundaries.measure_boundary(after, kept)
+        early, area, peak, _, ratio = boundaries.measure_boundary(after, kept)
         assert (early, area, peak, ratio) == (2.0, 300.0, 2.0, 4.0)
 
     def test_without_a_run_that_keeps_all_state_only_the_early_loss_is_known(self):
         early, *others = boundaries.measure_boundary(self.steps([1.0] * 60), None)
         assert early == 1.0
-        assert len(others) == 5
+        assert len(others) == 4
         assert np.isnan(others).all()
 
     def test_the_end_of_each_session_is_measured(self, tables):
@@ -659,10 +659,11 @@ class TestBoundaries:
     def test_an_uninterrupted_run_has_no_boundary(self):
         parts = [
             self.steps([1.0] * 20).assign(
-                dataset="d", schedule="s", boundary=name, method=f"s-{name}", session=1, seed=0
+                dataset="d", schedule="s", boundary=name, method=f"s-{name}", session=1, seed=0,
+                step=range(1, 21),
             )
             for name in ("uninterrupted", "preserve")
-        ]
+        ]  # fmt: skip
         epochs = pd.DataFrame(
             {"dataset": "d", "schedule": "s", "boundary": name, "method": f"s-{name}", "seed": 0,
              "session": 1, "split": "valid", "top1": 0.5, "loss": 1.0}
@@ -702,6 +703,26 @@ class TestBoundaries:
             assert boundaries.count_steps_lost(kept - lost, kept) == pytest.approx(-lost, abs=1)
         assert np.isnan(boundaries.count_steps_lost(kept[:9], kept[:9]))
         assert np.isnan(boundaries.count_steps_lost(np.append(kept[1:], np.nan), kept))
+
+    @pytest.mark.parametrize("has_reference", [True, False])
+    def test_lost_steps_may_lie_before_the_boundary(self, has_reference):
+        """In the second session, of 10 steps, the run is 25 steps behind the other one."""
+        falling = 100.0 - np.arange(40)
+        losses = {"new": np.append(falling[:30], falling[5:15])}
+        losses |= {"preserve": falling} if has_reference else {}
+        steps = pd.concat(
+            pd.DataFrame(
+                {"dataset": "d", "schedule": "s", "boundary": boundary, "method": f"s-{boundary}",
+                 "seed": 0, "session": np.repeat([1, 2], [30, 10]), "step": range(1, 41),
+                 "loss": loss, "update_norm": 1.0}
+            )
+            for boundary, loss in losses.items()
+        )  # fmt: skip
+        epochs = steps[steps["step"].isin([30, 40])].assign(split="valid", top1=0.5)
+        found = list(boundaries.measure_boundaries(steps, epochs, "preserve", 2))
+        lost = {row["boundary"]: row["steps_lost"] for row in found}
+        expected = {"new": 25, "preserve": 0} if has_reference else {"new": np.nan}
+        assert lost == pytest.approx(expected, abs=1, nan_ok=True)
 
 
 CHANCES = dict.fromkeys(["d", "e", "d0", "d1", "d2", "d3"], tables_of_analysis.Chance(0.1, 0.11))

@@ -53,18 +53,23 @@ def measure_boundaries(
     ends = valid.groupby([*tables.RUN, "session"])[["top1", "loss"]].last()
     for cell, of_cell in steps.groupby(["dataset", "schedule", "seed"]):
         sessions: dict[Any, pd.DataFrame] = dict(list(of_cell.groupby(["boundary", "session"])))
+        losses = {name: of_run["loss"].to_numpy() for name, of_run in of_cell.groupby("boundary")}
         for (boundary, session), after in sessions.items():
             if session < first_boundary or boundary == UNINTERRUPTED:
                 continue
             dataset, schedule, seed = cell
             names = [dataset, schedule, boundary, f"{schedule}-{boundary}", seed, session]
             measures = measure_boundary(after, sessions.get((preserved, session)))
+            lost = np.nan
+            if preserved in losses:
+                last = after["step"].max()
+                lost = count_steps_lost(losses[boundary][:last], losses[preserved][:last])
             end = ends.loc[tuple(names)].tolist()
-            yield dict(zip(COLUMNS, [*names, *measures, *end], strict=True))
+            yield dict(zip(COLUMNS, [*names, *measures, lost, *end], strict=True))
 
 
 def measure_boundary(after: pd.DataFrame, reference: pd.DataFrame | None) -> list[float]:
-    """Compute the measures of ``tables.OF_BOUNDARIES`` that follow from steps, in their order.
+    """Compute the measures of ``tables.OF_BOUNDARIES`` that follow from a session's steps.
 
     Args:
         after: the steps of the session after the boundary.
@@ -74,14 +79,12 @@ def measure_boundary(after: pd.DataFrame, reference: pd.DataFrame | None) -> lis
     loss = after["loss"].to_numpy()
     early = float(loss[:EARLY_STEPS].mean())
     if reference is None:
-        return [early, *[np.nan] * 5]
+        return [early, *[np.nan] * 4]
     kept = reference["loss"].to_numpy()
     excess = loss[:EXCESS_STEPS] - kept[:EXCESS_STEPS]
     ratio = after["update_norm"].iloc[0] / reference["update_norm"].iloc[0]
-    return [
-        early, float(excess.sum()), float(excess.max()), count_recovery_steps(loss, kept),
-        count_steps_lost(loss, kept), float(ratio),
-    ]  # fmt: skip
+    recovery = count_recovery_steps(loss, kept)
+    return [early, float(excess.sum()), float(excess.max()), recovery, float(ratio)]
 
 
 def count_recovery_steps(loss: np.ndarray, kept: np.ndarray) -> float:
@@ -114,12 +117,12 @@ def count_steps_lost(loss: np.ndarray, kept: np.ndarray) -> float:
     last loss at some number of steps, too. The difference of both numbers is the cost.
 
     Args:
-        loss: the losses of a session's steps (steps,).
+        loss: the losses of a run's steps, up to the end of a session (steps,).
         kept: the losses of the same steps of the run that keeps all state (steps,).
 
     Returns:
-        The number of steps, negative if the run that keeps all state is behind; NaN if the session
-        is shorter than ``WINDOW`` or a loss is not finite.
+        The number of steps, negative if the run that keeps all state is behind; NaN if there are
+        fewer than ``WINDOW`` steps or a loss is not finite.
     """
     if len(loss) < WINDOW or not np.isfinite([*loss, *kept]).all():
         return np.nan

@@ -57,13 +57,13 @@ OF_BOUNDARIES = {  # in comparisons.csv followed by _session2 for the first boun
         "keeps all state",
         "lower",
     ),
+    "update_norm_ratio": Measure(
+        "norm of the first update, divided by that of the run that keeps all state"
+    ),
     "steps_lost": Measure(
         "steps by which the train loss at the end of the session is behind that of the run that "
         "keeps all state",
         "lower",
-    ),
-    "update_norm_ratio": Measure(
-        "norm of the first update, divided by that of the run that keeps all state"
     ),
     "end_valid_top1": Measure("valid top-1 at the end of the session", "higher", is_top1=True),
     "end_valid_loss": Measure("valid loss at the end of the session", "lower"),
