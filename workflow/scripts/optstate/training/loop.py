@@ -40,7 +40,7 @@ from optstate.training.recording import Row
 from optstate.training.schedule import get_momentum
 from optstate.training.spec import SessionSpec
 
-REESTIMATION_STEPS = 50  # batches from which batch-norm statistics are estimated
+REESTIMATION_STEPS = 50  # batches from which batch-norm statistics are estimated, at most an epoch
 EVAL_BATCHES = {"cpu": 1, "cuda": 4}  # training batches validated at once: no activations are kept
 
 
@@ -263,21 +263,22 @@ def validate_reestimated(session: Session) -> Row:
 
 @torch.no_grad()
 def reestimate_statistics(session: Session, norms: Sequence[Any]) -> None:
-    """Replace the running statistics of ``norms`` by means over ``REESTIMATION_STEPS`` batches.
+    """Replace the running statistics of ``norms`` by means over at most an epoch of batches.
 
-    These are training batches with a random stream of their own.
+    These are up to ``REESTIMATION_STEPS`` training batches, with a random stream of their own.
     """
     spec, compute, model = session.spec, session.compute, session.state.model
     batches = iterate_endlessly(
         session.train, spec, compute.device, first_epoch=session.epoch, stream=REESTIMATING
     )
+    num_steps = min(REESTIMATION_STEPS, count_batches(len(session.train), spec.batch_size))
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
     with compute.fork_random_state(), compute.autocast():
-        for inputs, _ in islice(batches, REESTIMATION_STEPS):
+        for inputs, _ in islice(batches, num_steps):
             session.stop_if_asked()
             model(inputs)
 
