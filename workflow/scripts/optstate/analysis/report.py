@@ -117,7 +117,6 @@ def load_template(path: Path) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["round_cell"] = round_cell
     environment.filters["embed"] = lambda path: encode_png(Path(path))
     environment.filters["quote"] = shlex.quote
     return environment.get_template(path.name)
@@ -225,7 +224,7 @@ def sum_run_times(epochs: pd.DataFrame, runs: Runs) -> list[dict[Any, str]]:
     seconds = epochs.merge(trained).pivot_table("seconds", names, "split", "sum")
     rows = seconds.add_suffix("_seconds").join(trained.value_counts(names).rename("sessions"))
     return [
-        {key: str(value) for key, value in row.items()}
+        {key: f"{x:.4g}" if isinstance(x, float) else str(x) for key, x in row.items()}
         for row in rows.reset_index().to_dict("records")
     ]
 
@@ -268,14 +267,6 @@ def render_text(path: Path, config: dict[str, Any]) -> str:
     text = template.render(snakemake={"config": config})
     parts = publish_parts(text, writer="html5", settings_overrides={"embed_stylesheet": False})
     return parts["fragment"]
-
-
-def round_cell(cell: str | int) -> str:
-    """Round a decimal number to four significant digits; return other cells unchanged."""
-    try:
-        return f"{float(cell):.4g}" if "." in str(cell) else str(cell)
-    except ValueError:
-        return str(cell)
 
 
 def encode_png(path: Path) -> str:
