@@ -115,7 +115,7 @@ def test_a_column_head_sorts_its_table(page):
     assert not any(cells[len(signs) :])  # rows without a number come last
     button.send_keys(Keys.ENTER)
     assert head.get_attribute("aria-sort") == "descending"
-    assert read_column(box, name)[: len(signs)] == cells[len(signs) - 1 :: -1]
+    assert ["-0+".index(cell[0]) for cell in read_column(box, name) if cell] == signs[::-1]
     next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == "measure").click()
     words = read_column(box, "measure")
     assert words == sorted(words)
