@@ -867,6 +867,12 @@ class TestCompare:
             is_primary = row["primary"] == "true"
             assert (row["verdict"] == "no run beats chance") is is_primary
 
+    def test_the_best_method_of_each_schedule_is_found(self):
+        rows = [("a", "x", 0.2), ("a", "x", 0.4), ("a", "y", 0.1), ("b", "z", 0.9)]
+        summary = pd.DataFrame(rows, columns=["schedule", "method", "final_valid_top1"])
+        best = tables_of_analysis.find_best_top1(summary.assign(dataset="d"))
+        assert best == {("d", "a"): pytest.approx(0.3), ("d", "b"): 0.9}
+
     def test_every_boundary_has_its_own_baselines(self):
         rows = pd.DataFrame(
             {"dataset": "d", "schedule": "s", "boundary": boundary, "seed": seed, "measure": "m",
@@ -1474,6 +1480,12 @@ class TestWarnings:
         assert self.list_warnings([0.01])[0].startswith("One seed cannot decide")
         (warning,) = self.list_warnings([0.01, 0.02], "no run beats chance")
         assert warning == "d: no run beats chance, so nothing is compared."
+        found = compare_all(pd.concat(make_pairs([0.01, 0.02], schedule=s) for s in ("r", "s")))
+        found = found.assign(primary=True)
+        found.loc[found["schedule"] == "r", "verdict"] = "no run beats chance"
+        summary = pd.DataFrame({"seed": [0, 1], "diverged": False})
+        (warning,) = answers.list_warnings(summary, found, has_boundaries=True)
+        assert warning == "d, r: no run beats chance, so nothing is compared."
         (warning,) = self.list_warnings([0.0, 0.0])
         assert "preserve and new do not differ in any pair of runs in final valid top-1" in warning
         (warning,) = self.list_warnings([0.01, 0.02], diverged=[True, False])

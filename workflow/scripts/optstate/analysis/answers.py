@@ -42,10 +42,11 @@ def list_warnings(
         found.append("No session begins with a boundary, so no state can be lost or kept.")
     elif primary.empty:
         found.append("This experiment does not have the runs that the primary outcome compares.")
-    found += [
-        f"{dataset}: no run beats chance, so nothing is compared."
-        for dataset in primary.loc[primary["verdict"] == AT_CHANCE, "dataset"].unique()
-    ]
+    for dataset, rows in primary.groupby("dataset"):
+        is_void = rows["verdict"] == AT_CHANCE
+        schedules = sorted(set(rows.loc[is_void, "schedule"]))
+        where = [str(dataset)] if is_void.all() else [f"{dataset!s}, {name}" for name in schedules]
+        found += [f"{place}: {AT_CHANCE}, so nothing is compared." for place in where]
     if len(set(summary["seed"])) == 1 and len(primary):
         found.append("One seed cannot decide: it shows an effect, but not whether it would repeat.")
     found += [
@@ -75,7 +76,7 @@ def describe_answer(row: Any, config: Config) -> str:
     where = f"{row.schedule}, {measure.label}, {row.n} seed{'s' if row.n != 1 else ''}"
     note = f" ({lost})" if lost else ""
     if row.verdict == AT_CHANCE:
-        answer = "not compared, because no run beats chance"
+        answer = f"not compared, because {AT_CHANCE}"
     elif np.isnan(row.low):
         size = f" {difference}: {tables.format_value(row.mean_difference, measure)}"
         answer = f"{'one seed cannot decide.' + size if row.n == 1 else verdict}"

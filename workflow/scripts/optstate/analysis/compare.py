@@ -55,8 +55,11 @@ def main(arguments: argparse.Namespace) -> None:
     pairs = pair_runs(stack_measures(summary, boundaries), json.loads(arguments.baselines))
     outcomes = json.loads(arguments.primary)
     comparisons = compare_pairs(pairs, json.loads(arguments.margin), outcomes, chances)
-    at_chance = [d for d in chances if tables.find_best_top1(summary, d) <= chances[d].limit]
-    is_void = comparisons["dataset"].isin(at_chance) & (comparisons["primary"] == "true")
+    best = tables.find_best_top1(summary)
+    at_chance = {cell for cell, top1 in best.items() if top1 <= chances[cell[0]].limit}
+    cells = zip(comparisons["dataset"], comparisons["schedule"], strict=True)
+    is_void = np.array([cell in at_chance for cell in cells], bool)
+    is_void &= comparisons["primary"] == "true"
     comparisons.loc[is_void, "verdict"] = AT_CHANCE
     comparisons.loc[is_void, "seeds_to_decide"] = np.nan
     outputs = [arguments.tables / f"{name}.csv" for name in ("pairs", "comparisons")]

@@ -133,10 +133,13 @@ def compute_chance(card: dict[str, Any], valid_per_class: int | None) -> Chance:
     return Chance(top1, top1 + 2 * math.sqrt(top1 * (1 - top1) / sum(numbers)))
 
 
-def find_best_top1(summary: pd.DataFrame, dataset: str) -> float:
-    """Return the final valid top-1 of the best method of a data set, a mean over seeds."""
-    of_dataset = summary[summary["dataset"] == dataset]
-    return float(of_dataset.groupby("method")["final_valid_top1"].mean().max())
+def find_best_top1(summary: pd.DataFrame) -> dict[Any, float]:
+    """Return the final valid top-1 of the best method of each data set and schedule.
+
+    The best one has the highest mean over seeds.
+    """
+    means = summary.groupby(["dataset", "schedule", "method"])["final_valid_top1"].mean()
+    return means.groupby(["dataset", "schedule"]).max().to_dict()
 
 
 def read(path: Path) -> pd.DataFrame:
