@@ -1061,6 +1061,18 @@ class TestReport:
         assert "difference in final valid top-1 to the run that keeps all state" in page
         assert "as the state is lost more often" in page
 
+    def test_a_target_that_no_run_reached_has_no_figure(self, results):
+        path = results / "tables/summary.csv"
+        summary = tables_of_analysis.read_text(path).assign(epochs_to_target="inf")
+        summary.to_csv(path, index=False, lineterminator="\n")
+        write_checksums(path.parent / "collect.sha256", [
+            path.parent / f"{name}.csv" for name in ("steps", "epochs", "summary")
+        ])  # fmt: skip
+        page = write_report(results, results / "report.html")
+        assert "No run reached its data set" in page
+        assert "Epochs until the valid top-1" not in page
+        assert page.count("<img") == 9
+
     def make_lr_range_test(self, results: Path) -> tuple[Path, str, str]:
         """Write a curve. Returns its path, and the options with which the report shows it."""
         figure = results / "lr_range_test/noise/constant-session2.png"

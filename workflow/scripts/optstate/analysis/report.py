@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import yaml
 from docutils.core import publish_parts
@@ -80,6 +81,7 @@ def main(arguments: argparse.Namespace) -> None:
         has_boundaries=runs.have_boundaries,
         has_resets=arguments.has_resets,
         has_targets=any("target_top1" in source for source in config["datasets"].values()),
+        is_target_reached=bool(np.isfinite(summary["epochs_to_target"].astype(float)).any()),
         embed_figure=lambda name: encode_png(arguments.figures / f"{name}.png"),
         command=arguments.command,
         quote_figure=lambda name: shlex.quote(f"{arguments.figures}/{name}.png"),
