@@ -1457,8 +1457,10 @@ def test_the_answer_has_a_direction_a_size_and_an_interval(pairs, expected):
 
 
 def test_the_answer_for_a_loss_has_no_points():
-    expected = "s, final valid loss, 1 seed: one seed cannot decide. preserve - new: -0.123."
-    assert answer([-0.123], "final_valid_loss") == expected
+    expected = "1 seed: one seed cannot decide. preserve - new: -0.123."
+    assert answer([-0.123], "final_valid_loss") == f"s, final valid loss, {expected}"
+    label = "session 2: valid loss at the end of the session"
+    assert answer([-0.123], "end_valid_loss_session2") == f"s, {label}, {expected}"
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def list_warnings(
         found.append("One seed cannot decide: it shows an effect, but not whether it would repeat.")
     found += [
         f"{row.dataset}, {row.schedule}: {row.boundary} and {row.baseline} do not differ in any "
-        f"pair of runs in {tables.get_measure(row.measure).label}."
+        f"pair of runs in {tables.label_measure(row.measure)}."
         for row in tables.iterate_rows(primary[primary["verdict"] == "no difference in any pair"])
     ]
     if number := int(summary["diverged"].eq(True).sum()):
@@ -73,7 +73,8 @@ def describe_answer(row: Any, config: Config) -> str:
     measure = tables.get_measure(row.measure)
     verdict, _, lost = row.verdict.partition("; ")
     difference = f"{row.boundary} \N{MINUS SIGN} {row.baseline}"
-    where = f"{row.schedule}, {measure.label}, {row.n} seed{'s' if row.n != 1 else ''}"
+    label = tables.label_measure(row.measure)
+    where = f"{row.schedule}, {label}, {row.n} seed{'s' if row.n != 1 else ''}"
     note = f" ({lost})" if lost else ""
     if row.verdict == AT_CHANCE:
         answer = f"not compared, because {AT_CHANCE}"
