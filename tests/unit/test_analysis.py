@@ -867,6 +867,17 @@ class TestCompare:
             is_primary = row["primary"] == "true"
             assert (row["verdict"] == "no run beats chance") is is_primary
 
+    @pytest.mark.parametrize(("value", "is_listed"), [(np.nan, False), (5.0, True), (0.0, True)])
+    def test_a_measure_without_any_value_is_left_out(self, value, is_listed):
+        run = {"dataset": "d", "schedule": "s", "boundary": "new"}
+        summary = pd.DataFrame(
+            [run | {"seed": seed, "final_valid_loss": np.nan, "epochs_to_target": number}
+             for seed, number in enumerate([value, np.nan])]
+        )  # fmt: skip
+        nothing = pd.DataFrame(columns=boundaries.COLUMNS)
+        measures = compare.stack_measures(summary, nothing)["measure"].tolist()
+        assert measures == ["final_valid_loss"] * 2 + ["epochs_to_target"] * 2 * is_listed
+
     def test_the_best_method_of_each_schedule_is_found(self):
         rows = [("a", "x", 0.2), ("a", "x", 0.4), ("a", "y", 0.1), ("b", "z", 0.9)]
         summary = pd.DataFrame(rows, columns=["schedule", "method", "final_valid_top1"])
