@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy import stats
 
@@ -1487,6 +1488,28 @@ def test_differences_are_rounded_to_their_noise(values, text):
     assert tables_of_analysis.format_interval(*values, tables_of_analysis.get_measure(TOP1)) == text
 
 
+def test_verdicts_in_words():
+    assert answer([0.01, 0.01]).startswith(
+        "s, final valid top-1, 2 seeds: undecided: all 2 differences are equal"
+    )
+    assert "preserve - new: -" in answer([0.02, -0.05, 0.01])
+    assert "; " not in answer([0.02, -0.05, np.nan])
+    assert answer([0.02, -0.05, np.nan]).endswith("] (1 of 3 pairs diverged).")
+
+
+def test_the_accuracy_of_every_method_is_listed():
+    summary = pd.DataFrame(
+        [("d", "one", 0.5126), ("d", "two", 0.25), ("d", "two", 0.3514)],
+        columns=["dataset", "method", "final_valid_top1"],
+    )
+    chances = {"d": tables_of_analysis.Chance(0.1234, 0.2)}
+    rows = [list(row.values()) for row in answers.list_accuracies(summary, chances)]
+    assert rows == [
+        ["d", "one", "51.3 %", "", "12.3 %"],
+        ["d", "two", "30.1 %", "25.0 to 35.1 %", "12.3 %"],
+    ]
+
+
 class TestWarnings:
     """What keeps an experiment from an answer is said before any answer."""
 
@@ -1603,6 +1626,64 @@ class TestValidity:
             "remarks": "no session is as long as the optimizer's memory",
         }  # fmt: skip
         assert (onecycle["memory"], onecycle["remarks"]) == ("SGD", "none")
+
+    def test_defaults_are_those_of_torch(self):
+        for name, (key, default) in validity.DECAYS.items():
+            optimizer = getattr(torch.optim, name)([torch.zeros(1)], lr=0.1)
+            assert optimizer.defaults[key] == default
+
+    def describe(self, **columns: list) -> dict[str, str]:
+        """Return the row of two methods with two sessions, and of an uninterrupted one."""
+        ends = [
+            ("preserve", 1, 0.9876), ("preserve", 2, 0.8), ("new", 1, 0.9864), ("new", 2, 0.7),
+            ("uninterrupted", 1, 0.123),
+        ]  # fmt: skip
+        epochs = pd.DataFrame(
+            {"boundary": boundary, "session": session, "split": split,
+             "top1": top1 if split == "train" else top1 / 2}
+            for boundary, session, top1 in ends for split in ("train", "valid")
+        )  # fmt: skip
+        epochs = epochs.assign(**columns)
+        steps = pd.DataFrame(
+            {"boundary": boundary, "session": session, "loss": 1.0}
+            for boundary, lengths in (("uninterrupted", [50]), ("preserve", [30, 20]))
+            for session, length in enumerate(lengths, 1) for _ in range(length)
+        )  # fmt: skip
+        both = [
+            table.assign(dataset="d", schedule="s", method="s-" + table["boundary"], seed=0)
+            for table in (steps, epochs)
+        ]
+        config = load() | {"schedules": {"s": {}}}
+        chances = {"d": tables_of_analysis.Chance(0.1, 0.11)}
+        outcome = {"boundary": "preserve", "baseline": "new"}
+        (row,) = validity.describe_validity(config, *both, chances, "preserve", outcome)
+        return row
+
+    def test_accuracies_and_steps_are_those_of_interrupted_runs(self):
+        row = self.describe()
+        assert row["session_steps"] == "30, 20"
+        assert row["last_steps"] == "20"
+        assert row["train_top1"] == "99 %"
+        assert row["above_chance"] == "+17.1 points"  # the mean of 40, 35 and 6.15 is 27.05
+        assert row["gap"] == "no batch norm"
+        assert row["spikes"] == "0.0 in 1,000 steps"
+
+    @pytest.mark.parametrize("is_missing", [False, True])
+    def test_the_gap_with_and_without_statistics_that_lag_behind(self, is_missing):
+        reestimated = [np.nan, 0.2, np.nan, 0.516, np.nan, 0.3, np.nan, 0.5, np.nan, 0.3]
+        values = [np.nan] * 10 if is_missing else reestimated
+        gap = self.describe(reestimated_top1=values)["gap"]
+        assert gap == ("no batch norm" if is_missing else "+5.0 points, re-estimated +1.6")
+
+    def test_an_outcome_without_its_runs_has_no_gap(self):
+        epochs = pd.DataFrame({"boundary": ["new"], "seed": 0, "split": "valid", "top1": 0.5})
+        outcome = {"boundary": "preserve", "baseline": "new"}
+        assert validity.describe_gap(epochs, outcome) == "not compared"
+        assert validity.describe_spikes(pd.DataFrame()) == "no such run"
+
+    def test_steps_of_an_experiment_of_uninterrupted_runs_only(self):
+        steps = pd.DataFrame({"boundary": "uninterrupted", "method": "m", "seed": [0, 1, 1]})
+        assert validity.count_session_steps(steps.assign(session=1)) == [1]
 
     def test_remarks(self):
         assert validity.list_remarks(100, [99], [0.98]) == [

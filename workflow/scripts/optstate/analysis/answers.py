@@ -111,5 +111,4 @@ def list_accuracies(
             "top1": f"{top1.mean():.1f} %",
             "range": f"{top1.min():.1f} to {top1.max():.1f} %" if len(runs) > 1 else "",
             "chance": f"{100 * chances[str(dataset)].top1:.1f} %",
-            "seeds": str(len(runs)),
         }
