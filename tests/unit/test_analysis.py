@@ -261,8 +261,12 @@ class TestCollect:
             }
             for epoch, top1 in (("2", "0.5"), ("3", "0.6"))
         ]
-        row = collect.summarize_run(run, [], train + valid, 0.4)
+        row = collect.summarize_run(run, [], train + valid, 0.5)  # equals the top-1 of epoch 2
         assert (row["best_epoch"], row["epochs_to_target"]) == ("3", "2")
+        assert row["best_valid_loss"] == "1"
+        assert collect.summarize_run(run, [], train + valid, 0.61)["epochs_to_target"] == "inf"
+        diverged = [row | {"loss": loss} for row, loss in zip(valid, ["0.5", "nan"], strict=True)]
+        assert collect.summarize_run(run, [], train + diverged, None)["best_valid_loss"] == "0.5"
         assert (row["train_seconds"], row["valid_seconds"]) == ("3.000", "2.000")
 
     def test_states_in_progress_of_collected_sessions_are_removed(self, tmp_path):
