@@ -886,6 +886,16 @@ class TestCompare:
         measures = compare.stack_measures(summary, nothing)["measure"].tolist()
         assert measures == ["final_valid_loss"] * 2 + ["epochs_to_target"] * 2 * is_listed
 
+    @pytest.mark.parametrize(("per_class", "top1"), [(None, 0.75), (20, 2 / 3), (5, 0.5)])
+    def test_chance_is_the_most_frequent_class_within_two_standard_errors(self, per_class, top1):
+        classes = [{"valid": 30}, {"valid": 10}]
+        number = {None: 40, 20: 30, 5: 10}[per_class]
+        limit = top1 + 2 * np.std([1] * round(top1 * number) + [0] * round((1 - top1) * number)) / (
+            np.sqrt(number)
+        )
+        found = tables_of_analysis.compute_chance({"classes": classes}, per_class)
+        assert found == pytest.approx((top1, limit))
+
     def test_the_best_method_of_each_schedule_is_found(self):
         rows = [("a", "x", 0.2), ("a", "x", 0.4), ("a", "y", 0.1), ("b", "z", 0.9)]
         summary = pd.DataFrame(rows, columns=["schedule", "method", "final_valid_top1"])
@@ -1082,7 +1092,7 @@ class TestReport:
 
     def test_a_target_that_no_run_reached_has_no_figure(self, results):
         path = results / "tables/summary.csv"
-        summary = tables_of_analysis.read_text(path).assign(epochs_to_target="inf")
+        summary = pd.read_csv(path, dtype=str).assign(epochs_to_target="inf")
         summary.to_csv(path, index=False, lineterminator="\n")
         write_checksums(path.parent / "collect.sha256", [
             path.parent / f"{name}.csv" for name in ("steps", "epochs", "summary")

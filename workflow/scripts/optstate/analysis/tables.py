@@ -171,14 +171,3 @@ def read_verified(path: Path) -> pd.DataFrame:
 def iterate_rows(table: pd.DataFrame) -> Iterator[Any]:
     """Yield the rows of a table, with an attribute for each column."""
     return table.itertuples()  # its type says nothing of the columns
-
-
-def read_text(path: Path) -> pd.DataFrame:
-    """Read a table of an experiment with every cell as text, unchanged.
-
-    Raises:
-        InputError: the table has changed, or is not a CSV file.
-    """
-    verify(path)
-    with explain_unreadable(path):
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
