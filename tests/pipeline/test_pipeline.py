@@ -111,9 +111,9 @@ class TestResults:
         } | {"final_valid_balanced_top1"}
         of_boundaries = {
             f"{name}_session{session}"
-            for name in tables.OF_BOUNDARIES.keys() - {"recovery_steps", "steps_lost"}
+            for name in tables.OF_BOUNDARIES.keys() - {"recovery_steps"}
             for session in (2, 3)
-        }  # fmt: skip - sessions are too short for the other two
+        }  # fmt: skip - sessions are too short for the other one
         assert {row["measure"] for row in comparisons} == of_runs | of_boundaries
         assert len(comparisons) == 2 * (len(of_runs) + len(of_boundaries))
 

@@ -1514,6 +1514,31 @@ def test_verdicts_in_words():
     assert answer([0.02, -0.05, np.nan]).endswith("] (1 of 3 pairs diverged).")
 
 
+def test_margins_are_listed_with_the_level_of_chance():
+    primary = pd.DataFrame({"dataset": list("ddee"), "margin": [0.01, 0.02, 0.01, np.nan]})
+    chances = dict.fromkeys("de", tables_of_analysis.Chance(0.1234, 0.2))
+    assert report.describe_margins(primary, chances) == [
+        "d: ±1 point to ±2 points; chance is 12.3 %", "e: ±1 point; chance is 12.3 %"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pairs", "cells"),
+    [
+        ([np.nan], ["0", "", ""]),
+        ([0.02], ["1", "+2.00 points", 0.02]),
+        ([0.02, 0.02], ["2", "+2.00 points", 0.02]),
+        ([0.0, 0.01, 0.02], ["3", "+1.0 points [-1.5, +3.5]", 0.01]),
+    ],
+)
+def test_differences_in_the_table_of_the_report(pairs, cells):
+    found = compare_all(make_pairs(pairs)).assign(primary=True)
+    (row,) = report.list_comparisons(found)
+    assert row["difference"] == "preserve \N{MINUS SIGN} new"
+    names = ["pairs", "mean [interval]", "value of mean [interval]"]
+    assert [row[name] for name in names] == pytest.approx(cells)
+
+
 def test_the_accuracy_of_every_method_is_listed():
     summary = pd.DataFrame(
         [("d", "one", 0.5126), ("d", "two", 0.25), ("d", "two", 0.3514)],

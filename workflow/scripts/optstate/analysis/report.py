@@ -125,7 +125,7 @@ def load_template(path: Path) -> jinja2.Template:
 
 
 def describe_margins(primary: pd.DataFrame, chances: dict[str, tables.Chance]) -> list[str]:
-    """Return the margin of equivalence of each data set, and its share of what was learnt.
+    """Return the margins of equivalence of each data set, and its level of chance.
 
     Args:
         primary: the primary rows of ``comparisons.csv``.
