@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy import stats
 
@@ -521,7 +522,7 @@ READERS = {  # command: the tables that it reads
     "differences": ["comparisons", "pairs"],
     "learning_rate": ["steps"],
     "epochs_to_target": ["summary"],
-    "resets": ["summary"],
+    "resets": ["summary", "boundaries"],
     "report": ["comparisons", "summary", "boundaries", "epochs"],
     "show": ["summary", "comparisons"],
 }
@@ -1389,6 +1390,17 @@ class TestResets:
         assert xs == [[positions[boundary]] for boundary in ("late", "new", "preserve")]
         assert figure.get_suptitle() == "d: ↓ preserve better"
         assert len(self.find(figure.axes[1], "o")) == 1
+
+    def test_a_measure_of_a_session_is_drawn(self, tables, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(resets, "draw_resets", lambda *given: drawn.append(given) or Figure())
+        measure = "end_valid_loss_session2"
+        of_noise = ["--dataset", "noise", "--measure", measure, "--losses", json.dumps(LOSSES)]
+        run_command(resets, "--tables", tables, "--output", tmp_path, *of_noise)
+        ((values, losses, column),) = drawn
+        ends = pd.read_csv(tables / "boundaries.csv")
+        assert values[column].tolist() == ends["end_valid_loss"].tolist()
+        assert (losses, column) == (LOSSES, measure)
 
     def test_a_lower_loss_is_better(self, summary):
         figure = resets.draw_resets(summary, LOSSES, "final_valid_loss")

@@ -526,6 +526,11 @@ class TestCaptions:
         assert "bar" not in render_caption(name, seeds=[0])
         assert re.search("the bar its( 95 %)? t interval", render_caption(name, seeds=[0, 1]))
 
+    def test_resets_name_the_session_of_the_outcome(self):
+        primary = {"measure": "end_valid_top1_session2", "boundary": "preserve"}
+        text = render_caption("resets", primary=primary)
+        assert "in the primary outcome, end valid top-1 of session 2. Below" in text
+
     @pytest.mark.parametrize("measures", [["top1"], ["loss"], ["loss", "balanced_top1"]])
     def test_equivalence_is_for_accuracies(self, measures):
         primary = [{"measure": f"final_valid_{m}", "boundary": "preserve"} for m in measures]

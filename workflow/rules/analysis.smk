@@ -298,8 +298,13 @@ use rule curves as differences with:
 use rule curves as resets with:
     input:
         f"{RESULTS}/tables/summary.csv",
+        f"{RESULTS}/tables/boundaries.csv",
         COLLECTED,
-        sources=sources(*FIGURE_SOURCES, "analysis/statistics.py", "analysis/figures/resets.py"),
+        MEASURED,
+        sources=sources(
+            *FIGURE_SOURCES,
+            *[f"analysis/{name}.py" for name in ("compare", "statistics", "figures/resets")],
+        ),
     output:
         report(
             f"{RESULTS}/figures/{{dataset}}/resets.png",

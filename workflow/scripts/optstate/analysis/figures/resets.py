@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from optstate.analysis import tables
+from optstate.analysis.compare import stack_measures
 from optstate.analysis.figures import style
 from optstate.analysis.statistics import estimate_difference
 from optstate.checksums import write_checksums
@@ -31,9 +32,13 @@ TREND: style.Look = {"color": style.NEUTRAL, "linewidth": 1.2, "zorder": 1.6}  #
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``resets`` to ``--output``."""
-    summary = tables.read_verified(arguments.tables / "summary.csv")
-    of_dataset = summary[summary["dataset"] == arguments.dataset]
-    figure = draw_resets(of_dataset, json.loads(arguments.losses), arguments.measure)
+    summary, boundaries = (
+        tables.read_verified(arguments.tables / f"{name}.csv") for name in ("summary", "boundaries")
+    )
+    rows = stack_measures(summary, boundaries)
+    rows = rows[(rows["dataset"] == arguments.dataset) & (rows["measure"] == arguments.measure)]
+    values = rows.rename(columns={"value": arguments.measure})
+    figure = draw_resets(values, json.loads(arguments.losses), arguments.measure)
     output = arguments.output / "resets"
     write_checksums(output.with_suffix(".sha256"), style.save(figure, output))
 
@@ -42,7 +47,7 @@ def draw_resets(summary: pd.DataFrame, losses: Losses, column: str) -> Figure:
     """Draw a row for each schedule: the differences to the boundary that never loses the state.
 
     Args:
-        summary: the rows of ``summary.csv`` of one data set.
+        summary: a row for each run of one data set.
         losses: the boundaries to draw, exactly one of them without a loss.
         column: the measure to draw, a column of ``summary``.
     """
