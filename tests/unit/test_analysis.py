@@ -1803,3 +1803,10 @@ def test_show_prints_the_answer(tables, capsys):
     assert "train_loss_40_s2" in printed
     assert "One seed" not in printed
     assert str(tables.parent / "report.html") in printed
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_show_says_if_there_is_only_one_seed(num_seeds, capsys):
+    found = compare_all(make_pairs([0.01, 0.02][:num_seeds])).assign(primary=True)
+    show.print_differences(found)
+    assert ("One seed shows the effect" in capsys.readouterr().out) is (num_seeds == 1)
