@@ -431,6 +431,32 @@ class TestDifferences:
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
         assert labels == ["a pair", label]
 
+    def test_the_margin_is_drawn_around_zero_in_points(self):
+        axes = self.draw("final_valid_balanced_top1").axes[0]
+        (margin,) = axes.patches
+        assert (margin.get_x(), margin.get_width()) == pytest.approx((-1, 2))
+        assert margin.get_y() < 0 < margin.get_y() + margin.get_height()
+        assert self.draw("final_valid_loss").axes[0].patches[:] == []
+
+    @pytest.mark.parametrize(
+        ("margins", "label"),
+        [([0.01, 0.01], "margin of equivalence, ±1 point"), ([0.01, 0.02], "margin of equivalence"),
+         ([np.nan, 0.02], "margin of equivalence, ±2 points"), ([np.nan, np.nan], None)],
+    )  # fmt: skip
+    def test_the_legend_names_a_margin_that_all_rows_have(self, margins, label):
+        comparisons = pd.DataFrame({"margin": margins, "low": 0.0, "high": 0.0})
+        _, _, *others = differences.make_handles(comparisons)
+        assert [handle.get_label() for handle in others] == [label] * (label is not None)
+
+    def test_all_data_sets_have_one_scale(self):
+        measure = "final_valid_balanced_top1"
+        comparisons, pairs = make_comparisons(Case(num_seeds=2), measure)
+        comparisons.loc[comparisons["dataset"] == "second", ["low", "high"]] = [-0.3, 0.4]
+        figure = differences.draw_differences(comparisons, pairs, "first", measure)
+        low, high = figure.axes[0].get_xlim()
+        assert -40 < low < -30
+        assert 40 < high < 50
+
     def test_without_a_comparison_the_figure_says_so(self):
         (axes,) = self.draw("final_valid_loss", rows=0).axes
         assert [text.get_text() for text in axes.texts] == ["no pair of methods to compare"]
