@@ -14,7 +14,6 @@ install: .venv/installed ## install the lock file into .venv
 demo: .venv/installed ## run the whole pipeline on small, real images
 	@! $(BIN)/python -m optstate.experiment.lock || $(SNAKEMAKE) --unlock
 	$(SNAKEMAKE) --cores 2 --configfile config/demo.yaml
-	@$(BIN)/python -m optstate.analysis.show results/demo
 
 quick: check ## run the checks, and the tests that neither train nor start a process
 	$(BIN)/python -m pytest -q -n 2 tests/unit

@@ -32,7 +32,7 @@ report: "workflow/report/workflow.rst"
 rule all:
     default_target: True
     input:
-        f"{RESULTS}/report.html",
+        [f"{RESULTS}/{name}" for name in ("report.html", "answer.txt", "configuration.yaml")],
         FIGURES,
         TABLES,
         SMALL_FILES,

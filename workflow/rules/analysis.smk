@@ -401,6 +401,8 @@ rule report:
         ),
     output:
         f"{RESULTS}/report.sha256",
+        f"{RESULTS}/answer.txt",
+        f"{RESULTS}/configuration.yaml",
         page=f"{RESULTS}/report.html",
     log:
         f"{LOGS}/report.log",

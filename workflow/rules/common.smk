@@ -13,7 +13,7 @@ SCRIPTS = f"{workflow.basedir}/workflow/scripts"
 sys.path.insert(0, SCRIPTS)
 
 from optstate import UNINTERRUPTED
-from optstate.experiment import configuration, lock, requeue
+from optstate.experiment import configuration, lock, requeue, terminal
 from optstate.experiment.rules import (
     Experiment,
     command_line,
@@ -51,6 +51,7 @@ if not workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
     requeue.requeue_when_warned()
 
 if workflow.is_main_process:
+    terminal.shorten_messages(workflow, experiment.count_epochs)
     lock.distrust_unrecorded(Path(RESULTS), [s.folder for s in experiment.runs.sessions])
     if "--unlock" not in sys.argv and lock.is_lock_left(Path("results")):
         print(lock.LEFT_LOCK_MESSAGE, file=sys.stderr)

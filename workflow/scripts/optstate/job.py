@@ -1,10 +1,11 @@
-"""Functions that all jobs share: logging, one-line errors, locks, and atomic writes."""
+"""Functions that all jobs share: logging, progress, one-line errors, locks, and atomic writes."""
 
 import argparse
 import contextlib
 import ctypes
 import errno
 import fcntl
+import io
 import logging
 import os
 import shutil
@@ -13,11 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LOCK_SECONDS = 60  # how long a job waits for an earlier job that is still saving
 POLL_SECONDS = 0.02  # between two attempts to take a lock
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+PROGRESS = 25  # a level between INFO and WARNING
+PROGRESS_SECONDS = 15  # between two such messages within a download, a decoding or an epoch
 
 
 class InputError(Exception):
@@ -36,8 +42,8 @@ def run(
 ) -> None:
     """Run ``main`` with the parsed arguments, logging to the file ``--log`` and errors to stderr.
 
-    Bad input and a full or failing disk produce a one-line error and exit code 1. Any other
-    exception is a bug in this program and keeps its traceback.
+    Any error produces one line and exit code 1. If it is neither bad input nor a full or failing
+    disk, it is a bug, and the log has its traceback.
     """
     parser.add_argument("--log", type=Path, required=True, help="log file of the job")
     arguments = parser.parse_args(argv)
@@ -53,9 +59,10 @@ def run(
     except KeyboardInterrupt:
         logging.warning("interrupted: SIGINT: run again to continue")
         sys.exit(128 + signal.SIGINT)
-    except Exception:
-        logging.exception("unexpected error: please report it with this log")
-        sys.exit(1)
+    except Exception as error:
+        logging.info("traceback:", exc_info=True)
+        what = str(InputError(f"{type(error).__name__}: {error}"))
+        fail(f"unexpected {what}. If the error is not in your own code, report it with its log.")
 
 
 def exit_without_cleanup() -> NoReturn:
@@ -127,14 +134,59 @@ def hold_lock(path: Path) -> Iterator[None]:
 
 
 def start_log(path: Path) -> None:
-    """Log messages from INFO upwards to ``path``, and warnings and errors to stderr as well."""
+    """Log messages from INFO upwards to ``path``.
+
+    Progress is printed as well, and warnings and errors go to stderr.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    to_terminal = logging.StreamHandler()
+    to_terminal = logging.StreamHandler(sys.stdout)
     to_terminal.setFormatter(logging.Formatter("%(message)s"))
-    to_terminal.setLevel(logging.WARNING)
-    logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
+    to_terminal.addFilter(lambda record: record.levelno == PROGRESS)
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(logging.Formatter("%(message)s"))
+    to_stderr.setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal, to_stderr], force=True)
+
+
+def show_progress(
+    description: str, total: int | None, unit: str, initial: int = 0, unit_scale: bool = False
+) -> "tqdm":
+    """Return a counter that logs a line every ``PROGRESS_SECONDS``.
+
+    Bars that redraw a line would overwrite each other, because several jobs share the terminal.
+    """
+    from tqdm import tqdm  # not on the submitting host, which imports this module as well
+
+    return tqdm(
+        desc=description,
+        total=total,
+        initial=initial,
+        unit=unit,
+        unit_scale=unit_scale,
+        file=_ProgressLog(),
+        leave=False,
+        delay=PROGRESS_SECONDS,
+        mininterval=PROGRESS_SECONDS,
+        maxinterval=0,
+        miniters=1,
+        bar_format="{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left",
+    )
+
+
+class _ProgressLog(io.TextIOBase):
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            logging.log(PROGRESS, line)
+        return len(text)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration for people, such as ``50 s``, ``12 min`` or ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def fail(message: str) -> NoReturn:

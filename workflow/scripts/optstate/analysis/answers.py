@@ -1,6 +1,6 @@
 """Say in words what an experiment found, and first of all what keeps it from finding anything."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,29 @@ def describe_answer(row: Any, config: Config) -> str:
         interval = tables.format_interval(row.mean_difference, row.low, row.high, measure)
         answer = f"{verdict}. {difference}: {interval}"
     return f"{where}: {answer}{note}."
+
+
+def format_answers(
+    warnings: Sequence[str], answers: dict[str, list[str]], accuracies: Iterable[dict[str, str]]
+) -> str:
+    """Return an experiment's answer as plain text.
+
+    Args:
+        warnings: the result of :func:`list_warnings`.
+        answers: the result of :func:`list_answers`.
+        accuracies: the result of :func:`list_accuracies`.
+    """
+    lines = list(warnings)
+    for dataset, sentences in answers.items():
+        lines += ["", dataset, *[f"- {sentence}" for sentence in sentences]]
+    lines += ["", "Final valid top-1, mean and range over the seeds:"]
+    lines += [
+        "{dataset}, {method}: {top1}{range} (chance: {chance})".format(
+            **row | {"range": row["range"] and f", {row['range']}"}
+        )
+        for row in accuracies
+    ]
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def list_accuracies(

@@ -32,7 +32,10 @@ CARD_KEYS = (
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the page to ``--output``. All files that it shows are verified first."""
+    """Write the page to ``--output``. Next to it, write the answer as text and the configuration.
+
+    All files that the page shows are verified first.
+    """
     config = json.loads(arguments.config)
     runs = Runs.from_json(arguments.runs)
     cards = read_cards(sorted(config["datasets"]), arguments.cards)
@@ -48,12 +51,16 @@ def main(arguments: argparse.Namespace) -> None:
         for dataset, card in cards.items()
     }
     primary = comparisons[comparisons["primary"].eq(True)]
+    warnings = answers.list_warnings(summary, comparisons, runs.have_boundaries)
+    found = answers.list_answers(comparisons, config)
+    accuracies = list(answers.list_accuracies(summary, chances))
+    config_yaml = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     page = load_template(arguments.template).render(
         config=config,
-        config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        warnings=answers.list_warnings(summary, comparisons, runs.have_boundaries),
-        answers=answers.list_answers(comparisons, config),
-        accuracies=list(answers.list_accuracies(summary, chances)),
+        config_yaml=config_yaml,
+        warnings=warnings,
+        answers=found,
+        accuracies=accuracies,
         differences=["differences", *[f"differences_{name}" for name in others]],
         outcomes=[o | {"label": tables.label_measure(o["measure"])} for o in plan["primary"]],
         family=len(primary),
@@ -91,9 +98,17 @@ def main(arguments: argparse.Namespace) -> None:
         runs=list_runs(summary),
         measures_of_boundaries=tables.OF_BOUNDARIES,
     )
-    with write_atomically(arguments.output) as path:
-        path.write_text(page, encoding="utf-8")
-    write_checksums(arguments.output.with_suffix(".sha256"), [arguments.output])
+    texts = {
+        arguments.output: page,
+        arguments.output.with_name("answer.txt"): answers.format_answers(
+            warnings, found, accuracies
+        ),
+        arguments.output.with_name("configuration.yaml"): config_yaml,
+    }
+    for output, text in texts.items():
+        with write_atomically(output) as path:
+            path.write_text(text, encoding="utf-8")
+    write_checksums(arguments.output.with_suffix(".sha256"), [*texts])
 
 
 def read_cards(datasets: Sequence[str], paths: Sequence[Path]) -> dict[str, dict[str, Any]]:

@@ -12,11 +12,17 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import requests
 import urllib3
-from tqdm import tqdm
 
 from optstate.checksums import file_sha256
 from optstate.data import packaged
-from optstate.job import InputError, hold_lock, require_space, run, write_atomically
+from optstate.job import (
+    InputError,
+    hold_lock,
+    require_space,
+    run,
+    show_progress,
+    write_atomically,
+)
 
 CHUNK_BYTES = 1 << 16  # most bytes lost when a connection breaks
 TIMEOUT_SECONDS = 30
@@ -209,7 +215,7 @@ def _download_rest(url: str, partial: Path) -> None:
 
 
 def _save(response: requests.Response, url: str, partial: Path) -> None:
-    """Write the body of ``response`` to ``partial``, and show a progress bar.
+    """Write the body of ``response`` to ``partial``, and show the progress.
 
     A requested range is appended. A whole file replaces ``partial``. The bytes are stored as they
     are, because a ``Content-Encoding`` of an archive describes its own compression.
@@ -226,14 +232,13 @@ def _save(response: requests.Response, url: str, partial: Path) -> None:
     reserve = RESERVED_FRACTION * shutil.disk_usage(partial.parent).free
     with (
         partial.open("ab" if is_range else "wb") as file,
-        tqdm(
-            desc=f"download {Path(urlsplit(url).path).name}",
-            initial=start,
+        show_progress(
+            f"download {Path(urlsplit(url).path).name}",
             total=start + announced if announced else None,
             unit="B",
+            initial=start,
             unit_scale=True,
-            disable=None,
-        ) as bar,
+        ) as progress,
     ):
         for chunk in _read_body(response):
             if announced is None and shutil.disk_usage(partial.parent).free < reserve:
@@ -243,7 +248,7 @@ def _save(response: requests.Response, url: str, partial: Path) -> None:
                     "free some disk space."
                 )
             file.write(chunk)
-            bar.update(len(chunk))
+            progress.update(len(chunk))
 
 
 def _read_body(response: requests.Response) -> Iterator[bytes]:

@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from tqdm import tqdm
 
 from optstate.checksums import file_sha256, verify
 from optstate.data.manifest import Listing, folder_sha256, list_dataset
@@ -40,6 +39,7 @@ from optstate.job import (
     hold_lock,
     require_space,
     run,
+    show_progress,
     write_atomically,
 )
 
@@ -345,7 +345,7 @@ def decode_split(
     traits, problems = [], []
     with (
         output.open("rb", buffering=0) as written,
-        tqdm(None, f"decode {split.name}", len(split.images), unit="image", disable=None) as bar,
+        show_progress(f"decode {split.name}", len(split.images), unit="images") as progress,
     ):
         digest = hashlib.sha256(written.read(header))
         for number, (of_chunk, in_chunk) in enumerate(pool.map(_decode_chunk, tasks), 1):
@@ -354,7 +354,7 @@ def decode_split(
             traits.append(of_chunk)
             if number % CHUNKS_PER_SYNC == 0:
                 os.fsync(written.fileno())  # spreads the writes, so that the last sync is short
-            bar.update(len(of_chunk))
+            progress.update(len(of_chunk))
     return np.concatenate(traits), digest.hexdigest(), problems
 
 

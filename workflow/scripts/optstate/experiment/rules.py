@@ -25,7 +25,7 @@ from snakemake.settings.types import ConfigSettings
 
 from optstate.checksums import hash_files, read_checksums
 from optstate.data.manifest import folder_sha256
-from optstate.experiment import configuration, integrity, lock, plan
+from optstate.experiment import changes, configuration, integrity, lock, plan
 from optstate.experiment.consistency import is_published, list_files, list_notes
 from optstate.experiment.runs import Runs, Session, find_plain
 from optstate.experiment.schema import Config
@@ -34,6 +34,7 @@ from optstate.job import InputError, explain_os_error
 
 if TYPE_CHECKING:  # snakemake.dag and snakemake.workflow import each other
     from snakemake.dag import DAG
+    from snakemake.jobs import Job
 
 PACKAGE = "workflow/scripts/optstate"
 CACHE = Path(".snakemake/optstate")  # of hashes and checks; it may be deleted at any time
@@ -42,6 +43,7 @@ CHECKED_KEYS = (
     "model", "weights", "optimizer_state", "image_size", "optimizer", "schedules", "boundaries",
     "methods",
 )  # fmt: skip
+TRAINING_RULES = ("first_session", "later_session", "last_session", "uninterrupted_run")
 LR_RANGE_TEST = "{dataset}/{schedule}-session{number}"  # a test's files, without their suffixes
 ARRAYS = [f"{split}_{kind}.npy" for split in ("train", "valid") for kind in ("images", "labels")]
 
@@ -113,9 +115,9 @@ class Experiment:
         except OSError as error:
             sys.exit(f"configuration: {InputError(explain_os_error(error))}")
         if is_main_process:
-            for note in list_notes(experiment.config):
-                print(f"note: {note}", file=sys.stderr)
             experiment.require_unchanged()
+            for note in [*list_notes(experiment.config), *experiment.list_changes()]:
+                print(f"note: {note}", file=sys.stderr)
         return experiment
 
     @classmethod
@@ -162,6 +164,21 @@ class Experiment:
             if "--unlock" not in sys.argv:
                 sys.exit(f"error: {error}")
 
+    def list_changes(self) -> list[str]:
+        """A line for each key of the configuration that makes finished results stale."""
+        sessions = self.runs.sessions
+        specs = (
+            (s.folder, configuration.session_spec(self.config, s, self.file_hashes))
+            for s in sessions
+        )
+        return changes.list_changes(Path(self.results), self.config, specs)
+
+    def count_epochs(self, job: "Job") -> int:
+        """The number of epochs that a job trains."""
+        if job.rule.name not in TRAINING_RULES:
+            return 0
+        return configuration.session_spec(self.config, self.session_of(job.wildcards)).num_epochs
+
     def print_errors(self) -> None:
         """Repeat each failed job's error after Snakemake's output.
 
@@ -172,7 +189,7 @@ class Experiment:
             print(error, file=sys.stderr)
 
     def print_results(self, dag: "DAG") -> None:
-        """Print where the results are that this run has made or found up to date.
+        """Print the answer and where the results are that this run has made or found up to date.
 
         Results that the run's targets do not need are not printed, because they may be outdated.
         """
@@ -182,7 +199,7 @@ class Experiment:
             print(f"LR range test: {self.tests_folder}")
         # A report that was already finished lacks the curves that were made in this run.
         if "report" in jobs and jobs["report"].params.lr_range_tests == self.finished_tests():
-            print(f"Report: {self.results}/report.html")
+            print_answer(Path(self.results))
 
     # Folders
 
@@ -428,6 +445,14 @@ class Experiment:
         return json.dumps(found)
 
 
+def print_answer(results: Path) -> None:
+    """Print the answer of an experiment, and the paths of its results."""
+    print(f"\n{(results / 'answer.txt').read_text(encoding='utf-8')}")
+    print(f"Report: {results}/report.html")
+    print(f"Figures: {results}/figures")
+    print(f"Tables: {results}/tables")
+
+
 def read_key(figure: Path) -> str | None:
     """Return the key of the LR range test that made ``figure``; None if it cannot be read."""
     try:
@@ -512,11 +537,11 @@ def commit() -> str:
 
 
 def errors_in_logs(logs: Path, since: float) -> list[str]:
-    """The line with which each job that failed ended, of the logs written after ``since``."""
+    """Each log written after ``since`` whose job failed, with the line with which it ended."""
     found = []
     for log in sorted(logs.rglob("*.log")):
         last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
         error = re.search("(error|interrupted): .*", last)
         if error and log.stat().st_mtime >= since:
-            found.append(error[0])
+            found.append(f"{log}: {error[0]}")
     return found

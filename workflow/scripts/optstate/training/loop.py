@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
+from optstate.job import show_progress
 from optstate.training.batches import (
     REBUILDING,
     REESTIMATING,
@@ -156,19 +156,19 @@ def train_epoch(session: Session) -> Row:
     num_done = state.position.step + 1 - first_step
     order = shuffle_indices(session.train, spec.seed, epoch, stream)
     remaining = order[num_done * spec.batch_size : num_steps * spec.batch_size]
-    description = f"{spec.dataset} {spec.method} seed {spec.seed} epoch {epoch}"
+    batches = iterate_batches(session.train, remaining, spec.batch_size, session.compute.device)
     inputs = None
     state.model.train()
     records.start_clock()
-    for images, labels in tqdm(
-        iterate_batches(session.train, remaining, spec.batch_size, session.compute.device),
-        description, num_steps, initial=num_done, unit="step", leave=False, disable=None,
-    ):  # fmt: skip
-        images = augment_images(images, spec.augment, spec.seed, state.position.step + 1, stream)
-        inputs = make_input(images, spec.normalize, inputs)
-        records.add(train_step(session, inputs, labels))
-        session.save_if_due()
-        session.stop_if_asked()
+    with show_progress(f"{spec.title}, epoch {epoch}", num_steps, "steps", num_done) as progress:
+        for images, labels in batches:
+            number = state.position.step + 1
+            images = augment_images(images, spec.augment, spec.seed, number, stream)
+            inputs = make_input(images, spec.normalize, inputs)
+            records.add(train_step(session, inputs, labels))
+            session.save_if_due()
+            session.stop_if_asked()
+            progress.update()
     return records.make_train_row(epoch)
 
 

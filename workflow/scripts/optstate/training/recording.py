@@ -11,9 +11,10 @@ from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from optstate.job import write_atomically
+from optstate.job import PROGRESS, format_duration, write_atomically
 from optstate.training.spec import SessionSpec
 
 RUN_COLUMNS = ["dataset", "schedule", "boundary", "method", "seed", "session"]
@@ -53,12 +54,19 @@ class Table:
 
 
 class Recorder:
-    """A session's rows in memory, which are also added to TensorBoard."""
+    """A session's rows in memory, which are also added to TensorBoard.
 
-    def __init__(self, spec: SessionSpec, curves: "Curves", num_epochs: int) -> None:
+    Args:
+        spec: the session's settings.
+        curves: the session's curves.
+        last_epoch: the session's last epoch, counted through all sessions from 1.
+    """
+
+    def __init__(self, spec: SessionSpec, curves: "Curves", last_epoch: int) -> None:
         self.run = {column: getattr(spec, column) for column in RUN_COLUMNS}
+        self.title = spec.title
         self.curves = curves
-        self.num_epochs = num_epochs  # of the run, up to the end of the session
+        self.last_epoch = last_epoch
         self.steps = Table(STEP_COLUMNS)
         self.epochs = Table(EPOCH_COLUMNS)
 
@@ -73,9 +81,16 @@ class Recorder:
         new = [self.run | row for row in (train, valid) if row]
         self.epochs.add(new)
         self.curves.add_epochs(new)
-        results = "  ".join(f"{r['split']} loss {r['loss']:.4f} top1 {r['top1']:.4f}" for r in new)
+        results = ", ".join(
+            f"{row['split']} loss {row['loss']:.4f} top-1 {100 * row['top1']:.1f} %" for row in new
+        )
         seconds = sum(row["seconds"] for row in new)
-        logging.info("epoch %d/%d  %s  %.1f s", train["epoch"], self.num_epochs, results, seconds)
+        remaining = self.last_epoch - train["epoch"]
+        left = f", {format_duration(remaining * seconds)} left" if remaining else ""
+        logging.log(
+            PROGRESS, "%s, epoch %d/%d: %s, %.1f s%s",
+            self.title, train["epoch"], self.last_epoch, results, seconds, left,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, str]:
         """Return the rows so far as CSV: one text is saved much faster than many rows."""
@@ -113,17 +128,19 @@ class Curves:
             for path in _list_event_files(folder):
                 if _parse_session(path) >= session:
                     path.unlink()
-            self.writers.append(EventFileWriter(str(folder), filename_suffix=f".session{session}"))
+            writer = EventFileWriter(str(folder), filename_suffix=f".session{session}")
+            writer.add_event(Event(wall_time=time.time(), summary=_describe_run(folder)))
+            self.writers.append(writer)
 
     def add_steps(self, rows: Iterable[Row]) -> None:
         """Add a point per step."""
         for row in rows:
             step = self.last_step[int(row["epoch"])] = int(row["step"])
             values = {
-                "train/loss": row["loss"],
-                "train/top1": row["top1"],
-                "lr": row["lr"],
-                "momentum": row["momentum"],
+                "loss/train": row["loss"],
+                "accuracy/train_top1": row["top1"],
+                "schedule/lr": row["lr"],
+                "schedule/momentum": row["momentum"],
             }
             self._add({tag: v for tag, v in values.items() if v not in (None, "")}, step)
         self._flush()
@@ -132,8 +149,8 @@ class Curves:
         """Add the valid metrics of an epoch, at its last step."""
         for row in rows:
             if row["split"] == "valid":
-                values = {f"valid/{name}": row[name] for name in ("loss", "top1", "top2", "top3")}
-                self._add(values, self.last_step[int(row["epoch"])])
+                values = {f"accuracy/valid_{name}": row[name] for name in ("top1", "top2", "top3")}
+                self._add(values | {"loss/valid": row["loss"]}, self.last_step[int(row["epoch"])])
         self._flush()
 
     def close(self) -> None:
@@ -167,6 +184,15 @@ def add_earlier_session(folders: Iterable[Path], session: int, output: Path) -> 
         curves.add_steps(steps)
         curves.add_epochs(epochs)
         curves.close()
+
+
+def _describe_run(folder: Path) -> Summary:
+    """The run of a folder ``DATASET/METHOD/seedN``, for the table of TensorBoard's HParams page."""
+    dataset, method, seed = folder.parts[-3:]
+    schedule, _, boundary = method.partition("-")
+    names = {"dataset": dataset, "schedule": schedule, "boundary": boundary}
+    number = {"seed": int(seed.removeprefix("seed"))}
+    return hparams_pb(names | number, trial_id=f"{dataset}/{method}/{seed}")
 
 
 def _list_event_files(folder: Path) -> list[Path]:

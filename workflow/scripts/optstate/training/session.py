@@ -209,9 +209,8 @@ def log_plan(spec: SessionSpec, train: ImageSet, valid: ImageSet, device: torch.
             f"{spec.dataset}: a single training image is not enough. Provide at least two."
         )
     logging.info(
-        "%s %s seed %d session %d: %d epochs of %d steps, %d train and %d valid images, on %s",
-        spec.dataset, spec.method, spec.seed, spec.session, spec.num_epochs, num_steps,
-        len(train), len(valid), device,
+        "%s: %d epochs of %d steps, %d train and %d valid images, on %s",
+        spec.title, spec.num_epochs, num_steps, len(train), len(valid), device,
     )  # fmt: skip
     if len(train) % spec.batch_size == 1:
         logging.info("the last batch of every epoch would be a single image and is left out")

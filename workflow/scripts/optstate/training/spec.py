@@ -58,6 +58,11 @@ class SessionSpec:
         return cls(**json.loads(text))
 
     @property
+    def title(self) -> str:
+        """The session's name for people."""
+        return f"{self.dataset} {self.method} seed {self.seed} session {self.session}"
+
+    @property
     def subset_seed(self) -> int | None:
         """The seed that chooses the training images; None: the first of each class are used."""
         return self.seed if self.subset == "seed" else None

@@ -1,0 +1,87 @@
+"""Which keys of the configuration have changed since results were made."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from optstate.experiment.schema import Config
+from optstate.training.spec import SessionSpec
+
+OF_BOUNDARY = ("keep", "rebuild_steps", "warmup_steps", "lr_factor", "step_size", "reshuffle")
+
+
+def list_changes(
+    results: Path, config: Config, specs: Iterable[tuple[str, SessionSpec]]
+) -> list[str]:
+    """Return a line for each key of the configuration that makes finished results stale.
+
+    Args:
+        results: the folder of the experiment's results.
+        config: the validated configuration.
+        specs: the folder, below ``runs``, and the settings of each session.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for folder, spec in specs:
+        if made_by := _read(results / "runs" / folder / "made_by.json"):
+            counts.update(_compare_session(made_by["configuration"], spec))
+    lines = [
+        f"{key}: {change}. {count} finished session{'s' * (count > 1)} will be trained again."
+        for (key, change), count in counts.items()
+    ]
+    if before := _read(results / "configuration.yaml"):
+        found = dict(_compare(before, config))
+        of_sessions = {key for key, _ in counts}
+        lines += [
+            f"{key}: {change}. The report will be made again."
+            for key, change in found.items()
+            if key not in of_sessions
+        ]
+    return lines
+
+
+def _read(path: Path) -> Any:
+    """Read a JSON or YAML file. Returns None if there is none that can be read."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _compare_session(before: Config, spec: SessionSpec) -> Iterator[tuple[str, str]]:
+    """Yield the keys of the configuration that changed a session, each with the change."""
+    for path, change in _compare(before, asdict(spec)):
+        field, _, rest = path.partition(".")
+        if field == "learning_rate":
+            yield f"schedules.{spec.schedule}.{rest}", change
+        elif field == "num_epochs":
+            yield "sessions", change
+        elif field in OF_BOUNDARY:
+            yield f"boundaries.{spec.boundary}.{field}", change
+        elif field == "file_hashes":
+            yield rest, "the file has changed"
+        elif field != "all_norms":  # a consequence of another run's `step_size`
+            yield path, change
+
+
+def _compare(before: Config, now: Config) -> Iterator[tuple[str, str]]:
+    """Yield the dotted path of each value that differs, with the old and the new value."""
+    old, new = dict(_flatten(before)), dict(_flatten(now))
+    for path in sorted(old.keys() | new.keys()):
+        if old.get(path) != new.get(path):
+            was, now_is = (
+                json.dumps(values[path]) if path in values else "missing" for values in (old, new)
+            )
+            yield path, f"was {was}, is {now_is}"
+
+
+def _flatten(values: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
