@@ -55,7 +55,6 @@ EDITS = {  # files that get another line at their end, and the jobs that this ma
 NO_EFFECT = [  # files that can be edited without making a job stale
     f"{SCRIPTS}/data/fetch.py",  # a checksum verifies its output
     f"{SCRIPTS}/data/packaged.py",
-    f"{SCRIPTS}/analysis/show.py",
     f"{SCRIPTS}/lr_range_test.py",
     *[
         f"{SCRIPTS}/experiment/{name}.py"
@@ -69,6 +68,8 @@ NO_EFFECT = [  # files that can be edited without making a job stale
             "lock",
             "estimate",
             "plan",
+            "changes",
+            "terminal",
             "requeue",
         )
     ],

@@ -33,6 +33,7 @@ CONFIG = configuration.load(
         "device": "cpu",
     }
 )
+CURVES = "curves/noise/onecycle-preserve/seed3"  # the TensorBoard folder of a run
 FIRST = configuration.session_spec(CONFIG, Session("noise", "onecycle", 3, 1))
 SECOND = configuration.session_spec(CONFIG, Session("noise", "onecycle-preserve", 3, 2))
 
@@ -72,7 +73,7 @@ def train(
     output = root / f"session{spec.session}"
     arguments = [
         "--spec", spec.to_json(), "--arrays", arrays, "--output", output,
-        "--progress", progress_folder(root, spec.session), "--curves", root / "curves",
+        "--progress", progress_folder(root, spec.session), "--curves", root / CURVES,
     ]  # fmt: skip
     if every:
         arguments += ["--checkpoint-every", json.dumps(every)]

@@ -16,6 +16,7 @@ from optstate.training import loop, measuring, session
 from optstate.training.compute import Compute, set_up
 from optstate.training.progress import EXIT_CODE, Interrupted, Progress
 from sessions import (
+    CURVES,
     FIRST,
     SECOND,
     list_files,
@@ -53,8 +54,15 @@ def assert_same(output: Path, expected: Path) -> None:
         expected / "epochs.csv"
     )
     verify(*(output / name for name in session.OUTPUTS))
-    for tag in ("train/loss", "train/top1", "lr", "momentum", "valid/loss", "valid/top3"):
-        curves = output.parent / "curves", expected.parent / "curves"
+    for tag in (
+        "loss/train",
+        "accuracy/train_top1",
+        "schedule/lr",
+        "schedule/momentum",
+        "loss/valid",
+        "accuracy/valid_top3",
+    ):
+        curves = output.parent / CURVES, expected.parent / CURVES
         assert read_points(curves[0], tag) == read_points(curves[1], tag), tag
 
 

@@ -1,5 +1,6 @@
 """The outputs of sessions, and errors. Validation images are never trained on."""
 
+import re
 import resource
 import shutil
 from dataclasses import asdict, replace
@@ -7,15 +8,19 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from conftest import assert_one_line, file_sha256, run_module
 from optstate import lr_range_test
 from optstate.checksums import read_checksums
-from optstate.job import InputError
+from optstate.job import PROGRESS, InputError
 from optstate.training import batches, measuring, session
 from optstate.training.batches import load_split
 from optstate.training.model import make_model
 from sessions import (
+    CURVES,
     FIRST,
     SECOND,
     assert_equal_bits,
@@ -69,18 +74,45 @@ def test_outputs_of_two_sessions(tmp_path, arrays):
 def test_curves_have_every_step_of_a_run(tmp_path, arrays):
     first = train(tmp_path, FIRST, arrays)
     train(tmp_path, SECOND, arrays, previous=first)
-    for tag in ("train/loss", "train/top1", "lr", "momentum"):
-        assert [step for step, _ in read_points(tmp_path / "curves", tag)] == list(range(1, 21))
-    for tag in ("valid/loss", "valid/top1", "valid/top2", "valid/top3"):
-        assert [step for step, _ in read_points(tmp_path / "curves", tag)] == [4, 8, 12, 16, 20]
+    for tag in ("loss/train", "accuracy/train_top1", "schedule/lr", "schedule/momentum"):
+        assert [step for step, _ in read_points(tmp_path / CURVES, tag)] == list(range(1, 21))
+    for tag in ("loss/valid", "accuracy/valid_top1", "accuracy/valid_top2", "accuracy/valid_top3"):
+        assert [step for step, _ in read_points(tmp_path / CURVES, tag)] == [4, 8, 12, 16, 20]
+
+
+def test_runs_can_be_compared_by_their_names(tmp_path, arrays):
+    train(tmp_path, SHORT, arrays)
+    accumulator = EventAccumulator(str(tmp_path / CURVES))
+    accumulator.Reload()
+    content = accumulator.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    info = HParamsPluginData.FromString(content).session_start_info
+    names = {key: value.string_value or value.number_value for key, value in info.hparams.items()}
+    assert names == {
+        "dataset": "noise", "schedule": "onecycle", "boundary": "preserve", "seed": 3,
+    }  # fmt: skip
+    assert info.group_name == "noise/onecycle-preserve/seed3"
+
+
+def test_every_epoch_is_a_line_on_the_terminal(tmp_path, arrays, caplog):
+    with caplog.at_level(PROGRESS):
+        train(tmp_path, FIRST, arrays)
+    lines = [record.message for record in caplog.records if record.levelno == PROGRESS]
+    for number, line in enumerate(lines, 1):
+        assert re.fullmatch(
+            rf"noise onecycle seed 3 session 1, epoch {number}/3: train loss \d+\.\d{{4}} "
+            r"top-1 \d+\.\d %, valid loss \d+\.\d{4} top-1 \d+\.\d %, \d+\.\d s"
+            + (r", \d+ s left" if number < 3 else ""),
+            line,
+        )
+    assert len(lines) == 3
 
 
 def test_the_curves_of_a_new_boundary_include_the_shared_session(tmp_path, arrays):
     first = train(tmp_path / "shared", FIRST, arrays)
     train(tmp_path / "added", SECOND, arrays, previous=first)
-    losses = read_points(tmp_path / "added" / "curves", "train/loss")
+    losses = read_points(tmp_path / "added" / CURVES, "loss/train")
     assert [step for step, _ in losses] == list(range(1, 21))
-    assert losses[:12] == read_points(tmp_path / "shared" / "curves", "train/loss")
+    assert losses[:12] == read_points(tmp_path / "shared" / CURVES, "loss/train")
 
 
 def test_curves_of_another_shared_session_are_replaced(tmp_path, arrays):
@@ -88,9 +120,9 @@ def test_curves_of_another_shared_session_are_replaced(tmp_path, arrays):
     train(tmp_path / "added", replace(FIRST, seed=5), arrays)
     first = train(tmp_path / "shared", FIRST, arrays)
     train(tmp_path / "added", SECOND, arrays, previous=first)
-    for tag in ("train/loss", "valid/loss"):
-        shared = read_points(tmp_path / "shared" / "curves", tag)
-        assert read_points(tmp_path / "added" / "curves", tag)[: len(shared)] == shared
+    for tag in ("loss/train", "loss/valid"):
+        shared = read_points(tmp_path / "shared" / CURVES, tag)
+        assert read_points(tmp_path / "added" / CURVES, tag)[: len(shared)] == shared
 
 
 def test_outputs_are_listed_with_their_checksums(tmp_path, arrays):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy import stats
@@ -25,7 +26,6 @@ from optstate.analysis import (
     compare,
     report,
     sessions,
-    show,
     validity,
 )
 from optstate.analysis import tables as tables_of_analysis
@@ -39,7 +39,8 @@ from optstate.analysis.figures import (
     resets,
     style,
 )
-from optstate.checksums import read_checksums, write_checksums
+from optstate.checksums import read_checksums, verify, write_checksums
+from optstate.experiment import configuration
 from optstate.experiment.configuration import load, make_plan
 from optstate.experiment.runs import Runs, Session, split_method
 from optstate.job import InputError
@@ -524,7 +525,6 @@ READERS = {  # command: the tables that it reads
     "epochs_to_target": ["summary"],
     "resets": ["summary", "boundaries"],
     "report": ["comparisons", "summary", "boundaries", "epochs"],
-    "show": ["summary", "comparisons"],
 }
 
 
@@ -552,9 +552,7 @@ class TestAlteredTables:
             "learning_rate": (learning_rate, of_figures),
             "epochs_to_target": (epochs_to_target, [*of_figures, "--targets", '{"noise": 0.515}']),
         }  # fmt: skip
-        if reader == "show":
-            show.main(folder)
-        elif reader == "report":
+        if reader == "report":
             write_report(folder, output / "report.html")
         else:
             run_command(commands[reader][0], *commands[reader][1])
@@ -596,7 +594,7 @@ class TestAlteredTables:
     @pytest.mark.parametrize(
         ("reader", "table"),
         [("boundaries", "steps"), ("curves", "epochs"), ("compare", "summary"),
-         ("differences", "pairs"), ("show", "comparisons"), ("report", "boundaries")],
+         ("differences", "pairs"), ("report", "boundaries")],
     )  # fmt: skip
     @pytest.mark.parametrize("content", ["", 'a,b\n"'])
     def test_a_listed_table_that_is_unreadable_is_refused(
@@ -1078,12 +1076,31 @@ class TestReport:
 
     def test_the_page_is_listed(self, results):
         page = write_report(results, results / "report.html")
-        assert (results / "report.sha256").read_text().endswith("  report.html\n")
+        for name in ("report.html", "answer.txt", "configuration.yaml"):
+            verify(results / name)
         assert "9 sessions on Fast CPU (AVX2), float32, deterministic" in page
         assert "not reproducible" not in page
         assert "left out" not in page
         assert page.count("<img") == 10
         assert "resets" not in page
+
+    def test_the_answer_is_also_written_as_text(self, results):
+        write_report(results, results / "report.html")
+        answer = (results / "answer.txt").read_text()
+        comparisons = pd.read_csv(results / "tables/comparisons.csv")
+        primary = comparisons[comparisons["primary"]]
+        assert answer.count("\n- ") == len(primary)
+        summary = pd.read_csv(results / "tables/summary.csv")
+        for method, runs in summary.groupby("method"):
+            top1 = 100 * runs["final_valid_top1"]
+            line = f"noise, {method}: {top1.mean():.1f} %, {top1.min():.1f} to {top1.max():.1f} % ("
+            assert f"\n{line}" in answer
+
+    def test_the_configuration_is_written_next_to_the_page(self, results):
+        write_report(results, results / "report.html", batch_size=7)
+        written = yaml.safe_load((results / "configuration.yaml").read_text())
+        assert written["batch_size"] == 7
+        assert configuration.validate(written) == written
 
     def test_resets_are_shown_if_there_are_any(self, results):
         page = write_report(results, results / "report.html", "--has-resets")
@@ -1793,20 +1810,3 @@ class TestCaptions:
     def test_norms_at_every_step_are_explained_where_they_are(self, twin):
         text = self.render("boundary_update_norm", boundaries={"new": {"keep": []} | twin})
         assert ("have it at every step" in text) is bool(twin)
-
-
-def test_show_prints_the_answer(tables, capsys):
-    show.main(tables.parent)
-    printed = capsys.readouterr().out
-    assert "constant-preserve" in printed
-    assert "preserve - new" in printed
-    assert "train_loss_40_s2" in printed
-    assert "One seed" not in printed
-    assert str(tables.parent / "report.html") in printed
-
-
-@pytest.mark.parametrize("num_seeds", [1, 2])
-def test_show_says_if_there_is_only_one_seed(num_seeds, capsys):
-    found = compare_all(make_pairs([0.01, 0.02][:num_seeds])).assign(primary=True)
-    show.print_differences(found)
-    assert ("One seed shows the effect" in capsys.readouterr().out) is (num_seeds == 1)

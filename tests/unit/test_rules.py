@@ -153,7 +153,13 @@ def test_an_incomplete_lr_range_test_is_not_finished(tmp_path, monkeypatch, miss
 
 
 TEST_LINE = "LR range test: results/article/lr_range_test"
-REPORT_LINE = "Report: results/article/report.html"
+ANSWER = "The state matters."
+REPORT_LINES = [
+    "", ANSWER, "",
+    "Report: results/article/report.html",
+    "Figures: results/article/figures",
+    "Tables: results/article/tables",
+]  # fmt: skip
 
 
 class Dag:
@@ -179,11 +185,11 @@ class Dag:
     ("dag", "printed"),
     [
         (Dag("lr_range lr_range_test"), [TEST_LINE]),
-        (Dag("lr_range lr_range_test report"), [TEST_LINE, REPORT_LINE]),
-        (Dag("lr_range_test", up_to_date="report"), [TEST_LINE, REPORT_LINE]),
+        (Dag("lr_range lr_range_test report"), [TEST_LINE, *REPORT_LINES]),
+        (Dag("lr_range_test", up_to_date="report"), [TEST_LINE, *REPORT_LINES]),
         (Dag("lr_range lr_range_test", up_to_date="report", tests="[{}]"), [TEST_LINE]),
-        (Dag("report"), [REPORT_LINE]),
-        (Dag("collect", up_to_date="report"), [REPORT_LINE]),
+        (Dag("report"), REPORT_LINES),
+        (Dag("collect", up_to_date="report"), REPORT_LINES),
         (Dag("collect", failed="report lr_range_test"), []),
         (Dag("collect"), []),
     ],
@@ -191,7 +197,7 @@ class Dag:
 def test_the_run_ends_by_naming_its_own_results(tmp_path, monkeypatch, capsys, dag, printed):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results/article").mkdir(parents=True)
-    (tmp_path / "results/article/report.html").write_text("of an earlier run")
+    (tmp_path / "results/article/answer.txt").write_text(f"{ANSWER}\n")
     EXPERIMENT.print_results(dag)
     assert capsys.readouterr().out.splitlines() == printed
 
@@ -267,9 +273,8 @@ def test_errors_are_those_of_jobs_that_failed_in_this_run(tmp_path):
         log = tmp_path / f"{name}.log"
         log.write_text(f"something\n{last}\n")
         os.utime(log, (1000 - age, 1000 - age))
-    assert errors_in_logs(tmp_path, since=950) == [
-        "error: new", "interrupted: SIGTERM: saved",
-    ]  # fmt: skip
+    found = [error.removeprefix(f"{tmp_path}/") for error in errors_in_logs(tmp_path, since=950)]
+    assert found == ["new.log: error: new", "stopped.log: interrupted: SIGTERM: saved"]
 
 
 def test_one_snakemake_claims_an_experiment(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ def list_changes(
     """
     counts: Counter[tuple[str, str]] = Counter()
     for folder, spec in specs:
-        if made_by := _read(results / "runs" / folder / "made_by.json"):
+        if made_by := _read(results / "runs" / folder / "made_by.json", json.loads):
             counts.update(_compare_session(made_by["configuration"], spec))
     lines = [
         f"{key}: {change}. {count} finished session{'s' * (count > 1)} will be trained again."
         for (key, change), count in counts.items()
     ]
-    if before := _read(results / "configuration.yaml"):
+    if before := _read(results / "configuration.yaml", yaml.safe_load):
         found = dict(_compare(before, config))
         of_sessions = {key for key, _ in counts}
         lines += [
@@ -44,10 +44,10 @@ def list_changes(
     return lines
 
 
-def _read(path: Path) -> Any:
-    """Read a JSON or YAML file. Returns None if there is none that can be read."""
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Read a file. Returns None if there is none that can be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
@@ -74,7 +74,7 @@ def _compare(before: Config, now: Config) -> Iterator[tuple[str, str]]:
     for path in sorted(old.keys() | new.keys()):
         if old.get(path) != new.get(path):
             was, now_is = (
-                json.dumps(values[path]) if path in values else "missing" for values in (old, new)
+                json.dumps(values[path]) if path in values else "not set" for values in (old, new)
             )
             yield path, f"was {was}, is {now_is}"
 

@@ -65,12 +65,12 @@ class TerminalFormatter(logging.Formatter):
             self._note_start(fields)
             _, _, text = self.usual.format(record).partition("\n")
             return text.replace(f"Job {fields['jobid']}:", time.strftime("%H:%M:%S"), 1)
-        elif event == LogEvent.JOB_FINISHED:
+        if event == LogEvent.JOB_FINISHED:
             self.finished.add(fields["job_id"])
             return ""
-        elif event == LogEvent.PROGRESS:
+        if event == LogEvent.PROGRESS:
             return f"{fields['done']} of {fields['total']} jobs done{self._estimate()}"
-        elif event == LogEvent.JOB_ERROR:
+        if event == LogEvent.JOB_ERROR:
             job = self.messages.get(fields["jobid"], fields["rule_name"])
             return f"Not finished: {job}. Log: {', '.join(fields['log'])}"
         text = self.usual.format(record)

@@ -129,7 +129,8 @@ class Curves:
                 if _parse_session(path) >= session:
                     path.unlink()
             writer = EventFileWriter(str(folder), filename_suffix=f".session{session}")
-            writer.add_event(Event(wall_time=time.time(), summary=_describe_run(folder)))
+            if session == 1:  # in a later file, this event would hide the points before it
+                writer.add_event(Event(wall_time=time.time(), summary=_describe_run(folder)))
             self.writers.append(writer)
 
     def add_steps(self, rows: Iterable[Row]) -> None:

@@ -1,0 +1,91 @@
+"""The keys of the configuration that make finished results stale are named."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from optstate.experiment import changes, configuration
+
+TWO_MODELS = {"model": "1" * 64}
+
+
+def load(**keys: object) -> configuration.Config:
+    return configuration.load({"methods": ["constant-new", "constant-preserve"]} | keys)
+
+
+def list_specs(config: configuration.Config, hashes: dict[str, str] | None = None) -> list:
+    return [
+        (session.folder, configuration.session_spec(config, session, hashes))
+        for session in configuration.all_runs(config).sessions
+    ]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The results of an experiment, as far as changes are found in them."""
+    config = load()
+    for folder, spec in list_specs(config, TWO_MODELS):
+        path = tmp_path / "runs" / folder / "made_by.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"configuration": asdict(spec)}))
+    (tmp_path / "configuration.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def find(results: Path, hashes: dict[str, str] = TWO_MODELS, **keys: object) -> list[str]:
+    config = load(**keys)
+    return changes.list_changes(results, config, list_specs(config, hashes))
+
+
+AGAIN = "will be trained again."
+LR = "schedules.constant.lr"
+
+
+@pytest.mark.parametrize(
+    ("keys", "lines"),
+    [
+        ({}, []),
+        ({"batch_size": 50}, [f"batch_size: was 100, is 50. 10 finished sessions {AGAIN}"]),
+        (
+            {"optimizer": {"name": "SGD", "momentum": 0.9}},
+            [
+                f"optimizer.momentum: was not set, is 0.9. 10 finished sessions {AGAIN}",
+                f'optimizer.name: was "Adam", is "SGD". 10 finished sessions {AGAIN}',
+            ],
+        ),
+        (
+            {"schedules": {"constant": {"kind": "constant", "lr": [3e-4, 3e-4, 1e-4]}}},
+            [f"{LR}: was 8e-05, is 0.0001. 4 finished sessions {AGAIN}"],
+        ),
+        ({"sessions": [10, 10, 6]}, [f"sessions: was 5, is 6. 4 finished sessions {AGAIN}"]),
+        (
+            {"boundaries": {"new": {"keep": [], "lr_factor": 0.5}}},
+            [f"boundaries.new.lr_factor: was 1.0, is 0.5. 4 finished sessions {AGAIN}"],
+        ),
+        (
+            {"equivalence_margin": 0.02},
+            ["equivalence_margin: was 0.01, is 0.02. The report will be made again."],
+        ),
+        ({"seeds": [0, 1]}, ["seeds: was [0], is [0, 1]. The report will be made again."]),
+    ],
+)
+def test_a_changed_key_is_named_with_both_values(results, keys, lines):
+    assert sorted(find(results, **keys)) == lines
+
+
+def test_a_changed_file_is_named_by_its_key(results):
+    expected = f"model: the file has changed. 10 finished sessions {AGAIN}"
+    assert find(results, {"model": "2" * 64}) == [expected]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", None])
+def test_damaged_files_name_no_key(results, content):
+    for path in [results / "configuration.yaml", *results.rglob("made_by.json")]:
+        if content is None:
+            path.unlink()
+        else:
+            path.write_text(content)
+    assert find(results, batch_size=50) == []
