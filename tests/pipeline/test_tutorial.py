@@ -27,7 +27,7 @@ def done(tmp_path_factory) -> tuple[Path, str]:
 
 def test_it_ends_with_a_verdict_from_eight_pairs_of_runs(done):
     folder, printed = done
-    assert re.search("final_valid_loss, preserve - new: .+", printed)
+    assert re.search("- constant, final valid loss, 8 seeds: .+", printed)
     with (folder / "results/mine/tables/comparisons.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["primary"] == "true"]
     assert [(row["schedule"], row["boundary"], row["n"]) for row in rows] == [
