@@ -171,7 +171,7 @@ def show_progress(
         mininterval=PROGRESS_SECONDS,
         maxinterval=0,
         miniters=1,
-        bar_format="{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left",
+        bar_format="{desc}: {n_fmt}/{total_fmt} {unit}, {remaining} left",
     )
 
 

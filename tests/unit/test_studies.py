@@ -1,0 +1,88 @@
+"""The committed studies: their tables follow from their steps, and the pages from their tables."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+import recompute
+
+FIRST = ROOT / "docs/study"
+STUDIES = {FIRST: ROOT / "config/study.yaml"} | {
+    path: ROOT / "config/studies" / f"{path.name}.yaml"
+    for path in sorted((ROOT / "docs/studies").glob("*/"))
+}
+each_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+
+
+def read_page(study: Path) -> str:
+    return (study / "README.md").read_text()
+
+
+@each_study
+def test_the_configuration_equals_the_committed_plan(study):
+    config = yaml.safe_load((study / "configuration.yaml").read_text())
+    for key, value in yaml.safe_load(STUDIES[study].read_text()).items():
+        if isinstance(value, dict):
+            assert config[key] == {
+                name: entry for name, entry in (config[key] | value).items() if entry is not None
+            }, key
+        else:
+            assert config[key] == value, key
+
+
+@each_study
+def test_the_tables_have_all_runs(study):
+    config = recompute.read_config(study)
+    summary = recompute.read_committed(study, "summary")
+    runs = zip(*(summary[name] for name in ("dataset", "method", "seed")), strict=True)
+    assert sorted(runs) == sorted(
+        (dataset, method, seed)
+        for dataset in config["datasets"]
+        for method in config["methods"]
+        for seed in config["seeds"]
+    )
+
+
+@each_study
+def test_the_tables_follow_from_the_steps(study, tmp_path, capsys):
+    recompute.main(study, tmp_path, with_figures=False)
+    printed = capsys.readouterr().out.splitlines()
+    page = read_page(study).splitlines()
+    shown = [line for line in page if line.startswith(("| image", "| data set"))]
+    assert shown
+    assert set(shown) <= set(printed)
+    primary = [line for line in printed if "| exploratory |" not in line and line[2] in "di"]
+    assert set(primary) <= set(shown)
+
+
+def test_an_altered_table_does_not_follow(tmp_path):
+    for path in [FIRST / "configuration.yaml", *FIRST.glob("datasets/*"), *FIRST.glob("tables/*")]:
+        copy = tmp_path / "study" / path.relative_to(FIRST)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    path = tmp_path / "study/tables/boundaries.csv"
+    found = pd.read_csv(path)
+    found.loc[7, "steps_lost"] += 1
+    found.to_csv(path, index=False)
+    with pytest.raises(AssertionError, match="steps_lost"):
+        recompute.main(tmp_path / "study", tmp_path / "output", with_figures=False)
+
+
+def test_the_first_page_has_the_gap_of_each_epoch():
+    epochs = recompute.read_committed(FIRST, "epochs")
+    valid = epochs.query("split == 'valid' and epoch > 3")
+    top1 = valid.pivot(index=["dataset", "schedule", "seed", "epoch"], columns="boundary")["top1"]
+    gap = (100 * (top1["preserve"] - top1["new"])).groupby(["dataset", "schedule", "epoch"]).mean()
+    expected = {
+        f"  | {dataset.capitalize()}, {schedule} | {' | '.join(f'{g:+.2f}' for g in of_cell)} |"
+        for (dataset, schedule), of_cell in gap.groupby(["dataset", "schedule"])
+    }
+    assert len(expected) == 6
+    page = read_page(FIRST).replace("\N{MINUS SIGN}", "-")
+    assert expected <= set(page.splitlines())
