@@ -36,6 +36,8 @@ rule all:
         FIGURES,
         TABLES,
         SMALL_FILES,
+    message:
+        "All results are there"
 
 
 onstart:

@@ -11,7 +11,6 @@ from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from optstate.job import PROGRESS, format_duration, write_atomically
@@ -189,6 +188,8 @@ def add_earlier_session(folders: Iterable[Path], session: int, output: Path) -> 
 
 def _describe_run(folder: Path) -> Summary:
     """The run of a folder ``DATASET/METHOD/seedN``, for the table of TensorBoard's HParams page."""
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # takes a fifth of a second
+
     dataset, method, seed = folder.parts[-3:]
     schedule, _, boundary = method.partition("-")
     names = {"dataset": dataset, "schedule": schedule, "boundary": boundary}
