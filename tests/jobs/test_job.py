@@ -125,6 +125,15 @@ def test_ctrl_c_ends_in_one_line(tmp_path):
     assert "interrupted: SIGINT: run again to continue" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.parametrize("in_job", [False, True])
+def test_ctrl_c_during_the_imports_of_a_job_needs_no_traceback(in_job, monkeypatch):
+    code = "import signal, optstate; print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)"
+    if in_job:
+        monkeypatch.setenv("OPTSTATE_PARENT", str(os.getpid()))
+    with start_python(code) as process:
+        assert process.communicate()[0].strip() == str(in_job)
+
+
 class TestParent:
     def make_job(self, parent: str) -> str:
         return f"""

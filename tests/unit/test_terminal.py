@@ -71,6 +71,7 @@ def test_a_failed_job_is_one_line_that_names_its_log(formatter):
         shellcmd="python -m something --very-long",
     )  # fmt: skip
     assert text == "Not finished: Train 2. Log: logs/2.log"
+    assert show(formatter, "Execute 2 jobs...") == ""
     assert show(formatter, 'RuleException:\nCalledProcessError in file "training.smk"') == ""
 
 

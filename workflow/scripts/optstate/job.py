@@ -49,6 +49,7 @@ def run(
     arguments = parser.parse_args(argv)
     start_log(arguments.log)
     if parent := os.environ.get("OPTSTATE_PARENT"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # see optstate/__init__.py
         end_with_parent(signal.SIGTERM, int(parent))
     try:
         main(arguments)

@@ -4,6 +4,7 @@ Its own log in ``.snakemake/log`` keeps every detail.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,9 @@ HOW_TO_GO_ON = (
     "Not all jobs finished. If there is an error above, fix it. Then run the same command again: "
     "it continues from the last saved states."
 )
-LEFT_OUT = (  # since jobs print the same
-    "CalledProcessError in file",
-    "Exiting because a job execution failed",
-    "Select jobs to execute",
+LEFT_OUT = re.compile(  # what jobs print themselves, or what nobody needs
+    r"CalledProcessError in file|Exiting because a job execution failed"
+    r"|Select jobs to execute|Execute \d+ jobs\.\.\."
 )
 
 
@@ -76,7 +76,7 @@ class TerminalFormatter(logging.Formatter):
         text = self.usual.format(record)
         if END in text:
             return HOW_TO_GO_ON
-        return "" if any(words in text for words in LEFT_OUT) else text
+        return "" if LEFT_OUT.search(text) else text
 
     def _note_start(self, fields: dict[str, Any]) -> None:
         self.messages[fields["jobid"]] = fields["rule_msg"] or fields["rule_name"]
