@@ -138,9 +138,9 @@ def list_comparisons(study: Path, config: Config) -> list[str]:
     lines = ["| data set | schedule | measure | difference | mean [interval] | verdict |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for row in found.sort_values("primary", ascending=False, kind="stable").itertuples():
-        scale = 100 if TOP1 in row.measure else 1
-        mean, low, high = (scale * v for v in (row.mean_difference, row.low, row.high))
-        size = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "\N{MINUS SIGN}")
+        measure = tables.get_measure(row.measure)
+        size = tables.format_interval(row.mean_difference, row.low, row.high, measure)
+        size = size.replace("-", "\N{MINUS SIGN}")
         label = tables.label_measure(row.measure)
         difference = f"{row.boundary} \N{MINUS SIGN} {row.baseline}"
         lines.append(

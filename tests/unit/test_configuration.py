@@ -610,6 +610,12 @@ def test_when_the_state_is_lost():
     assert given == {"preserve": [], "new": [1, 2, 3, 4], "late": [3]}
 
 
+def test_the_example_of_the_readme_is_valid(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    overlay = yaml.safe_load(text.replace("/data/shells", str(tmp_path)))
+    assert load(overlay)["methods"] == ["constant-new", "constant-preserve"]
+
+
 def test_the_demo_has_only_known_keys():
     demo = yaml.safe_load(Path(ROOT / "config/demo.yaml").read_text())
     assert demo.keys() <= ARTICLE.keys()

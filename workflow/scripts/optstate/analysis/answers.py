@@ -12,6 +12,8 @@ from optstate.analysis.compare import AT_CHANCE
 
 Config = dict[str, Any]
 
+MINUS = "\N{MINUS SIGN}"  # a hyphen is too short next to a plus sign
+
 
 def name_arm(boundary: str, config: Config) -> str:
     """Return a boundary in words: what it does if that is simple, else its name."""
@@ -72,14 +74,15 @@ def describe_answer(row: Any, config: Config) -> str:
     """Return the verdict of a comparison in a sentence, with its direction, size and interval."""
     measure = tables.get_measure(row.measure)
     verdict, _, lost = row.verdict.partition("; ")
-    difference = f"{row.boundary} \N{MINUS SIGN} {row.baseline}"
+    difference = f"{row.boundary} {MINUS} {row.baseline}"
     label = tables.label_measure(row.measure)
     where = f"{row.schedule}, {label}, {row.n} seed{'s' if row.n != 1 else ''}"
     note = f" ({lost})" if lost else ""
     if row.verdict == AT_CHANCE:
         answer = f"not compared, because {AT_CHANCE}"
     elif np.isnan(row.low):
-        size = f" {difference}: {tables.format_value(row.mean_difference, measure)}"
+        value = tables.format_value(row.mean_difference, measure).replace("-", MINUS)
+        size = f" {difference}: {value}"
         answer = f"{'one seed cannot decide.' + size if row.n == 1 else verdict}"
     elif " by " in verdict and "seeds would decide" not in verdict:
         winner, _, size = verdict.partition(" better by ")
@@ -90,7 +93,7 @@ def describe_answer(row: Any, config: Config) -> str:
             answer = "{} is better than {} by {}".format(*arms, size)
     else:
         interval = tables.format_interval(row.mean_difference, row.low, row.high, measure)
-        answer = f"{verdict}. {difference}: {interval}"
+        answer = f"{verdict}. {difference}: {interval.replace('-', MINUS)}"
     return f"{where}: {answer}{note}."
 
 
