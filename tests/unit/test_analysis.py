@@ -40,7 +40,6 @@ from optstate.analysis.figures import (
     style,
 )
 from optstate.checksums import read_checksums, verify, write_checksums
-from optstate.experiment import configuration
 from optstate.experiment.configuration import load, make_plan
 from optstate.experiment.runs import Runs, Session, split_method
 from optstate.job import InputError
@@ -1099,8 +1098,8 @@ class TestReport:
     def test_the_configuration_is_written_next_to_the_page(self, results):
         write_report(results, results / "report.html", batch_size=7)
         written = yaml.safe_load((results / "configuration.yaml").read_text())
-        assert written["batch_size"] == 7
-        assert configuration.validate(written) == written
+        config = load() | {"datasets": {"noise": {"target_top1": 0.515}}, "batch_size": 7}
+        assert written == config
 
     def test_resets_are_shown_if_there_are_any(self, results):
         page = write_report(results, results / "report.html", "--has-resets")
