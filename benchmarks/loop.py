@@ -147,7 +147,7 @@ def train(
     """
     paths = Paths(
         arrays, folder / "session1", folder / "progress",
-        curves=[folder / "new", folder / "preserve"],
+        curves=[folder / f"images/constant-{name}/seed0" for name in ("new", "preserve")],
     )  # fmt: skip
     validate_uncounted = stretches.leave_out(validate)
     with open_session(spec, paths, compute, {"epochs": 1}, stretches.after_step) as session:
