@@ -114,3 +114,13 @@ class TestWholeExperiment:
             flip_a_byte(path)
         with pytest.raises(InputError, match="a.csv: .* So have 1 other files"):
             require_unchanged([tmp_path], tmp_path / "cache.json")
+
+
+def test_listings_that_disagree_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("1")
+    write_checksums(tmp_path / "first.sha256", [tmp_path / "a.csv"])
+    write_checksums(tmp_path / "second.sha256", [tmp_path / "a.csv"])
+    verify(tmp_path / "a.csv")
+    (tmp_path / "second.sha256").write_text(f"{'0' * 64}  a.csv\n")
+    with pytest.raises(InputError, match=r"second\.sha256: disagrees .* on a\.csv\. Delete it"):
+        verify(tmp_path / "a.csv")

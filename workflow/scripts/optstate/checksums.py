@@ -82,13 +82,21 @@ def verify(*files: Path, cache: bool = False) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Return the listed SHA-256 of every file in ``folder``, by the file's name."""
-    found = {}
+    """Return the listed SHA-256 of every file in ``folder``, by the file's name.
+
+    Raises:
+        InputError: two listings disagree, so one of them was exchanged.
+    """
+    found: dict[str, str] = {}
     for listing in sorted(folder.glob(f"*{SUFFIX}")):
         with contextlib.suppress(FileNotFoundError):  # its job has just started again
             for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
                 sha256, _, name = line.partition("  ")
-                found[name] = sha256
+                if found.setdefault(name, sha256) != sha256:
+                    raise InputError(
+                        f"{listing}: disagrees with another {SUFFIX} file on {name}. Delete it, "
+                        "then run again."
+                    )
     return found
 
 
