@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,12 @@ import yaml
 from optstate.experiment.schema import Config
 from optstate.training.spec import SessionSpec
 
-OF_BOUNDARY = ("keep", "rebuild_steps", "warmup_steps", "lr_factor", "step_size", "reshuffle")
+# Only the options of a boundary have defaults.
+OF_BOUNDARY = [
+    field.name
+    for field in fields(SessionSpec)
+    if field.default is not MISSING or field.default_factory is not MISSING
+]
 
 
 def list_changes(

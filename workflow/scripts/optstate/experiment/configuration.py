@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+import json
 from pathlib import Path
 
 from optstate import UNINTERRUPTED
@@ -92,16 +94,18 @@ def targets(config: Config) -> dict[str, float]:
 
 def all_runs(config: Config) -> Runs:
     """Return the runs of an experiment."""
+    num_sessions, first_boundary = len(config["sessions"]), find_first_boundary(config)
+    named = [config["methods"], config["boundaries"], num_sessions, first_boundary]
     return Runs(
         datasets=sorted(config["datasets"]),
         seeds=sorted(config["seeds"]),
-        session_names=name_sessions(
-            config["methods"],
-            config["boundaries"],
-            len(config["sessions"]),
-            find_first_boundary(config),
-        ),
+        session_names=_name_sessions(json.dumps(named)),
     )
+
+
+@functools.cache  # every session asks for the names of all
+def _name_sessions(arguments: str) -> dict[str, list[str]]:
+    return name_sessions(*json.loads(arguments))
 
 
 def baselines(config: Config) -> dict[str, list[str]]:
