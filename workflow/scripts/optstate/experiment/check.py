@@ -5,6 +5,7 @@ This module needs torch and torchvision, so Snakemake runs it in a process of it
 
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,10 @@ def require_known(
 
 if __name__ == "__main__":
     try:
-        check(json.loads(sys.argv[1]))
-        print(find_weights(json.loads(sys.argv[1])))
+        with redirect_stdout(sys.stderr):  # a model of the user's own may print
+            check(json.loads(sys.argv[1]))
+            address = find_weights(json.loads(sys.argv[1]))
+        print(address)
     except InputError as error:
         print(error)  # stderr is for errors that nobody expects
         sys.exit(1)
