@@ -254,7 +254,7 @@ def _explain_missing(path: str) -> str:
 
 
 def _require_values(key: str, schedule: Config, num_sessions: int) -> None:
-    """Check that a schedule has the keys of its kind, and a finite value for every session."""
+    """Check that a schedule has the keys of its kind, and a value for every session."""
     needed = KEYS_OF_KIND[schedule["kind"]]
     given = schedule.keys() - {"kind", "optimizer", "over"}
     for name in sorted(needed ^ given):
@@ -268,7 +268,6 @@ def _require_values(key: str, schedule: Config, num_sessions: int) -> None:
                     f"{key}.{name}: {values} must be a single number, because the schedule is over "
                     "the run."
                 )
-            values = [values]
         elif not isinstance(values, list):
             raise InputError(
                 f"{key}.{name}: {values} must be a list with a value for each session. For one "
@@ -279,9 +278,6 @@ def _require_values(key: str, schedule: Config, num_sessions: int) -> None:
                 f"{key}.{name}: {len(values)} values, but there are {num_sessions} "
                 "`sessions`. Give one for each."
             )
-        for index, value in enumerate(values):
-            if not math.isfinite(value):
-                raise InputError(f"{key}.{name}[{index}]: {value} must be finite.")
 
 
 def _require_references(method: str, config: Config) -> None:

@@ -5,6 +5,7 @@ This module depends on no particular key.
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -53,7 +54,8 @@ def convert_types(config: Config, schema: dict[str, Any]) -> Config:
     An entry of a mapping that is set to null is removed, unless the schema requires the entry.
 
     Raises:
-        InputError: a name or value has a type that JSON lacks, or a number is too large.
+        InputError: a name or value has a type that JSON lacks, or a number is too large or not
+            finite.
     """
     _require_json_types(config, "")
     typed = _convert(config, schema)
@@ -74,6 +76,8 @@ def _require_json_types(value: Any, key: str) -> None:
             _require_json_types(entry, f"{key}[{index}]")
     elif isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{key}: the number is too large. Use at most {MAX_DIGITS} digits.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{key}: {value} is not a finite number. Choose a finite one.")
     elif value is not None and not isinstance(value, (str, int, float)):
         raise InputError(f"{key}: YAML reads {value} as a {type(value).__name__}. Quote it.")
 
@@ -83,12 +87,14 @@ def _convert(value: Any, schema: dict[str, Any]) -> Any:
     if isinstance(value, dict):
         properties = schema.get("properties", {})
         others = schema.get("additionalProperties")
-        others = others if isinstance(others, dict) else {}
+        of_others = others if isinstance(others, dict) else {}
         converted = {
-            name: _convert(entry, properties.get(name, others)) for name, entry in value.items()
+            name: _convert(entry, properties.get(name, of_others)) for name, entry in value.items()
         }
-        required = schema.get("required", ())
-        return {n: entry for n, entry in converted.items() if entry is not None or n in required}
+        kept = {*schema.get("required", ())}
+        if others is False:
+            kept |= value.keys() - properties.keys()  # unknown keys, which validation refuses
+        return {n: entry for n, entry in converted.items() if entry is not None or n in kept}
     if isinstance(value, list):
         return [_convert(entry, schema.get("items", {})) for entry in value]
     types = schema.get("type", ())
