@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -1588,21 +1589,30 @@ class TestWarnings:
         found = found.assign(primary=found["primary"] == "true")
         if verdict:
             found["verdict"] = verdict
-        summary = pd.DataFrame({"seed": range(len(pairs)), "diverged": False}).assign(**changes)
-        return answers.list_warnings(summary, found, has_boundaries=True)
+        return answers.list_warnings(
+            self.make_summary(len(pairs)).assign(**changes), found, self.CHANCES, True
+        )
+
+    CHANCES: ClassVar = {"d": tables_of_analysis.Chance(0.1, 0.12)}
+
+    @staticmethod
+    def make_summary(num_seeds: int, schedule: str = "s", top1: float = 0.5) -> pd.DataFrame:
+        return pd.DataFrame(
+            {"dataset": "d", "schedule": schedule, "method": f"{schedule}-new",
+             "seed": range(num_seeds), "final_valid_top1": top1, "diverged": False}
+        )  # fmt: skip
 
     def test_nothing_is_said_of_a_usual_experiment(self):
         assert self.list_warnings([0.01, 0.02, 0.03]) == []
 
     def test_one_seed_no_learning_no_difference_and_divergence_are_said(self):
         assert self.list_warnings([0.01])[0].startswith("One seed cannot decide")
-        (warning,) = self.list_warnings([0.01, 0.02], "no run beats chance")
+        (warning,) = self.list_warnings([0.01, 0.02], final_valid_top1=0.12)
         assert warning == "d: no run beats chance, so nothing is compared."
         found = compare_all(pd.concat(make_pairs([0.01, 0.02], schedule=s) for s in ("r", "s")))
         found = found.assign(primary=True)
-        found.loc[found["schedule"] == "r", "verdict"] = "no run beats chance"
-        summary = pd.DataFrame({"seed": [0, 1], "diverged": False})
-        (warning,) = answers.list_warnings(summary, found, has_boundaries=True)
+        summary = pd.concat([self.make_summary(2, "r", top1=0.1), self.make_summary(2, "s")])
+        (warning,) = answers.list_warnings(summary, found, self.CHANCES, True)
         assert warning == "d, r: no run beats chance, so nothing is compared."
         (warning,) = self.list_warnings([0.0, 0.0])
         assert "preserve and new do not differ in any pair of runs in final valid top-1" in warning
@@ -1612,12 +1622,16 @@ class TestWarnings:
     def test_an_experiment_without_a_comparison_says_so(self, tables):
         summary = tables_of_analysis.read(tables / "summary.csv")
         none = tables_of_analysis.read(tables / "comparisons.csv").iloc[:0]
+        chances = {dataset: tables_of_analysis.Chance(0.1, 0.12) for dataset in summary["dataset"]}
         for has_boundaries, words in (
             (False, "No session begins"),
             (True, "does not have the runs"),
         ):
-            (warning,) = answers.list_warnings(summary, none, has_boundaries)
+            (warning,) = answers.list_warnings(summary, none, chances, has_boundaries)
             assert words in warning
+        one = self.make_summary(1, top1=0.1)
+        warnings = answers.list_warnings(one, none, self.CHANCES, False)
+        assert [warning[:8] for warning in warnings] == ["No sessi", "d: no ru", "One seed"]
 
     def test_they_are_above_the_answers_in_the_report(self, diverged, drawn, tmp_path):
         shutil.copytree(diverged, tmp_path / "results")

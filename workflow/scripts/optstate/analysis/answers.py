@@ -29,13 +29,17 @@ def name_arm(boundary: str, config: Config) -> str:
 
 
 def list_warnings(
-    summary: pd.DataFrame, comparisons: pd.DataFrame, has_boundaries: bool
+    summary: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    chances: dict[str, tables.Chance],
+    has_boundaries: bool,
 ) -> list[str]:
     """Return what the reader must know before any result, as sentences.
 
     Args:
         summary: the table ``summary.csv``.
         comparisons: the table ``comparisons.csv``.
+        chances: the level of chance of each data set.
         has_boundaries: whether any session begins with a boundary.
     """
     primary = comparisons[comparisons["primary"].eq(True)]
@@ -44,13 +48,14 @@ def list_warnings(
         found.append("No session begins with a boundary, so no state can be lost or kept.")
     elif primary.empty:
         found.append("This experiment does not have the runs that the primary outcome compares.")
-    for dataset, rows in primary.groupby("dataset"):
-        is_void = rows["verdict"] == AT_CHANCE
-        schedules = sorted(set(rows.loc[is_void, "schedule"]))
-        where = [str(dataset)] if is_void.all() else [f"{dataset!s}, {name}" for name in schedules]
+    at_chance = tables.list_at_chance(summary, chances)
+    for dataset, schedules in summary.groupby("dataset")["schedule"]:
+        void = [name for name in sorted(set(schedules)) if (dataset, name) in at_chance]
+        is_all = len(void) == schedules.nunique()
+        where = [str(dataset)] if is_all else [f"{dataset!s}, {name}" for name in void]
         found += [f"{place}: {AT_CHANCE}, so nothing is compared." for place in where]
-    if len(set(summary["seed"])) == 1 and len(primary):
-        found.append("One seed cannot decide: it shows an effect, but not whether it would repeat.")
+    if len(set(summary["seed"])) == 1:
+        found.append("One seed cannot decide: it may show an effect, but not whether it repeats.")
     found += [
         f"{row.dataset}, {row.schedule}: {row.boundary} and {row.baseline} do not differ in any "
         f"pair of runs in {tables.label_measure(row.measure)}."

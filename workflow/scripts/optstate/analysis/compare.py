@@ -55,8 +55,7 @@ def main(arguments: argparse.Namespace) -> None:
     pairs = pair_runs(stack_measures(summary, boundaries), json.loads(arguments.baselines))
     outcomes = json.loads(arguments.primary)
     comparisons = compare_pairs(pairs, json.loads(arguments.margin), outcomes, chances)
-    best = tables.find_best_top1(summary)
-    at_chance = {cell for cell, top1 in best.items() if top1 <= chances[cell[0]].limit}
+    at_chance = tables.list_at_chance(summary, chances)
     cells = zip(comparisons["dataset"], comparisons["schedule"], strict=True)
     is_void = np.array([cell in at_chance for cell in cells], bool)
     is_void &= comparisons["primary"] == "true"

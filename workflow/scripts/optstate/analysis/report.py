@@ -51,7 +51,7 @@ def main(arguments: argparse.Namespace) -> None:
         for dataset, card in cards.items()
     }
     primary = comparisons[comparisons["primary"].eq(True)]
-    warnings = answers.list_warnings(summary, comparisons, runs.have_boundaries)
+    warnings = answers.list_warnings(summary, comparisons, chances, runs.have_boundaries)
     found = answers.list_answers(comparisons, config)
     accuracies = list(answers.list_accuracies(summary, chances))
     config_yaml = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

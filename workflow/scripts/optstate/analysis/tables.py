@@ -142,6 +142,12 @@ def find_best_top1(summary: pd.DataFrame) -> dict[Any, float]:
     return means.groupby(["dataset", "schedule"]).max().to_dict()
 
 
+def list_at_chance(summary: pd.DataFrame, chances: dict[str, Chance]) -> list[tuple[str, str]]:
+    """Return each data set and schedule whose best method is not above the level of chance."""
+    best = find_best_top1(summary)
+    return [cell for cell, top1 in best.items() if top1 <= chances[cell[0]].limit]
+
+
 def read(path: Path) -> pd.DataFrame:
     """Read a table. Names stay text, even those that look like a number or a missing value.
 
