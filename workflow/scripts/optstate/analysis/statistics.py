@@ -13,6 +13,7 @@ bootstrap interval (Efron 1987) allows for skewed differences, but with few pair
 too seldom.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,18 +97,25 @@ def compute_sign_flip_p(pairs: np.ndarray) -> float:
     """Compute the two-sided p-value of no effect from the differences ``pairs`` (n,).
 
     The value is exact up to n = 16. With more pairs, sign flips are drawn at random.
+    ``scipy.stats.permutation_test`` computes the same, but takes 0.6 s for 16 pairs.
     """
     largest = np.abs(pairs).max() or 1.0
+    # Sums that differ only in their order must compare equal.
+    sums = np.abs(np.round(list_sign_flips(len(pairs)) @ pairs / largest, 9))
+    return float(np.mean(sums >= sums[0]))
 
-    def round_mean(flipped: np.ndarray, axis: int) -> np.ndarray:
-        # Means that differ only in the order of summation must compare equal.
-        return np.round(np.mean(flipped, axis=axis) / largest, 10)
 
-    test = stats.permutation_test(
-        (pairs,), round_mean, permutation_type="samples", n_resamples=SIGN_FLIPS,
-        rng=np.random.default_rng(0),
-    )  # fmt: skip
-    return float(test.pvalue)
+@functools.cache
+def list_sign_flips(n: int) -> np.ndarray:
+    """Return sign flips (m, n) of n differences, as 1 and -1. The first one changes no sign.
+
+    All 2**n are listed if they are at most ``SIGN_FLIPS``.
+    """
+    if 2**n > SIGN_FLIPS:
+        drawn = np.random.default_rng(0).choice([1.0, -1.0], (SIGN_FLIPS, n))
+        return np.concatenate([np.ones((1, n)), drawn])
+    is_flipped = np.arange(2**n)[:, np.newaxis] >> np.arange(n) & 1
+    return 1.0 - 2.0 * is_flipped
 
 
 def count_pairs_to_decide(found: Difference, margin: float | None, family: int) -> float:
