@@ -1,10 +1,11 @@
 """Checkpoints: the training state at the end of a session, or within an interrupted session."""
 
+import contextlib
 import dataclasses
 import io
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ def set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+@contextlib.contextmanager
+def fork_random_states() -> Iterator[None]:
+    """Restore the states of all global random number generators at the end of the block."""
+    states = get_random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)
 
 
 def copy_to_host(checkpoint: dict[str, Any]) -> dict[str, Any]:

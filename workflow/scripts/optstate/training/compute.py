@@ -70,10 +70,6 @@ class Compute:
         mode = "reduce-overhead" if self.is_on_gpu else "default"
         return torch.compile(model, dynamic=False, mode=mode)
 
-    def fork_random_state(self) -> AbstractContextManager:
-        """Return a context that restores torch's random state at its end."""
-        return torch.random.fork_rng([torch.cuda.current_device()] if self.is_on_gpu else [])
-
     def describe(self) -> dict[str, str | bool]:
         """Return what a checkpoint records about the device and the computation."""
         name = torch.cuda.get_device_name(self.device) if self.is_on_gpu else platform.machine()

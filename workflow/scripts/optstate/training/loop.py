@@ -22,7 +22,7 @@ from optstate.training.batches import (
     shuffle_indices,
 )
 from optstate.training.boundary import fill_state
-from optstate.training.checkpoint import TrainingState
+from optstate.training.checkpoint import TrainingState, fork_random_states
 from optstate.training.compute import Compute
 from optstate.training.measuring import (
     TOP_K,
@@ -140,7 +140,7 @@ def rebuild_state(session: Session) -> None:
 
     buffers = [buffer.clone() for buffer in model.buffers()]
     model.train()
-    with compute.fork_random_state():
+    with fork_random_states():
         torch.manual_seed(spec.seed)
         fill_state(session.state.optimizer, compute_losses())
     for buffer, before in zip(model.buffers(), buffers, strict=True):
@@ -215,7 +215,7 @@ def validate(session: Session) -> Row:
     order = session.valid.indices
     batch_size = session.spec.batch_size * EVAL_BATCHES[compute.device.type]
     # Restore the random state, so that a repeated validation changes no later step.
-    with compute.fork_random_state():
+    with fork_random_states():
         for images, labels in iterate_batches(session.valid, order, batch_size, compute.device):
             session.stop_if_asked()
             with compute.autocast():
@@ -277,7 +277,7 @@ def reestimate_statistics(session: Session, norms: Sequence[Any]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
-    with compute.fork_random_state(), compute.autocast():
+    with fork_random_states(), compute.autocast():
         for inputs, _ in islice(batches, num_steps):
             session.stop_if_asked()
             model(inputs)
