@@ -21,6 +21,7 @@ from optstate.job import (
     require_space,
     run,
     show_progress,
+    sync,
     write_atomically,
 )
 
@@ -119,6 +120,7 @@ def fetch_verified(
             _write_explained(name, write, partial)
         actual = file_sha256(partial)
         if actual.startswith(sha256):
+            sync(partial)  # while it has the name with which a killed download continues
             with write_atomically(output) as temporary:
                 partial.rename(temporary)
             logging.info("verified %s: sha256 %s", name, actual)
