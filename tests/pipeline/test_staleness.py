@@ -69,6 +69,7 @@ NO_EFFECT = [  # files that can be edited without making a job stale
             "estimate",
             "plan",
             "changes",
+            "records",
             "terminal",
             "requeue",
         )

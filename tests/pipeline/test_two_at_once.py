@@ -1,5 +1,6 @@
 """A second Snakemake, or one after a killed one, is safe or ends with a one-line error."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from conftest import NOTHING, TINY, Project, count_jobs, wait_until
+from optstate.checksums import write_checksums
 from optstate.job import take_lock
 
 ONE_METHOD = "methods=[constant-new]"
@@ -107,6 +109,36 @@ def test_an_unrecorded_session_is_stale(project):
     shutil.rmtree(project.folder / "results/tiny/in_progress")
     project.run("--config", ONE_METHOD, "--touch")
     assert "first_session" not in count_jobs(project, *first)
+
+
+def test_an_exchanged_session_is_stale(project):
+    """Its files agree with each other, and their time is that of the session that was there."""
+    first = ("--config", ONE_METHOD, "--until", "first_session")
+    session = project.folder / "results/tiny/runs/noise/constant/seed0/session1"
+    project.run(*first)
+    before = {path.name: path.read_bytes() for path in session.iterdir()}
+    settings = json.loads(before["made_by.json"])
+    settings["configuration"]["learning_rate"]["lr"] *= 2
+    (session / "made_by.json").write_text(json.dumps(settings))
+    write_checksums(
+        session / "session.sha256", [session / name for name in before if name != "session.sha256"]
+    )
+    time = (session / "steps.csv").stat().st_mtime
+    for path in session.iterdir():
+        os.utime(path, (time, time))
+    shutil.rmtree(project.folder / "results/tiny/in_progress")
+    assert count_jobs(project, *first)["first_session"] == 1
+    project.run(*first)
+    assert (session / "made_by.json").read_bytes() == before["made_by.json"]
+    assert count_jobs(project, *first) == {}
+
+
+def test_a_configuration_that_is_changed_and_changed_back_makes_nothing_stale(project):
+    first = ("--config", ONE_METHOD, "--until", "first_session")
+    project.run(*first)
+    changed = ("--config", ONE_METHOD, "batch_size=9", *first[2:])
+    assert count_jobs(project, *changed)["first_session"] == 1
+    assert count_jobs(project, *first) == {}
 
 
 def test_a_cluster_job_uses_the_submitted_configuration(slow, monkeypatch):

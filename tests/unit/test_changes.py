@@ -16,18 +16,18 @@ def load(**keys: object) -> configuration.Config:
     return configuration.load({"methods": ["constant-new", "constant-preserve"]} | keys)
 
 
-def list_specs(config: configuration.Config, hashes: dict[str, str] | None = None) -> list:
-    return [
-        (session.folder, configuration.session_spec(config, session, hashes))
+def list_specs(config: configuration.Config, hashes: dict[str, str] | None = None) -> dict:
+    return {
+        session.folder: configuration.session_spec(config, session, hashes)
         for session in configuration.all_runs(config).sessions
-    ]
+    }
 
 
 @pytest.fixture
 def results(tmp_path):
     """The results of an experiment, as far as changes are found in them."""
     config = load()
-    for folder, spec in list_specs(config, TWO_MODELS):
+    for folder, spec in list_specs(config, TWO_MODELS).items():
         path = tmp_path / "runs" / folder / "made_by.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"configuration": asdict(spec)}))

@@ -7,7 +7,11 @@ from multiprocessing.pool import ThreadPool
 import pytest
 
 from optstate.checksums import CACHE, file_sha256, read_checksums, verify, write_checksums
-from optstate.experiment.integrity import require_unchanged
+from optstate.experiment.integrity import (
+    list_finished_files,
+    require_archive,
+    require_unchanged,
+)
 from optstate.job import InputError
 
 
@@ -53,7 +57,6 @@ def test_the_list_is_that_of_sha256sum(files, tmp_path):
         (lambda path: path.unlink(), "missing"),
         (lambda path: path.rename(path.with_name("b.pt")), "missing"),
         (lambda path: path.with_name("job.sha256").unlink(), "no .sha256 file in its folder"),
-        (lambda path: path.with_name("job.sha256").write_bytes(b"\xff"), "no .sha256 file in its"),
     ],
 )
 def test_an_altered_file_is_refused(files, alter, error, cache):
@@ -91,7 +94,7 @@ def test_a_cache_that_cannot_be_written_is_left_out(files, tmp_path):
 class TestWholeExperiment:
     """What Snakemake's main process finds at its start."""
 
-    def test_small_files_are_checked_and_large_ones_are_left_to_the_jobs(self, tmp_path):
+    def test_all_files_that_changed_are_found(self, tmp_path):
         folder = tmp_path / "results/figures"
         folder.mkdir(parents=True)
         names = ("curve.png", "checkpoint.pt", "train_images.npy")
@@ -100,20 +103,44 @@ class TestWholeExperiment:
         write_checksums(folder / "curves.sha256", [folder / name for name in names])
         folders, cache = [tmp_path / "results", tmp_path / "absent"], tmp_path / "cache.json"
         require_unchanged(folders, cache)
-        for name in names[1:]:
+        for name in names:
             flip_a_byte(folder / name)
-        require_unchanged(folders, cache)
-        flip_a_byte(folder / names[0])
-        with pytest.raises(InputError, match=f"^{folder}/curve.png: changed since it was made"):
+            with pytest.raises(InputError, match=f"^{folder}/{name}: changed since it was made"):
+                require_unchanged(folders, cache)
+            (folder / name).unlink()  # Snakemake makes it again
             require_unchanged(folders, cache)
-        (folder / names[0]).unlink()  # Snakemake makes it again
-        require_unchanged(folders, cache)
+
+    def test_a_large_file_is_read_only_if_it_was_written_after_its_listing(self, tmp_path):
+        checkpoint = tmp_path / "checkpoint.pt"
+        checkpoint.write_bytes(b"0" * 1000)
+        write_checksums(tmp_path / "session.sha256", [checkpoint])
+        assert list(list_finished_files([tmp_path])) == []
+        time = checkpoint.stat().st_mtime_ns
+        flip_a_byte(checkpoint)
+        os.utime(checkpoint, ns=(time, time))
+        assert [file for file, _ in list_finished_files([tmp_path])] == [checkpoint]
+
+    def test_an_archive_of_another_data_set_is_refused(self, tmp_path):
+        require_archive(tmp_path, "0" * 64)  # there is none yet
+        (tmp_path / "archive").write_bytes(b"images")
+        write_checksums(tmp_path / "archive.sha256", [tmp_path / "archive"])
+        require_archive(tmp_path, file_sha256(tmp_path / "archive"))
+        with pytest.raises(InputError, match=f"^{tmp_path}: has another archive. Delete this"):
+            require_archive(tmp_path, "0" * 64)
 
     def test_the_number_of_further_files_is_given(self, files, tmp_path):
         for path in files:
             flip_a_byte(path)
         with pytest.raises(InputError, match="a.csv: .* So have 1 other files"):
             require_unchanged([tmp_path], tmp_path / "cache.json")
+
+
+@pytest.mark.parametrize("content", ["", "\xff", "\n", "abc  a.csv\n", f"{'0' * 64} a.csv\n"])
+def test_damaged_listings_are_refused(tmp_path, content):
+    (tmp_path / "a.csv").write_text("1")
+    (tmp_path / "first.sha256").write_text(content)
+    with pytest.raises(InputError, match=r"first\.sha256: damaged\. Delete it"):
+        verify(tmp_path / "a.csv")
 
 
 def test_listings_that_disagree_are_refused(tmp_path):

@@ -52,7 +52,7 @@ if not workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
 
 if workflow.is_main_process:
     terminal.shorten_messages(workflow, experiment.count_epochs)
-    lock.distrust_unrecorded(Path(RESULTS), [s.folder for s in experiment.runs.sessions])
+    experiment.distrust_sessions()
     if "--unlock" not in sys.argv and lock.is_lock_left(Path("results")):
         print(lock.LEFT_LOCK_MESSAGE, file=sys.stderr)
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from optstate.job import InputError, write_atomically
 
 SUFFIX = ".sha256"
+LINE = re.compile("[0-9a-f]{64}  .+")  # of a listing
 CACHE = ".verified.json"  # in the folder of large files that several jobs read
 
 
@@ -85,12 +87,15 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """Return the listed SHA-256 of every file in ``folder``, by the file's name.
 
     Raises:
-        InputError: two listings disagree, so one of them was exchanged.
+        InputError: a listing is damaged, or two disagree, so one of them was exchanged.
     """
     found: dict[str, str] = {}
     for listing in sorted(folder.glob(f"*{SUFFIX}")):
         with contextlib.suppress(FileNotFoundError):  # its job has just started again
-            for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+            if not lines or not all(map(LINE.fullmatch, lines)):
+                raise InputError(f"{listing}: damaged. Delete it, then run again.")
+            for line in lines:
                 sha256, _, name = line.partition("  ")
                 if found.setdefault(name, sha256) != sha256:
                     raise InputError(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,18 @@ OF_BOUNDARY = [
 ]
 
 
-def list_changes(
-    results: Path, config: Config, specs: Iterable[tuple[str, SessionSpec]]
-) -> list[str]:
+def list_changes(results: Path, config: Config, specs: dict[str, SessionSpec]) -> list[str]:
     """Return a line for each key of the configuration that makes finished results stale.
 
     Args:
         results: the folder of the experiment's results.
         config: the validated configuration.
-        specs: the folder, below ``runs``, and the settings of each session.
+        specs: the settings of each session, by its folder below ``runs``.
     """
     counts: Counter[tuple[str, str]] = Counter()
-    for folder, spec in specs:
-        if made_by := _read(results / "runs" / folder / "made_by.json", json.loads):
-            counts.update(_compare_session(made_by["configuration"], spec))
+    for folder, spec in specs.items():
+        if before := read_settings(results / "runs" / folder):
+            counts.update(_compare_session(before, spec))
     lines = [
         f"{key}: {change}. {count} finished session{'s' * (count > 1)} will be trained again."
         for (key, change), count in counts.items()
@@ -49,11 +47,16 @@ def list_changes(
     return lines
 
 
+def read_settings(session: Path) -> Config | None:
+    """Return the settings with which a session was made. None if they cannot be read."""
+    return _read(session / "made_by.json", lambda text: json.loads(text)["configuration"])
+
+
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     """Read a file. Returns None if there is none that can be read."""
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return None
 
 

@@ -1,8 +1,7 @@
 """Refuse to continue from finished files that have changed since they were made.
 
 Snakemake compares the content of an input only if its time is newer than that of the outputs. So a
-change under an old time, or of a file that no job reads any more, has to be found here. Large files
-are verified by the jobs that read them.
+change under an old time, or of a file that no job reads any more, has to be found here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ LARGE = ("archive", "checkpoint.pt", ".npy")  # ends of the names of large files
 
 
 def require_unchanged(folders: Iterable[Path], cache: Path) -> None:
-    """Check every small finished file in and below ``folders``.
+    """Check every finished file in and below ``folders``.
 
     Args:
         folders: those that do not exist are left out.
@@ -24,7 +23,7 @@ def require_unchanged(folders: Iterable[Path], cache: Path) -> None:
     Raises:
         InputError: one line that names the first file that has changed, and how many more have.
     """
-    listed = dict(list_small_files(folders))
+    listed = dict(list_finished_files(folders))
     hashes = hash_files([str(file) for file in listed], cache)
     changed = [
         file for (file, expected), sha256 in zip(listed.items(), hashes, strict=True)
@@ -38,11 +37,36 @@ def require_unchanged(folders: Iterable[Path], cache: Path) -> None:
         )
 
 
-def list_small_files(folders: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Yield every small file that exists and that a job has listed, with its listed SHA-256."""
+def require_archive(folder: Path, sha256: str) -> None:
+    """Check that the archive in ``folder``, if there is one, was verified by this SHA-256.
+
+    Raises:
+        InputError: it is another archive.
+    """
+    listed = read_checksums(folder).get("archive", sha256)
+    if listed != sha256:
+        raise InputError(f"{folder}: has another archive. Delete this folder, then run again.")
+
+
+def list_finished_files(folders: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield every file that exists and that a job has listed, with its listed SHA-256.
+
+    A large file is left out if nothing has written it since. Jobs verify those that they read.
+    """
     for folder in folders:
-        for parent in sorted({listing.parent for listing in folder.rglob(f"*{SUFFIX}")}):
+        listings = sorted(folder.rglob(f"*{SUFFIX}"))
+        times = {listing.parent: _get_time(listing) for listing in listings}
+        for parent, time in times.items():
             for name, sha256 in read_checksums(parent).items():
                 file = parent / name
-                if not name.endswith(LARGE) and file.is_file():
+                is_new = not name.endswith(LARGE) or _get_time(file) > time
+                if is_new and file.is_file():
                     yield file, sha256
+
+
+def _get_time(file: Path) -> int:
+    """Return when a file was written, renamed or replaced, in ns; 0 if it does not exist.
+
+    The kernel sets this time, so an old modification time does not hide a change.
+    """
+    return file.stat().st_ctime_ns if file.exists() else 0

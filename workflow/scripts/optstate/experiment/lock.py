@@ -11,9 +11,6 @@ import uuid
 from pathlib import Path
 from typing import IO, Any
 
-from snakemake.io import IOFile
-from snakemake.persistence.file import FilePersistence
-
 from optstate.job import InputError, take_lock, write_atomically
 
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
@@ -84,35 +81,11 @@ def load_submitted() -> Any:
 def is_lock_left(results: Path) -> bool:
     """Whether Snakemake's own lock exists while no Snakemake is running on any of ``results``."""
     has_lock = any(SNAKEMAKE_LOCKS.glob("*.lock"))
-    return has_lock and not any(map(_is_held, results.glob("*/.lock")))
+    return has_lock and not any(map(is_held, results.glob("*/.lock")))
 
 
-def distrust_unrecorded(results: Path, folders: list[str]) -> None:
-    """Make sessions stale that ended without a Snakemake to record what they were made from.
-
-    On a cluster, jobs continue when Snakemake is killed. It would later notice no change of the
-    configuration in what they wrote. They run again from their last state, which still exists, in
-    seconds. No result is removed, so a dry run may do this.
-
-    Args:
-        results: the experiment's results.
-        folders: of the sessions, below ``runs`` and below ``in_progress``.
-    """
-    unsure = [folder for folder in folders if (results / "in_progress" / folder).is_dir()]
-    if not unsure or any(map(_is_held, results.glob(".lock"))):
-        return
-    records = FilePersistence(nolock=True)
-    for folder in unsure:
-        rows = results / "runs" / folder / "steps.csv"
-        if rows.exists():
-            output = IOFile(str(rows))
-            record = records.metadata(output)
-            if record is None or record.endtime < rows.stat().st_mtime:
-                records.cleanup_metadata(output)  # of an earlier version of the file
-                os.utime(rows, (1, 1))  # 1970: older than every input
-
-
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Whether another process holds the lock ``path``."""
     lock = take_lock(path)
     if lock is None:
         return True

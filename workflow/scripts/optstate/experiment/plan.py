@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optstate.checksums import write_checksums
+from optstate.checksums import SUFFIX, write_checksums
 from optstate.job import write_atomically
 
 NAME = "plan.json"
@@ -19,13 +19,15 @@ NAME = "plan.json"
 def write_plan(results: Path, plan: dict[str, Any], commit: str) -> None:
     """Write the plan with the date, unless there is one.
 
+    A plan without checksum, from a Snakemake that was killed here, is replaced.
+
     Args:
         results: the folder of the experiment's results.
         plan: what the experiment is judged by.
         commit: the commit of the project's sources.
     """
     path = results / NAME
-    if path.exists():
+    if path.exists() and (path.with_suffix(SUFFIX).exists() or has_begun(results)):
         return
     content = {
         "plan": plan,
@@ -40,6 +42,12 @@ def write_plan(results: Path, plan: dict[str, Any], commit: str) -> None:
 
 def withdraw_plan(results: Path) -> None:
     """Remove the plan if no session of the experiment has begun."""
-    if not any((results / name).exists() for name in ("runs", "in_progress")):
-        for suffix in (".json", ".sha256"):
+    if not has_begun(results):
+        for suffix in (".json", SUFFIX):
             (results / NAME).with_suffix(suffix).unlink(missing_ok=True)
+
+
+def has_begun(results: Path) -> bool:
+    """Whether any session of the experiment has ended or saved a state."""
+    saved = (*results.glob(f"runs/*/*/*/*/*{SUFFIX}"), *results.glob("in_progress/*/*/*/*/*.pt"))
+    return bool(saved)

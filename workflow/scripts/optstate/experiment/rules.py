@@ -25,12 +25,13 @@ from snakemake.settings.types import ConfigSettings
 
 from optstate.checksums import hash_files, read_checksums
 from optstate.data.manifest import folder_sha256
-from optstate.experiment import changes, configuration, integrity, lock, plan
+from optstate.experiment import changes, configuration, integrity, lock, plan, records
 from optstate.experiment.consistency import is_published, list_files, list_notes
 from optstate.experiment.runs import Runs, Session, find_plain
 from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError, explain_os_error
+from optstate.training.spec import SessionSpec
 
 if TYPE_CHECKING:  # snakemake.dag and snakemake.workflow import each other
     from snakemake.dag import DAG
@@ -155,23 +156,26 @@ class Experiment:
         plan.write_plan(Path(self.results), configuration.make_plan(self.config), commit())
 
     def require_unchanged(self) -> None:
-        """Exit with one line if a small finished file has changed since it was made."""
-        prepared = (Path(self.prepared(dataset)) for dataset in self.config["datasets"])
+        """Exit with one line if a finished file has changed since it was made."""
+        folders = {name: Path(self.prepared(name)).parent for name in self.config["datasets"]}
         try:
+            for name, folder in folders.items():
+                integrity.require_archive(folder, self.dataset_sha256[name])
             cache = CACHE / f"verified-{self.config['experiment']}.json"
-            integrity.require_unchanged([Path(self.results), *prepared], cache)
-        except InputError as error:
+            every = [Path(self.results), Path("results/weights"), *folders.values()]
+            integrity.require_unchanged(every, cache)
+        except (InputError, OSError) as error:
+            reason = explain_os_error(error) if isinstance(error, OSError) else error
             if "--unlock" not in sys.argv:
-                sys.exit(f"error: {error}")
+                sys.exit(f"error: {reason}")
 
     def list_changes(self) -> list[str]:
         """A line for each key of the configuration that makes finished results stale."""
-        sessions = self.runs.sessions
-        specs = (
-            (s.folder, configuration.session_spec(self.config, s, self.file_hashes))
-            for s in sessions
-        )
-        return changes.list_changes(Path(self.results), self.config, specs)
+        return changes.list_changes(Path(self.results), self.config, self.specs)
+
+    def distrust_sessions(self) -> None:
+        """Make sessions stale that Snakemake would wrongly take for finished ones."""
+        records.distrust_sessions(Path(self.results), self.specs)
 
     def count_epochs(self, job: "Job") -> int:
         """The number of epochs that a job trains."""
@@ -280,6 +284,14 @@ class Experiment:
     def runs(self) -> Runs:
         """All runs of the experiment."""
         return configuration.all_runs(self.config)
+
+    @cached_property
+    def specs(self) -> dict[str, SessionSpec]:
+        """The settings of each session, by its folder below ``runs``."""
+        return {
+            session.folder: configuration.session_spec(self.config, session, self.file_hashes)
+            for session in self.runs.sessions
+        }
 
     def session_of(self, wildcards: Wildcards) -> Session:
         """The session that the wildcards of a training rule name."""
