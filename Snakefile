@@ -9,9 +9,7 @@ from snakemake.utils import min_version
 min_version("9.19")
 
 if set("{}") & set(workflow.basedir):
-    sys.exit(
-        f"error: {workflow.basedir}: Snakemake does not work in a folder with braces in its path."
-    )
+    sys.exit(f"error: {workflow.basedir}: Snakemake does not work in a folder with braces.")
 if not Path(workflow.basedir).samefile("."):
     sys.exit(f"error: {Path.cwd()} is not the project's folder. Run `cd {workflow.basedir}` first.")
 
