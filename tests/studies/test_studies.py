@@ -24,16 +24,20 @@ def read_page(study: Path) -> str:
     return (study / "README.md").read_text()
 
 
+def has_changes(config: object, changes: object) -> bool:
+    """Whether ``config`` has all ``changes``. An entry that was set to null was removed."""
+    if not isinstance(changes, dict):
+        return config == changes
+    return isinstance(config, dict) and all(
+        has_changes(config.get(name), entry) for name, entry in changes.items()
+    )
+
+
 @each_study
 def test_the_configuration_equals_the_committed_plan(study):
     config = yaml.safe_load((study / "configuration.yaml").read_text())
-    for key, value in yaml.safe_load(STUDIES[study].read_text()).items():
-        if isinstance(value, dict):
-            assert config[key] == {
-                name: entry for name, entry in (config[key] | value).items() if entry is not None
-            }, key
-        else:
-            assert config[key] == value, key
+    assert has_changes(config, yaml.safe_load(STUDIES[study].read_text()))
+    assert not has_changes(config, {"seeds": [0]})
 
 
 @each_study
@@ -86,3 +90,26 @@ def test_the_first_page_has_the_gap_of_each_epoch():
     assert len(expected) == 6
     page = read_page(FIRST).replace("\N{MINUS SIGN}", "-")
     assert expected <= set(page.splitlines())
+
+
+def test_the_attribution_page_has_the_parts_of_the_train_loss():
+    study = ROOT / "docs/studies/attribution"
+    found = recompute.read_committed(study, "comparisons").query(
+        "dataset == 'imagenette' and schedule == 'constant' and "
+        "measure == 'excess_loss_area_session2'"
+    )
+    sums = found.set_index(["boundary", "baseline"])[["mean_difference", "low", "high"]]
+    expected = []
+    for boundary, baseline, sign in (
+        ("preserve-at-new-norm", "new", 1),
+        ("new-at-preserved-norm", "preserve", -1),
+        ("preserve-at-new-norm", "preserve", 1),
+        ("new-at-preserved-norm", "new", -1),
+        ("preserve", "new", 1),
+    ):
+        mean, *ends = sign * sums.loc[(boundary, baseline)] / 60
+        expected.append(f"{mean:.3f} [{min(ends):.3f}, {max(ends):.3f}] |")
+    lines = read_page(study).replace("\N{MINUS SIGN}", "-").splitlines()
+    shown = [line for line in lines if line.startswith("| state") or "step sizes" in line]
+    shown += [line for line in lines if line.startswith("| kept")]
+    assert [line.split("| ")[-1] for line in shown] == expected

@@ -1,0 +1,121 @@
+"""Draw the figures of the committed studies that are not figures of a single experiment.
+
+These are ``docs/images/costs.png``, with the cost of a lost state in all studies, and for each
+study of remedies ``gains.png`` in its folder, with the gain of each remedy. The command takes no
+arguments: ``.venv/bin/python docs/draw_studies.py``.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import recompute
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from recompute import TOP1, configuration, tables
+
+from optstate.analysis.figures import style
+
+DOCS = Path(__file__).resolve().parent
+TRAINED = {  # what each study trained
+    "study": "ResNet-18, 1,000 images, sessions of 60, 60, 40 steps",
+    "studies/attribution": "small network, 1,000 images, sessions of 60, 60, 40 steps",
+    "studies/attribution-resnet18": "the same with another draw of images for each seed",
+    "studies/article": "small network, all images, sessions of 950, 950, 475 steps",
+    "studies/resets": "small network, all images, one schedule of 24 epochs of 95 steps",
+}
+SCHEDULES = {
+    "constant": "Adam, constant", "onecycle": "Adam, OneCycle", "cosine": "Adam, cosine",
+    "sgd": "SGD with momentum",
+}  # fmt: skip
+REMEDIES = ["studies/attribution"]
+COLOURS = {"imagenette": "#0072B2", "imagewoof": "#D55E00"}
+
+
+def main() -> None:
+    """Write all figures."""
+    costs = [cost for study in TRAINED if (DOCS / study).is_dir() for cost in list_costs(study)]
+    save(
+        draw(costs, "top-1 with the state kept minus that with it lost"), DOCS / "images/costs.png"
+    )
+    for study in REMEDIES:
+        gains = draw(list(list_gains(study)), "final valid top-1 minus that of a new optimizer")
+        save(gains, DOCS / study / "gains.png")
+
+
+def list_costs(study: str) -> Iterator[dict[str, Any]]:
+    """Yield the primary differences in top-1 between keeping and losing the state, in points."""
+    losses = configuration.losses(recompute.read_config(DOCS / study))
+    for row in read_comparisons(study):
+        if not row.primary or not {row.boundary, row.baseline} <= losses.keys():
+            continue
+        # A boundary that loses the state may be compared with the one that keeps it.
+        sign = -1 if losses[row.boundary] else 1
+        lost = row.boundary if losses[row.boundary] else row.baseline
+        label = SCHEDULES[row.schedule] + (f", {lost}" if len(losses) > 2 else "")
+        if row.measure.startswith("end_"):
+            label += f", end of session {row.measure.partition('_session')[2]}"
+        yield describe(row, TRAINED[study], label, sign)
+
+
+def list_gains(study: str) -> Iterator[dict[str, Any]]:
+    """Yield the differences of each boundary to a new optimizer in final top-1, in points."""
+    for row in read_comparisons(study):
+        if row.baseline == "new" and row.measure == "final_valid_top1":
+            yield describe(row, SCHEDULES[row.schedule], row.boundary)
+
+
+def read_comparisons(study: str) -> Iterator[Any]:
+    """Return the comparisons of a study in top-1, in the order of its methods."""
+    methods = recompute.read_config(DOCS / study)["methods"]
+    found = recompute.read_committed(DOCS / study, "comparisons")
+    found = found[found["measure"].str.contains(TOP1)]
+    order = (found["schedule"] + "-" + found["boundary"]).map(methods.index)
+    return tables.iterate_rows(found.loc[order.sort_values(kind="stable").index])
+
+
+def describe(row: Any, panel: str, label: str, sign: int = 1) -> dict[str, Any]:
+    """Return what is drawn of a comparison: panel, label, dataset, primary, mean and interval."""
+    mean, *ends = (100 * sign * value for value in (row.mean_difference, row.low, row.high))
+    names = {"panel": panel, "label": label, "dataset": row.dataset, "primary": row.primary}
+    return names | {"mean": mean, "low": min(ends), "high": max(ends)}
+
+
+def draw(differences: list[dict[str, Any]], label: str) -> Figure:
+    """Draw differences: a panel for each study or schedule, with the data sets side by side."""
+    groups = dict(list(pd.DataFrame(differences).groupby("panel", sort=False)))
+    labels = {panel: list(rows["label"].unique())[::-1] for panel, rows in groups.items()}
+    figure, grid = style.make_panels(list(labels.values()))
+    for axes, (panel, rows) in zip(grid, groups.items(), strict=True):
+        axes.axvline(0, color=style.NEUTRAL, linewidth=1)
+        style.set_panel_title(axes, panel, width=style.PANEL)
+        draw_rows(axes, rows, labels[panel])
+    grid[-1].set_xlabel(f"{label} (points)")
+    handles = [Line2D([], [], color=c, label=d, **style.PAIRS_MEAN) for d, c in COLOURS.items()]
+    if not all(row["primary"] for row in differences):
+        look = style.PAIRS_MEAN | {"markerfacecolor": "white"}
+        handles.append(Line2D([], [], color=style.NEUTRAL, label="exploratory", **look))
+    style.place_legend(figure, handles)
+    return figure
+
+
+def draw_rows(axes: Axes, rows: pd.DataFrame, labels: list[str]) -> None:
+    """Draw each row's mean and interval at the height of its label."""
+    for row in tables.iterate_rows(rows):
+        y = labels.index(row.label) + 0.18 * (1 if row.dataset == "imagenette" else -1)
+        colour = COLOURS[row.dataset]
+        axes.plot([row.low, row.high], [y, y], color=colour, **style.INTERVAL)
+        look = style.PAIRS_MEAN | {"markersize": 5}
+        fill = colour if row.primary else "white"
+        axes.plot([row.mean], [y], color=colour, markerfacecolor=fill, **look)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, without a date, so that the same figure has the same bytes."""
+    figure.savefig(path, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
