@@ -101,24 +101,25 @@ class TestWholeExperiment:
         for name in names:
             (folder / name).write_bytes(b"0" * 1000)
         write_checksums(folder / "curves.sha256", [folder / name for name in names])
-        folders, cache = [tmp_path / "results", tmp_path / "absent"], tmp_path / "cache.json"
-        require_unchanged(folders, cache)
+        listings, cache = [folder / "curves.sha256"], tmp_path / "cache.json"
+        require_unchanged(listings, cache)
         for name in names:
             flip_a_byte(folder / name)
             with pytest.raises(InputError, match=f"^{folder}/{name}: changed since it was made"):
-                require_unchanged(folders, cache)
+                require_unchanged(listings, cache)
             (folder / name).unlink()  # Snakemake makes it again
-            require_unchanged(folders, cache)
+            require_unchanged(listings, cache)
 
     def test_a_large_file_is_read_only_if_it_was_written_after_its_listing(self, tmp_path):
         checkpoint = tmp_path / "checkpoint.pt"
         checkpoint.write_bytes(b"0" * 1000)
-        write_checksums(tmp_path / "session.sha256", [checkpoint])
-        assert list(list_finished_files([tmp_path])) == []
+        listing = tmp_path / "session.sha256"
+        write_checksums(listing, [checkpoint])
+        assert list(list_finished_files([listing])) == []
         time = checkpoint.stat().st_mtime_ns
         flip_a_byte(checkpoint)
         os.utime(checkpoint, ns=(time, time))
-        assert [file for file, _ in list_finished_files([tmp_path])] == [checkpoint]
+        assert [file for file, _ in list_finished_files([listing])] == [checkpoint]
 
     def test_an_archive_of_another_data_set_is_refused(self, tmp_path):
         require_archive(tmp_path, "0" * 64)  # there is none yet
@@ -132,7 +133,7 @@ class TestWholeExperiment:
         for path in files:
             flip_a_byte(path)
         with pytest.raises(InputError, match="a.csv: .* So have 1 other files"):
-            require_unchanged([tmp_path], tmp_path / "cache.json")
+            require_unchanged(tmp_path.glob("*.sha256"), tmp_path / "cache.json")
 
 
 @pytest.mark.parametrize("content", ["", "\xff", "\n", "abc  a.csv\n", f"{'0' * 64} a.csv\n"])

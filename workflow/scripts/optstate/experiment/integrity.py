@@ -7,23 +7,23 @@ change under an old time, or of a file that no job reads any more, has to be fou
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from optstate.checksums import SUFFIX, hash_files, read_checksums
+from optstate.checksums import hash_files, read_checksums
 from optstate.job import InputError
 
 LARGE = ("archive", "checkpoint.pt", ".npy")  # ends of the names of large files
 
 
-def require_unchanged(folders: Iterable[Path], cache: Path) -> None:
-    """Check every finished file in and below ``folders``.
+def require_unchanged(listings: Iterable[Path], cache: Path) -> None:
+    """Check every finished file in ``listings``.
 
     Args:
-        folders: those that do not exist are left out.
+        listings: files that :func:`optstate.checksums.write_checksums` wrote.
         cache: a file that stores hashes, so that only new and changed files are read.
 
     Raises:
         InputError: one line that names the first file that has changed, and how many more have.
     """
-    listed = dict(list_finished_files(folders))
+    listed = dict(list_finished_files(listings))
     hashes = hash_files([str(file) for file in listed], cache)
     changed = [
         file for (file, expected), sha256 in zip(listed.items(), hashes, strict=True)
@@ -48,20 +48,18 @@ def require_archive(folder: Path, sha256: str) -> None:
         raise InputError(f"{folder}: has another archive. Delete this folder, then run again.")
 
 
-def list_finished_files(folders: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Yield every file that exists and that a job has listed, with its listed SHA-256.
+def list_finished_files(listings: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield every listed file that exists, with its listed SHA-256.
 
     A large file is left out if nothing has written it since. Jobs verify those that they read.
     """
-    for folder in folders:
-        listings = sorted(folder.rglob(f"*{SUFFIX}"))
-        times = {listing.parent: _get_time(listing) for listing in listings}
-        for parent, time in times.items():
-            for name, sha256 in read_checksums(parent).items():
-                file = parent / name
-                is_new = not name.endswith(LARGE) or _get_time(file) > time
-                if is_new and file.is_file():
-                    yield file, sha256
+    times = {listing.parent: _get_time(listing) for listing in sorted(listings)}
+    for folder, time in times.items():
+        for name, sha256 in read_checksums(folder).items():
+            file = folder / name
+            is_new = not name.endswith(LARGE) or _get_time(file) > time
+            if is_new and file.is_file():
+                yield file, sha256
 
 
 def _get_time(file: Path) -> int:

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -23,7 +23,7 @@ from snakemake.io import ancient, temp
 from snakemake.iocontainers import Wildcards
 from snakemake.settings.types import ConfigSettings
 
-from optstate.checksums import hash_files, read_checksums
+from optstate.checksums import SUFFIX, hash_files, read_checksums
 from optstate.data.manifest import folder_sha256
 from optstate.experiment import changes, configuration, integrity, lock, plan, records
 from optstate.experiment.consistency import is_published, list_files, list_notes
@@ -162,12 +162,18 @@ class Experiment:
             for name, folder in folders.items():
                 integrity.require_archive(folder, self.dataset_sha256[name])
             cache = CACHE / f"verified-{self.config['experiment']}.json"
-            every = [Path(self.results), Path("results/weights"), *folders.values()]
-            integrity.require_unchanged(every, cache)
+            integrity.require_unchanged(self._list_listings(folders.values()), cache)
         except (InputError, OSError) as error:
             reason = explain_os_error(error) if isinstance(error, OSError) else error
             if "--unlock" not in sys.argv:
                 sys.exit(f"error: {reason}")
+
+    def _list_listings(self, datasets: Iterable[Path]) -> Iterator[Path]:
+        """Yield the files that list the checksums of finished files."""
+        yield from Path(self.results).rglob(f"*{SUFFIX}")
+        yield from Path("results/weights").glob(f"*{SUFFIX}")
+        for folder in datasets:  # deeper files may be those of an archive that is being unpacked
+            yield from (*folder.glob(f"*{SUFFIX}"), *folder.glob(f"*/*{SUFFIX}"))
 
     def list_changes(self) -> list[str]:
         """A line for each key of the configuration that makes finished results stale."""
