@@ -147,7 +147,7 @@ def test_an_incomplete_lr_range_test_is_not_finished(tmp_path, monkeypatch, miss
     monkeypatch.chdir(tmp_path)
     path = make_test(EXPERIMENT, 2).with_suffix(f".{missing}")
     path.unlink()
-    if content and missing != "png":
+    if content and missing == "json":  # a damaged list of checksums is an error at the start
         path.write_text(content)
     assert json.loads(EXPERIMENT.finished_tests()) == []
 
