@@ -1,0 +1,52 @@
+"""The plan is written once, and withdrawn only if nothing has been trained."""
+
+import json
+
+import pytest
+
+from optstate.checksums import verify
+from optstate.experiment.plan import NAME, withdraw_plan, write_plan
+
+FIRST, SECOND = {"seeds": [0]}, {"seeds": [1]}
+STATE = "in_progress/d/constant/seed0/session1/epoch1.pt"
+SESSION = "runs/d/constant/seed0/session1/session.sha256"
+
+
+def read(results) -> dict:
+    verify(results / NAME)
+    return json.loads((results / NAME).read_text())["plan"]
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_plan(tmp_path, FIRST, "abc")
+    (tmp_path / "in_progress/d/constant/seed0/session1").mkdir(parents=True)
+    return tmp_path
+
+
+def test_a_plan_is_written_once(results):
+    write_plan(results, SECOND, "abc")
+    assert read(results) == FIRST
+
+
+def test_a_plan_whose_checksum_was_not_written_is_replaced(results):
+    (results / NAME).with_suffix(".sha256").unlink()
+    write_plan(results, SECOND, "abc")
+    assert read(results) == SECOND
+
+
+@pytest.mark.parametrize("file", [STATE, SESSION])
+def test_a_plan_is_kept_once_a_session_has_begun(results, file):
+    (results / file).parent.mkdir(parents=True, exist_ok=True)
+    (results / file).write_text("x")
+    withdraw_plan(results)
+    assert read(results) == FIRST
+    (results / NAME).with_suffix(".sha256").unlink()
+    write_plan(results, SECOND, "abc")
+    assert json.loads((results / NAME).read_text())["plan"] == FIRST
+
+
+def test_a_plan_is_withdrawn_if_no_state_was_saved(results):
+    withdraw_plan(results)
+    assert not (results / NAME).exists()
+    assert not (results / NAME).with_suffix(".sha256").exists()
