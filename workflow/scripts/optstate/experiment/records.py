@@ -27,7 +27,7 @@ def distrust_sessions(results: Path, specs: dict[str, SessionSpec]) -> None:
     rows = {folder: results / "runs" / folder / "steps.csv" for folder in specs}
     ended = [folder for folder in specs if rows[folder].exists()]
     unsure = {folder for folder in ended if (results / "in_progress" / folder).is_dir()}
-    others = {folder for folder in ended if not _has_settings(rows[folder].parent, specs[folder])}
+    others = {folder for folder in ended if _has_others(rows[folder].parent, specs[folder])}
     if not unsure | others or any(map(is_held, results.glob(".lock"))):
         return
     records = FilePersistence(nolock=True)
@@ -44,5 +44,7 @@ def distrust_sessions(results: Path, specs: dict[str, SessionSpec]) -> None:
             os.utime(rows[folder], (1, 1))  # 1970: older than every input
 
 
-def _has_settings(session: Path, spec: SessionSpec) -> bool:
-    return read_settings(session) == json.loads(spec.to_json())
+def _has_others(session: Path, spec: SessionSpec) -> bool:
+    """Whether a session was made with other settings. Without a record of them, it is not known."""
+    settings = read_settings(session)
+    return settings is not None and settings != json.loads(spec.to_json())
