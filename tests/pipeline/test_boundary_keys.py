@@ -7,6 +7,7 @@ import pytest
 
 from conftest import Project, count_jobs, write_archived_images
 
+pytestmark = pytest.mark.xdist_group("boundary_keys")  # the tests share an experiment
 CONFIG = """
 experiment: tiny
 datasets: {{imagenette: null, imagewoof: null, noise: {{{source}}}}}

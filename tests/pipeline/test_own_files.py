@@ -10,6 +10,7 @@ from test_boundary_keys import read
 from conftest import NOTHING, TINY, Project, count_jobs, write_images
 from optstate.training.model import make_model
 
+pytestmark = pytest.mark.xdist_group("own")  # the tests share an experiment
 MODEL = """
 from torch import nn
 

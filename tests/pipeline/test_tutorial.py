@@ -10,6 +10,7 @@ import pytest
 
 from conftest import ROOT, Project
 
+pytestmark = pytest.mark.xdist_group("tutorial")  # the tests share an experiment
 TEXT = (ROOT / "docs/tutorial.md").read_text()
 COMMANDS = re.findall("```bash\n(.*?)```", TEXT, re.DOTALL)
 
