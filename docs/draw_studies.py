@@ -14,7 +14,7 @@ import recompute
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from recompute import TOP1, configuration, tables
+from recompute import configuration, tables
 
 from optstate.analysis.figures import style
 
@@ -71,7 +71,7 @@ def read_comparisons(study: str) -> Iterator[Any]:
     """Return the comparisons of a study in top-1, in the order of its methods."""
     methods = recompute.read_config(DOCS / study)["methods"]
     found = recompute.read_committed(DOCS / study, "comparisons")
-    found = found[found["measure"].str.contains(TOP1)]
+    found = found[[tables.get_measure(name).is_top1 for name in found["measure"]]]
     order = (found["schedule"] + "-" + found["boundary"]).map(methods.index)
     return tables.iterate_rows(found.loc[order.sort_values(kind="stable").index])
 

@@ -34,7 +34,6 @@ from optstate.experiment.runs import find_first_boundary, find_plain  # noqa: E4
 from optstate.experiment.schema import Config  # noqa: E402
 
 COMPUTED = ("boundaries", "pairs", "comparisons")
-TOP1 = "top1"
 
 
 def main(study: Path, output: Path, with_figures: bool) -> None:
