@@ -69,6 +69,14 @@ class Experiment:
         followed = configuration.followed_session(self.config, session)
         return 1 + self.count_followed(followed) if followed else 0
 
+    def list_sessions(self) -> list[Session]:
+        """Return all sessions by seed, each after those that it continues from or follows."""
+
+        def order(session: Session) -> tuple[int, int, int, Session]:
+            return session.seed, session.number, self.count_followed(session), session
+
+        return sorted(self.runs.sessions, key=order)
+
     def prepare(self, dataset: str, archives: Path) -> None:
         """Verify a data set's archive and decode its images.
 
@@ -171,13 +179,10 @@ def find_archive(dataset: str, source: dict[str, str], archives: Path) -> Path:
 
 
 def run(experiment: Experiment, archives: Path) -> None:
-    """Prepare the data sets and train all sessions, in the order of their seeds."""
+    """Prepare the data sets and train all sessions."""
     for dataset in experiment.runs.datasets:
         experiment.prepare(dataset, archives)
-    sessions = sorted(
-        experiment.runs.sessions,
-        key=lambda session: (session.seed, experiment.count_followed(session), session),
-    )
+    sessions = experiment.list_sessions()
     for number, session in enumerate(sessions, 1):
         if not experiment.is_done(session):
             start = time.monotonic()

@@ -13,6 +13,7 @@ import yaml
 
 from benchmarks import commands, run_article, run_parts
 from conftest import ROOT, file_sha256, wait_until, write_images, write_tar
+from optstate.experiment import configuration
 from optstate.job import InputError
 
 EPOCHS = 40  # of the interrupted session: more than it can train until the signal
@@ -158,6 +159,25 @@ def test_another_configuration_is_refused(tmp_path, archives, overlay, capsys):
     overlay.write_text(overlay.read_text().replace("batch_size: 9", "batch_size: 6"))
     with pytest.raises(InputError, match="holds another configuration's sessions"):
         run_experiment(tmp_path, archives, overlay, seconds=0)
+
+
+def test_sessions_come_after_those_that_they_need(tmp_path):
+    boundaries = {
+        "a-late": {"keep": [], "at": [3]},
+        "a-twin": {"keep": [], "step_size": "preserve"},
+    }
+    config = configuration.load(
+        {"boundaries": boundaries, "methods": [f"constant-{b}" for b in ("preserve", *boundaries)]}
+    )
+    experiment = run_article.Experiment(config, tmp_path, deadline=0)
+    passed = set()
+    for session in experiment.list_sessions():
+        needed = {
+            experiment.runs.previous(session),
+            configuration.followed_session(config, session),
+        }
+        assert needed - {None} <= passed
+        passed.add(session)
 
 
 def test_parts_run_once_in_order_with_their_inputs(tmp_path, monkeypatch):

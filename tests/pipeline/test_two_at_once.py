@@ -111,14 +111,18 @@ def test_an_unrecorded_session_is_stale(project):
     assert "first_session" not in count_jobs(project, *first)
 
 
-def test_an_exchanged_session_is_stale(project):
+@pytest.mark.parametrize("key", ["configuration", "dataset_sha256"])
+def test_an_exchanged_session_is_stale(project, key):
     """Its files agree with each other, and their time is that of the session that was there."""
     first = ("--config", ONE_METHOD, "--until", "first_session")
     session = project.folder / "results/tiny/runs/noise/constant/seed0/session1"
     project.run(*first)
     before = {path.name: path.read_bytes() for path in session.iterdir()}
     settings = json.loads(before["made_by.json"])
-    settings["configuration"]["learning_rate"]["lr"] *= 2
+    if key == "configuration":
+        settings[key]["learning_rate"]["lr"] *= 2
+    else:
+        settings[key] = "0" * 64
     (session / "made_by.json").write_text(json.dumps(settings))
     write_checksums(
         session / "session.sha256", [session / name for name in before if name != "session.sha256"]

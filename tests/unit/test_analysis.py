@@ -166,11 +166,16 @@ def make_tables(
 
 
 def compare_tables(
-    output: Path, card: Path, baselines: dict, preserve: str = "preserve", dataset: str = "noise"
+    output: Path,
+    card: Path,
+    baselines: dict,
+    preserve: str = "preserve",
+    dataset: str = "noise",
+    measure: str = TOP1,
 ) -> None:
     """Run the commands that measure and compare the boundaries."""
     run_command(boundaries, "--tables", output, "--preserved", preserve)
-    outcome = [preserve, baselines[preserve][0], "final_valid_top1"]
+    outcome = [preserve, baselines[preserve][0], measure]
     run_command(
         compare, "--tables", output, "--baselines", json.dumps(baselines), "--margin", 0.01,
         "--primary", json.dumps([outcome]), "--datasets", dataset, "--cards", card,
@@ -695,6 +700,21 @@ class TestBoundaries:
         found = boundaries.count_recovery_steps(kept + excess, kept)
         assert found == pytest.approx(expected, nan_ok=True)
 
+    def test_nothing_recovers_to_a_run_that_diverged(self):
+        kept = np.append(np.ones(39), np.nan)
+        assert np.isnan(boundaries.count_recovery_steps(np.ones(40), kept))
+
+    def test_a_session_that_diverged_ends_without_a_loss(self):
+        names = {"dataset": "d", "schedule": "s", "boundary": "new", "method": "s-new", "seed": 0}
+        epochs = [
+            names | {"session": 2, "split": "valid", "top1": 0.5, "loss": loss}
+            for loss in (1.8, np.nan)
+        ]
+        step = {"session": 2, "step": 1, "loss": 1.0, "update_norm": 1.0}
+        steps = pd.DataFrame([names | step])
+        (row,) = boundaries.measure_boundaries(steps, pd.DataFrame(epochs), "preserve", 2)
+        assert (row["end_valid_top1"], str(row["end_valid_loss"])) == (0.5, "nan")
+
     def test_the_noise_is_that_of_a_mean_of_ten_steps(self):
         """Neighbouring losses differ by ±1, so a mean of ten has a standard error of 0.22."""
         kept = 10 - 0.1 * np.arange(60) + np.tile([0.5, -0.5], 30)
@@ -732,7 +752,9 @@ class TestBoundaries:
         assert lost == pytest.approx(expected, abs=1, nan_ok=True)
 
 
-CHANCES = dict.fromkeys(["d", "e", "d0", "d1", "d2", "d3"], tables_of_analysis.Chance(0.1, 0.11))
+CHANCES = dict.fromkeys(
+    ["d", "e", "d0", "d1", "d2", "d3"], tables_of_analysis.Chance(0.1, 0.11, 0.1, 0.11)
+)
 
 
 def make_pairs(differences, **names: str) -> pd.DataFrame:
@@ -742,7 +764,7 @@ def make_pairs(differences, **names: str) -> pd.DataFrame:
         "measure": "final_valid_top1",
     }  # fmt: skip
     table = pd.DataFrame({"seed": range(len(differences)), "difference": differences})
-    return table.assign(**usual | names, baseline_value=0.5)
+    return table.assign(**usual | names, baseline_value=0.5, value=table["difference"] + 0.5)
 
 
 def compare_all(pairs: pd.DataFrame, measure: str = "final_valid_top1") -> pd.DataFrame:
@@ -812,12 +834,6 @@ class TestCompare:
         found = compare_all(make_pairs(pairs, measure=measure), measure=measure)
         assert found["verdict"].tolist() == [verdict]
 
-    def test_a_measure_without_a_direction_is_higher_or_lower(self):
-        measure = "update_norm_ratio_session2"
-        pairs = [-1.1, -1.2, -1.3, -1.4, -1.5, -1.6]
-        found = compare_all(make_pairs(pairs, measure=measure), measure=measure)
-        assert found["verdict"].tolist() == ["preserve lower by 1.35 [1.15, 1.55]"]
-
     def test_a_comparison_that_is_not_primary_has_no_verdict(self):
         clear = [0.031, 0.032, 0.033, 0.034]
         table = pd.concat([make_pairs(clear), make_pairs(clear, boundary="other")])
@@ -859,6 +875,13 @@ class TestCompare:
         for above_chance, margin in ((0.05, 0.01), (0.01, 0.002)):
             found = compare.compare_pairs(table, {"above_chance": above_chance}, [PRIMARY], CHANCES)
             assert found["margin"].tolist() == pytest.approx([margin])
+        balanced = compare.compare_pairs(
+            table.assign(measure="final_valid_balanced_top1"),
+            {"above_chance": 0.05},
+            [PRIMARY],
+            {"d": tables_of_analysis.Chance(0.9, 0.92, 0.1, 0.12)},
+        )
+        assert balanced["margin"].tolist() == pytest.approx([0.01])
         nothing = compare.compare_pairs(
             table.assign(baseline_value=0.09), {"above_chance": 0.05}, [PRIMARY], CHANCES
         )
@@ -892,14 +915,33 @@ class TestCompare:
         limit = top1 + 2 * np.std([1] * round(top1 * number) + [0] * round((1 - top1) * number)) / (
             np.sqrt(number)
         )
+        numbers = [min(c["valid"], per_class or 30) for c in classes]
+        balanced = 0.5 + 2 * np.sqrt(sum(0.25 / n for n in numbers)) / 2
         found = tables_of_analysis.compute_chance({"classes": classes}, per_class)
-        assert found == pytest.approx((top1, limit))
+        assert found == pytest.approx((top1, limit, 0.5, balanced))
 
-    def test_the_best_method_of_each_schedule_is_found(self):
-        rows = [("a", "x", 0.2), ("a", "x", 0.4), ("a", "y", 0.1), ("b", "z", 0.9)]
+    @pytest.mark.parametrize(("balanced", "expected"), [(None, ["b"]), (0.12, ["b"]), (0.13, [])])
+    def test_a_schedule_beats_chance_by_its_best_method(self, balanced, expected):
+        """It is enough to beat it in the average over the classes."""
+        rows = [("a", "x", 0.1), ("a", "x", 0.2), ("a", "y", 0.1), ("b", "z", 0.12)]
         summary = pd.DataFrame(rows, columns=["schedule", "method", "final_valid_top1"])
-        best = tables_of_analysis.find_best_top1(summary.assign(dataset="d"))
-        assert best == {("d", "a"): pytest.approx(0.3), ("d", "b"): 0.9}
+        if balanced:
+            summary["final_valid_balanced_top1"] = balanced
+        chances = {"d": tables_of_analysis.Chance(0.1, 0.12, 0.1, 0.12)}
+        found = tables_of_analysis.list_at_chance(summary.assign(dataset="d"), chances)
+        assert found == [("d", schedule) for schedule in expected]
+
+    def test_lost_pairs_are_named_where_no_run_beats_chance(self, tmp_path):
+        write_runs(tmp_path / "runs", diverged=("constant-new", 1))
+        write_card(tmp_path / "runs", classes=[c | {"valid": 25} for c in CARD["classes"]])
+        make_tables(tmp_path / "runs", tmp_path, CONSTANT)
+        card = tmp_path / "runs/dataset.json"
+        compare_tables(tmp_path, card, {"preserve": ["new"]}, measure="final_valid_loss")
+        rows = tables_of_analysis.read(tmp_path / "comparisons.csv")
+        (row,) = rows[rows["primary"]].itertuples()
+        assert row.verdict == "no run beats chance; 1 of 3 pairs diverged"
+        answer = answers.describe_answer(row, load())
+        assert answer.endswith("no run beats chance (1 of 3 pairs diverged).")
 
     def test_every_boundary_has_its_own_baselines(self):
         rows = pd.DataFrame(
@@ -1406,6 +1448,11 @@ class TestResets:
         xs = [line.get_xdata() for line in axes.lines if line.get_marker() == "D"]
         assert xs == [[positions[boundary]] for boundary in ("late", "new", "preserve")]
         assert figure.get_suptitle() == "d: ↓ preserve better"
+        curves_look = style.get_look("late", ["a-boundary", *summary["boundary"]])
+        with_more = pd.concat([summary, summary[:1].assign(boundary="a-boundary")])
+        axes = resets.draw_resets(with_more, LOSSES, "final_valid_top1").axes[0]
+        colours = {line.get_color() for line in axes.lines if line.get_marker() == "o"}
+        assert colours == {curves_look["color"], style.get_look("new", [])["color"]}
         assert len(self.find(figure.axes[1], "o")) == 1
 
     def test_a_measure_of_a_session_is_drawn(self, tables, tmp_path, monkeypatch):
@@ -1545,7 +1592,7 @@ def test_verdicts_in_words():
 
 def test_margins_are_listed_with_the_level_of_chance():
     primary = pd.DataFrame({"dataset": list("ddee"), "margin": [0.01, 0.02, 0.01, np.nan]})
-    chances = dict.fromkeys("de", tables_of_analysis.Chance(0.1234, 0.2))
+    chances = dict.fromkeys("de", tables_of_analysis.Chance(0.1234, 0.2, 0.1234, 0.2))
     assert report.describe_margins(primary, chances) == [
         "d: ±1 point to ±2 points; chance is 12.3 %", "e: ±1 point; chance is 12.3 %"
     ]  # fmt: skip
@@ -1573,7 +1620,7 @@ def test_the_accuracy_of_every_method_is_listed():
         [("d", "one", 0.5126), ("d", "two", 0.25), ("d", "two", 0.3514)],
         columns=["dataset", "method", "final_valid_top1"],
     )
-    chances = {"d": tables_of_analysis.Chance(0.1234, 0.2)}
+    chances = {"d": tables_of_analysis.Chance(0.1234, 0.2, 0.1234, 0.2)}
     rows = [list(row.values()) for row in answers.list_accuracies(summary, chances)]
     assert rows == [
         ["d", "one", "51.3 %", "", "12.3 %"],
@@ -1593,7 +1640,7 @@ class TestWarnings:
             self.make_summary(len(pairs)).assign(**changes), found, self.CHANCES, True
         )
 
-    CHANCES: ClassVar = {"d": tables_of_analysis.Chance(0.1, 0.12)}
+    CHANCES: ClassVar = {"d": tables_of_analysis.Chance(0.1, 0.12, 0.1, 0.12)}
 
     @staticmethod
     def make_summary(num_seeds: int, schedule: str = "s", top1: float = 0.5) -> pd.DataFrame:
@@ -1614,6 +1661,8 @@ class TestWarnings:
         summary = pd.concat([self.make_summary(2, "r", top1=0.1), self.make_summary(2, "s")])
         (warning,) = answers.list_warnings(summary, found, self.CHANCES, True)
         assert warning == "d, r: no run beats chance, so nothing is compared."
+        (warning,) = self.list_warnings([0.0, 0.0], "no difference in any pair; 1 of 3 pairs lost")
+        assert "do not differ in any pair" in warning
         (warning,) = self.list_warnings([0.0, 0.0])
         assert "preserve and new do not differ in any pair of runs in final valid top-1" in warning
         (warning,) = self.list_warnings([0.01, 0.02], diverged=[True, False])
@@ -1622,7 +1671,10 @@ class TestWarnings:
     def test_an_experiment_without_a_comparison_says_so(self, tables):
         summary = tables_of_analysis.read(tables / "summary.csv")
         none = tables_of_analysis.read(tables / "comparisons.csv").iloc[:0]
-        chances = {dataset: tables_of_analysis.Chance(0.1, 0.12) for dataset in summary["dataset"]}
+        chances = {
+            dataset: tables_of_analysis.Chance(0.1, 0.12, 0.1, 0.12)
+            for dataset in summary["dataset"]
+        }
         for has_boundaries, words in (
             (False, "No session begins"),
             (True, "does not have the runs"),
@@ -1695,7 +1747,7 @@ class TestValidity:
     def test_a_row_for_each_schedule(self, tables):
         read = {n: tables_of_analysis.read(tables / f"{n}.csv") for n in ("steps", "epochs")}
         outcome = {"boundary": "preserve", "baseline": "new"}
-        chances = {"noise": tables_of_analysis.Chance(0.5, 0.51)}
+        chances = {"noise": tables_of_analysis.Chance(0.5, 0.51, 0.5, 0.51)}
         config = load() | {
             "schedules": {"constant": {}, "onecycle": {"optimizer": {"name": "SGD"}}}
         }
@@ -1738,7 +1790,7 @@ class TestValidity:
             for table in (steps, epochs)
         ]
         config = load() | {"schedules": {"s": {}}}
-        chances = {"d": tables_of_analysis.Chance(0.1, 0.11)}
+        chances = {"d": tables_of_analysis.Chance(0.1, 0.11, 0.1, 0.11)}
         outcome = {"boundary": "preserve", "baseline": "new"}
         (row,) = validity.describe_validity(config, *both, chances, "preserve", outcome)
         return row

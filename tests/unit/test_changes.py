@@ -81,6 +81,11 @@ def test_a_changed_file_is_named_by_its_key(results):
     assert find(results, {"model": "2" * 64}) == [expected]
 
 
+def test_a_file_that_is_set_for_the_first_time_has_not_changed(results):
+    lines = find(results, hashes=TWO_MODELS | {"weights": "2" * 64}, weights=__file__)
+    assert lines == [f'weights: was null, is "{__file__}". The report will be made again.']
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", None])
 def test_damaged_files_name_no_key(results, content):
     for path in [results / "configuration.yaml", *results.rglob("made_by.json")]:

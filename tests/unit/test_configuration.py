@@ -64,6 +64,9 @@ def test_every_key_is_in_the_schema_and_in_the_reference():
         assert f"`{key}`" in reference
 
 
+OUTCOME = {"measure": "final_valid_top1", "boundary": "preserve"}
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -123,6 +126,13 @@ def test_every_key_is_in_the_schema_and_in_the_reference():
         ),
         (
             {"boundaries__new__step_size": "preserve", "boundaries__new__reshuffle": True},
+            "boundaries.new.step_size: preserve trains on other batches",
+        ),
+        (
+            {
+                "boundaries__new": {"keep": [], "step_size": "preserve", "reshuffle": True},
+                "boundaries__preserve": {"keep": "all", "reshuffle": True, "at": [3]},
+            },
             "boundaries.new.step_size: preserve trains on other batches",
         ),
         (
@@ -226,6 +236,22 @@ def test_every_key_is_in_the_schema_and_in_the_reference():
         ),
         ({"primary__boundary": "new"}, "primary: new is compared with itself."),
         ({"primary__baseline": "uninterrupted"}, "primary: preserve is not compared with uninter"),
+        (
+            {"primary__boundary": "uninterrupted", "primary__baseline": "preserve"},
+            "primary: uninterrupted is not compared with preserve, but with new. Exchange them, "
+            "and add uninterrupted to boundaries.preserve.baseline.",
+        ),
+        (
+            {
+                "primary__boundary": "uninterrupted",
+                "primary__measure": "end_valid_top1_session2",
+            },
+            "primary.measure: end_valid_top1_session2: an uninterrupted run has no such session",
+        ),
+        (
+            {"primary": [OUTCOME, OUTCOME | {"baseline": "new"}]},
+            r"primary\[1\]: the same outcome as an earlier one",
+        ),
         (
             {"primary__measure": "end_valid_top1_session4"},
             "primary.measure: end_valid_top1_session4: no session 4 begins with a boundary",
@@ -586,7 +612,7 @@ def test_a_boundary_may_name_its_baselines():
 
 def test_the_plan_has_all_that_must_be_fixed_before_the_runs():
     outcomes = [
-        {"measure": "final_valid_top1", "boundary": "preserve"},
+        OUTCOME,
         {"measure": "end_valid_top1_session2", "boundary": "preserve", "baseline": "new"},
     ]
     plan = make_plan(validate(change_article(primary=outcomes)))
@@ -617,6 +643,8 @@ def test_when_the_state_is_lost():
     assert losses(config) == {"preserve": [], "new": [2, 3, 4], "late": [3]}
     given = losses(config | {"optimizer_state": "mine.pt"})
     assert given == {"preserve": [], "new": [1, 2, 3, 4], "late": [3]}
+    boundaries["preserve"]["warmup_steps"] = 5  # so no run never loses anything
+    assert losses(config) == {"new": [2, 3, 4], "late": [3]}
 
 
 def test_the_example_of_the_readme_is_valid(tmp_path):

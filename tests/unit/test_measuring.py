@@ -82,3 +82,18 @@ def test_random_states_are_restored():
     set_random_states(states)
     assert torch.equal(torch.rand(3), drawn[0])
     assert np.array_equal(np.random.rand(3), drawn[1])
+
+
+def test_the_random_state_of_one_gpu_is_saved(monkeypatch):
+    """A machine with several GPUs saves what a machine with one can load."""
+    gpus = [torch.zeros(16, dtype=torch.uint8), torch.ones(16, dtype=torch.uint8)]
+    restored = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: gpus[0])
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", restored.append)
+    states = get_random_states()
+    assert [torch.equal(state, gpus[0]) for state in states["cuda"]] == [True]
+    set_random_states(states)
+    assert torch.equal(restored[0], gpus[0])

@@ -8,7 +8,7 @@ from optstate.checksums import verify
 from optstate.experiment.plan import NAME, withdraw_plan, write_plan
 
 FIRST, SECOND = {"seeds": [0]}, {"seeds": [1]}
-STATE = "in_progress/d/constant/seed0/session1/epoch1.pt"
+STATE = "in_progress/d/constant/seed0/session1/0123456789abcdef/epoch1.pt"
 SESSION = "runs/d/constant/seed0/session1/session.sha256"
 
 

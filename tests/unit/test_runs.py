@@ -4,7 +4,14 @@ import itertools
 
 import pytest
 
-from optstate.experiment.runs import Runs, Session, cross_boundary, name_sessions, split_method
+from optstate.experiment.runs import (
+    Runs,
+    Session,
+    cross_boundary,
+    find_plain,
+    name_sessions,
+    split_method,
+)
 
 BOUNDARIES = {"new": {"keep": []}, "keep-all": {"keep": "all"}}
 METHODS = ["c-new", "c-uninterrupted", "c-keep-all", "d-new"]
@@ -92,6 +99,21 @@ def test_a_job_reads_the_same_runs():
 )
 def test_what_happens_at_a_boundary(boundary, number, options):
     assert cross_boundary(boundary, number) == options
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "expected"),
+    [
+        (["preserve", "all"], "preserve"),
+        (["b", "a"], "a"),
+        ([], ""),
+    ],
+)
+def test_a_plain_boundary_is_found(boundaries, expected):
+    """A boundary with another option is not plain, whatever its name."""
+    plain = {name: {"keep": "all", "baseline": "new"} for name in boundaries}
+    others = {"new": {"keep": []}, "preserve": {"keep": "all", "warmup_steps": 5}}
+    assert find_plain(others | plain, keep="all", usual="preserve") == expected
 
 
 class TestSharedSessions:

@@ -22,7 +22,7 @@ from optstate.analysis.statistics import (
 MARGIN = 0.01
 CELLS = [(dataset, schedule) for dataset in ("one", "two") for schedule in ("a", "b")]
 MEASURE = "final_valid_top1"
-CHANCES = dict.fromkeys(["one", "two"], tables.Chance(0.1, 0.11))
+CHANCES = dict.fromkeys(["one", "two"], tables.Chance(0.1, 0.11, 0.1, 0.11))
 
 
 def plant(mean: float, scatter: float, num_seeds: int, seed: int = 0) -> pd.DataFrame:
@@ -33,6 +33,7 @@ def plant(mean: float, scatter: float, num_seeds: int, seed: int = 0) -> pd.Data
             "dataset": dataset, "schedule": schedule, "boundary": "preserve", "baseline": "new",
             "measure": MEASURE, "seed": seed, "difference": rng.normal(mean, scatter),
             "baseline_value": 0.5,
+            "value": 0.5,
         }
         for dataset, schedule in CELLS
         for seed in range(num_seeds)

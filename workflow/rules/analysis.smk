@@ -155,7 +155,7 @@ rule measure_boundaries:
         "Measure the effect of each boundary"
     shell:
         "python -m optstate.analysis.boundaries --tables {params.tables} "
-        "--preserved {params.preserved} --first-boundary {params.first_boundary} --log {log}"
+        "--preserved {params.preserved:q} --first-boundary {params.first_boundary} --log {log}"
 
 
 rule compare:
@@ -432,6 +432,6 @@ rule report:
         "python -m optstate.analysis.report --config {params.config:q} --tables {params.tables} "
         "--figures {params.figures} --runs-folder {params.runs_folder} --runs {params.runs:q} "
         "--cards {input.cards} --planned {params.planned} --plan {params.plan:q} "
-        "--preserved {params.preserved} --template {input.template} --command {params.command:q} "
+        "--preserved {params.preserved:q} --template {input.template} --command {params.command:q} "
         "--commit={params.commit:q} {params.resets} --packages {params.shown} "
         "--lr-range-tests {params.lr_range_tests:q} --output {output.page} --log {log}"

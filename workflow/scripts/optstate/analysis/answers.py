@@ -8,7 +8,7 @@ import pandas as pd
 
 from optstate import UNINTERRUPTED
 from optstate.analysis import tables
-from optstate.analysis.compare import AT_CHANCE
+from optstate.analysis.compare import AT_CHANCE, BETTER, NO_DIFFERENCE
 
 Config = dict[str, Any]
 
@@ -59,7 +59,7 @@ def list_warnings(
     found += [
         f"{row.dataset}, {row.schedule}: {row.boundary} and {row.baseline} do not differ in any "
         f"pair of runs in {tables.label_measure(row.measure)}."
-        for row in tables.iterate_rows(primary[primary["verdict"] == "no difference in any pair"])
+        for row in tables.iterate_rows(primary[primary["verdict"].str.startswith(NO_DIFFERENCE)])
     ]
     if number := int(summary["diverged"].eq(True).sum()):
         found.append(f"{number} of {len(summary)} runs diverged: a loss was not finite.")
@@ -83,19 +83,17 @@ def describe_answer(row: Any, config: Config) -> str:
     label = tables.label_measure(row.measure)
     where = f"{row.schedule}, {label}, {row.n} seed{'s' if row.n != 1 else ''}"
     note = f" ({lost})" if lost else ""
-    if row.verdict == AT_CHANCE:
+    if verdict == AT_CHANCE:
         answer = f"not compared, because {AT_CHANCE}"
     elif np.isnan(row.low):
         value = tables.format_value(row.mean_difference, measure).replace("-", MINUS)
         size = f" {difference}: {value}"
         answer = f"{'one seed cannot decide.' + size if row.n == 1 else verdict}"
-    elif " by " in verdict and "seeds would decide" not in verdict:
-        winner, _, size = verdict.partition(" better by ")
+    elif BETTER in verdict:
+        winner, _, size = verdict.partition(BETTER)
         loser = row.baseline if winner == row.boundary else row.boundary
-        answer = verdict
-        if size:
-            arms = [name_arm(name, config) for name in (winner, loser)]
-            answer = "{} is better than {} by {}".format(*arms, size)
+        arms = [name_arm(name, config) for name in (winner, loser)]
+        answer = "{} is better than {} by {}".format(*arms, size)
     else:
         interval = tables.format_interval(row.mean_difference, row.low, row.high, measure)
         answer = f"{verdict}. {difference}: {interval.replace('-', MINUS)}"

@@ -50,7 +50,8 @@ def measure_boundaries(
         first_boundary: the first session that begins with a boundary.
     """
     valid = epochs[epochs["split"] == "valid"]
-    ends = valid.groupby([*tables.RUN, "session"])[["top1", "loss"]].last()
+    of_sessions = valid.groupby([*tables.RUN, "session"])[["top1", "loss"]]
+    ends = of_sessions.last(skipna=False)  # of a diverged run, not its last finite loss
     for cell, of_cell in steps.groupby(["dataset", "schedule", "seed"]):
         sessions: dict[Any, pd.DataFrame] = dict(list(of_cell.groupby(["boundary", "session"])))
         losses = {name: of_run["loss"].to_numpy() for name, of_run in of_cell.groupby("boundary")}
@@ -100,9 +101,10 @@ def count_recovery_steps(loss: np.ndarray, kept: np.ndarray) -> float:
 
     Returns:
         The number of steps, at least ``WINDOW``; infinite if the loss does not recover within the
-        session; NaN if the session is shorter than ``WINDOW``.
+        session; NaN if the session is shorter than ``WINDOW``, or a loss of the run that keeps all
+        state is not finite.
     """
-    if len(loss) < WINDOW:
+    if len(loss) < WINDOW or not np.isfinite(kept).all():
         return np.nan
     noise = np.std(np.diff(kept)) / np.sqrt(2) / np.sqrt(WINDOW)
     has_recovered = _smooth(loss - kept) <= NOISE_FACTOR * noise

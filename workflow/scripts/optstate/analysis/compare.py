@@ -35,6 +35,8 @@ COLUMNS = [
 ]  # fmt: skip
 EXPLORATORY = "exploratory"
 AT_CHANCE = "no run beats chance"
+NO_DIFFERENCE = "no difference in any pair"
+BETTER = " better by "  # between the winner and the size
 LOST = {"epochs_to_target": "missed the target", "recovery_steps": "did not recover"}
 # These measures need a target, a run that keeps all state, or a longer session.
 CONDITIONAL = [
@@ -59,7 +61,8 @@ def main(arguments: argparse.Namespace) -> None:
     cells = zip(comparisons["dataset"], comparisons["schedule"], strict=True)
     is_void = np.array([cell in at_chance for cell in cells], bool)
     is_void &= comparisons["primary"] == "true"
-    comparisons.loc[is_void, "verdict"] = AT_CHANCE
+    lost = comparisons["verdict"].str.extract("(; .*)", expand=False).fillna("")
+    comparisons.loc[is_void, "verdict"] = AT_CHANCE + lost
     comparisons.loc[is_void, "seeds_to_decide"] = np.nan
     outputs = [arguments.tables / f"{name}.csv" for name in ("pairs", "comparisons")]
     for output, table in zip(outputs, (pairs, comparisons), strict=True):
@@ -136,11 +139,13 @@ def compare_pairs(
 def estimate_row(group: pd.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the estimated :class:`Difference` of a comparison, and the object.
 
-    ``num_pairs`` also counts pairs whose difference is not finite.
+    ``num_pairs`` also counts pairs whose difference is not finite. ``is_infinite`` says whether a
+    run has an infinite value.
     """
     finite = group["difference"][np.isfinite(group["difference"])].to_numpy()
     found = estimate_difference(finite, row["family"])
-    return vars(found) | {"found": found, "num_pairs": len(group)}
+    is_infinite = np.isinf(group[["value", "baseline_value"]]).any(axis=None)
+    return vars(found) | {"found": found, "num_pairs": len(group), "is_infinite": is_infinite}
 
 
 def find_margin(
@@ -160,8 +165,10 @@ def find_margin(
         return np.nan
     if not isinstance(margin, dict):
         return float(margin)
-    learnt = float(group["baseline_value"].mean()) - chances[first["dataset"]].top1
-    return margin["above_chance"] * learnt if learnt > 0 else np.nan
+    chance = chances[first["dataset"]]
+    is_balanced = first["measure"] == "final_valid_balanced_top1"
+    learnt = group["baseline_value"].mean() - (chance.balanced_top1 if is_balanced else chance.top1)
+    return float(margin["above_chance"] * learnt) if learnt > 0 else np.nan
 
 
 def count_seeds_to_decide(row: Any) -> float:
@@ -190,7 +197,8 @@ def is_equivalent(row: Any) -> bool:
 def describe_verdict(row: Any) -> str:
     """Return the result of a comparison in words."""
     num_lost = row.num_pairs - row.n
-    reason = LOST.get(row.measure.partition("_session")[0], "diverged")
+    lost = LOST.get(row.measure.partition("_session")[0], "diverged")
+    reason = lost if row.is_infinite else "diverged"
     note = f"; {num_lost} of {row.num_pairs} pairs {reason}" if num_lost else ""
     if not row.primary:
         return EXPLORATORY + note
@@ -207,24 +215,18 @@ def describe_verdict(row: Any) -> str:
 def describe_equal_pairs(row: Any) -> str:
     """Return the result of a comparison whose differences are all equal."""
     if row.mean == 0:
-        return "no difference in any pair"
+        return NO_DIFFERENCE
     size = tables.format_value(row.mean, tables.get_measure(row.measure))
     return f"undecided: all {row.n} differences are equal ({size}), so their noise is unknown"
 
 
 def describe_size(row: Any) -> str:
-    """Return which boundary is better, by how much, and the interval.
-
-    If neither direction is better, return whether the boundary is higher or lower.
-    """
+    """Return which boundary is better, by how much, and the interval."""
     measure = tables.get_measure(row.measure)
-    if measure.better:
-        is_better = (row.mean > 0) == (measure.better == "higher")
-        words = f"{row.boundary if is_better else row.baseline} better by"
-    else:
-        words = f"{row.boundary} {'higher' if row.mean > 0 else 'lower'} by"
+    is_better = (row.mean > 0) == (measure.better == "higher")
     low, high = sorted([abs(row.low), abs(row.high)])
-    return f"{words} {tables.format_interval(abs(row.mean), low, high, measure, is_signed=False)}"
+    size = tables.format_interval(abs(row.mean), low, high, measure, is_signed=False)
+    return f"{row.boundary if is_better else row.baseline}{BETTER}{size}"
 
 
 def describe_undecided(row: Any) -> str:

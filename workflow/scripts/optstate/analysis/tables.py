@@ -68,6 +68,7 @@ OF_BOUNDARIES = {  # in comparisons.csv followed by _session2 for the first boun
     "end_valid_top1": Measure("valid top-1 at the end of the session", "higher", is_top1=True),
     "end_valid_loss": Measure("valid loss at the end of the session", "lower"),
 }
+OF_LIMITS = {"final_valid_top1": "limit", "final_valid_balanced_top1": "balanced_limit"}
 
 
 def get_measure(name: str) -> Measure:
@@ -115,10 +116,14 @@ class Chance(NamedTuple):
     Attributes:
         top1: the valid top-1, a fraction, if the answer is always the most frequent class.
         limit: a top-1 above this limit, by two standard errors of as many images, is not chance.
+        balanced_top1: the valid top-1, averaged over the classes, of any constant answer.
+        balanced_limit: an average above this limit, by two standard errors, is not chance.
     """
 
     top1: float
     limit: float
+    balanced_top1: float
+    balanced_limit: float
 
 
 def compute_chance(card: dict[str, Any], valid_per_class: int | None) -> Chance:
@@ -130,22 +135,26 @@ def compute_chance(card: dict[str, Any], valid_per_class: int | None) -> Chance:
     """
     numbers = [min(c["valid"], valid_per_class or c["valid"]) for c in card["classes"]]
     top1 = max(numbers) / sum(numbers)
-    return Chance(top1, top1 + 2 * math.sqrt(top1 * (1 - top1) / sum(numbers)))
-
-
-def find_best_top1(summary: pd.DataFrame) -> dict[Any, float]:
-    """Return the final valid top-1 of the best method of each data set and schedule.
-
-    The best one has the highest mean over seeds.
-    """
-    means = summary.groupby(["dataset", "schedule", "method"])["final_valid_top1"].mean()
-    return means.groupby(["dataset", "schedule"]).max().to_dict()
+    balanced = 1 / len(numbers)
+    error = math.sqrt(balanced * (1 - balanced) * sum(1 / n for n in numbers)) / len(numbers)
+    limit = top1 + 2 * math.sqrt(top1 * (1 - top1) / sum(numbers))
+    return Chance(top1, limit, balanced, balanced + 2 * error)
 
 
 def list_at_chance(summary: pd.DataFrame, chances: dict[str, Chance]) -> list[tuple[str, str]]:
-    """Return each data set and schedule whose best method is not above the level of chance."""
-    best = find_best_top1(summary)
-    return [cell for cell, top1 in best.items() if top1 <= chances[cell[0]].limit]
+    """Return each data set and schedule of which no method is above the level of chance.
+
+    A method is above it if the mean over seeds of its final valid top-1 is, or that of the average
+    over the classes.
+    """
+    cell = ["dataset", "schedule"]
+    measures = [name for name in OF_LIMITS if name in summary]  # older tables have fewer
+    means = summary.groupby([*cell, "method"])[measures].mean()
+    return [
+        (dataset, schedule)
+        for (dataset, schedule), best in means.groupby(cell).max().iterrows()
+        if all(best[name] <= getattr(chances[dataset], OF_LIMITS[name]) for name in measures)
+    ]
 
 
 def read(path: Path) -> pd.DataFrame:

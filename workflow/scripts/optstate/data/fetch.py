@@ -128,7 +128,7 @@ def fetch_verified(
         partial.unlink()
     raise InputError(
         f"{name}: its SHA-256 is {actual}, but {sha256} is expected. "
-        "Correct the archive, its address or its `sha256` in the configuration."
+        "Correct the file, its address, or the expected SHA-256 in the configuration."
     )
 
 
@@ -210,7 +210,7 @@ def _download_rest(url: str, partial: Path) -> None:
         elif 400 <= response.status_code < 500 and response.status_code not in TRANSIENT_STATUSES:
             raise InputError(
                 f"{url}: the server answers {response.status_code} {response.reason}. "
-                "Correct the address of `archive` or `mirror`."
+                "Correct the address in the configuration, or `mirror`."
             )
         response.raise_for_status()
         _save(response, url, partial)

@@ -413,7 +413,7 @@ def open_rgb(path: str) -> tuple[str, bool, Image.Image]:
         The mode of the file, whether its EXIF orientation was applied, and the picture in RGB.
 
     Raises:
-        InputError: the file does not decode, or has more than 8 bits per channel.
+        InputError: the file does not decode, or is greyscale with more than 8 bits.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:

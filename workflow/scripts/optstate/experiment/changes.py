@@ -30,7 +30,7 @@ def list_changes(results: Path, config: Config, specs: dict[str, SessionSpec]) -
     """
     counts: Counter[tuple[str, str]] = Counter()
     for folder, spec in specs.items():
-        if before := read_settings(results / "runs" / folder):
+        if before := read_made_by(results / "runs" / folder, "configuration"):
             counts.update(_compare_session(before, spec))
     lines = [
         f"{key}: {change}. {count} finished session{'s' * (count > 1)} will be trained again."
@@ -47,9 +47,9 @@ def list_changes(results: Path, config: Config, specs: dict[str, SessionSpec]) -
     return lines
 
 
-def read_settings(session: Path) -> Config | None:
-    """Return the settings with which a session was made. None if they cannot be read."""
-    return _read(session / "made_by.json", lambda text: json.loads(text)["configuration"])
+def read_made_by(session: Path, key: str) -> Any:
+    """Return what a session's ``made_by.json`` has under ``key``. None if it cannot be read."""
+    return _read(session / "made_by.json", lambda text: json.loads(text)[key])
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
@@ -71,7 +71,8 @@ def _compare_session(before: Config, spec: SessionSpec) -> Iterator[tuple[str, s
         elif field in OF_BOUNDARY:
             yield f"boundaries.{spec.boundary}.{field}", change
         elif field == "file_hashes":
-            yield rest, "the file has changed"
+            if rest and "not set" not in change:  # else its key has changed, too
+                yield rest, "the file has changed"
         elif field != "all_norms":  # a consequence of another run's `step_size`
             yield path, change
 

@@ -119,7 +119,7 @@ def baselines(config: Config) -> dict[str, list[str]]:
         name: {key: value for key, value in boundary.items() if key != "baseline"}
         for name, boundary in config["boundaries"].items()
     }
-    usual = find_plain(options, keep=[], usual="new")
+    usual = find_plain(options, keep=[], usual="new") or "new"
     found = {UNINTERRUPTED: [usual]}
     for name, boundary in options.items():
         twins = [
@@ -136,23 +136,28 @@ def list_outcomes(config: Config) -> list[dict[str, str]]:
     """Return ``boundary``, ``baseline`` and ``measure`` of each primary outcome.
 
     Raises:
-        InputError: an outcome has a baseline with which its boundary is not compared.
+        InputError: an outcome has a baseline with which its boundary is not compared, or is listed
+            twice.
     """
-    outcomes = []
-    for outcome in consistency.list_outcomes(config):
-        boundary, measure = outcome["boundary"], outcome["measure"]
+    outcomes: list[dict[str, str]] = []
+    for key, given in consistency.list_outcomes(config).items():
+        boundary, measure = given["boundary"], given["measure"]
         known = baselines(config)[boundary]
-        baseline = outcome.get("baseline", known[0])
+        baseline = given.get("baseline", known[0])
         if baseline == boundary:
-            raise InputError(
-                f"primary: {boundary} is compared with itself. Choose another boundary."
-            )
+            raise InputError(f"{key}: {boundary} is compared with itself. Choose another boundary.")
         if baseline not in known:
+            fix = f"Add it to boundaries.{boundary}.baseline."
+            if boundary == UNINTERRUPTED:
+                fix = f"Exchange them, and add {boundary} to boundaries.{baseline}.baseline."
             raise InputError(
-                f"primary: {boundary} is not compared with {baseline}, but with "
-                f"{' and '.join(known)}. Add it to boundaries.{boundary}.baseline."
+                f"{key}: {boundary} is not compared with {baseline}, but with "
+                f"{' and '.join(known)}. {fix}"
             )
-        outcomes.append({"boundary": boundary, "baseline": baseline, "measure": measure})
+        outcome = {"boundary": boundary, "baseline": baseline, "measure": measure}
+        if outcome in outcomes:
+            raise InputError(f"{key}: the same outcome as an earlier one. Remove it.")
+        outcomes.append(outcome)
     return outcomes
 
 

@@ -1,7 +1,6 @@
 """Check the conditions that a configuration must fulfil and that a JSON schema cannot express."""
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -122,12 +121,12 @@ def _require_boundaries(config: Config) -> None:
                     "is given. Remove it."
                 )
         if name in used:
-            _require_no_circle(name, boundaries)
+            _require_no_circle(name, config)
 
 
-def _require_no_circle(name: str, boundaries: Config) -> None:
+def _require_no_circle(name: str, config: Config) -> None:
     """Check the boundaries to which ``step_size`` leads from the boundary ``name``."""
-    passed = [name]
+    boundaries, passed = config["boundaries"], [name]
     while twin := boundaries[passed[-1]].get("step_size"):
         key = f"boundaries.{passed[-1]}.step_size"
         if twin not in boundaries:
@@ -135,9 +134,13 @@ def _require_no_circle(name: str, boundaries: Config) -> None:
         if twin in passed:
             circle = " -> ".join([*passed, twin])
             raise InputError(f"{key}: the references form a circle: {circle}. Remove one.")
-        if boundaries[twin].get("reshuffle") != boundaries[name].get("reshuffle"):
+        crossed = zip(*(_cross_boundaries(b, config) for b in (name, twin)), strict=True)
+        if any(
+            "step_size" in own and own.get("reshuffle", False) != other.get("reshuffle", False)
+            for own, other in crossed
+        ):
             raise InputError(
-                f"{key}: {twin} trains on other batches. Give both the same `reshuffle`."
+                f"{key}: {twin} trains on other batches. Give both the same `reshuffle` and `at`."
             )
         passed.append(twin)
 
@@ -186,17 +189,18 @@ def _cross_boundaries(name: str, config: Config) -> list[Boundary]:
     return [cross_boundary(config["boundaries"][name], number) for number in numbers]
 
 
-def list_outcomes(config: Config) -> list[dict[str, str]]:
-    """Return ``measure``, ``boundary`` and possibly ``baseline`` of each primary outcome."""
+def list_outcomes(config: Config) -> dict[str, dict[str, str]]:
+    """Return ``measure``, ``boundary`` and possibly ``baseline`` of each outcome, by its key."""
     given = config["primary"]
-    return given if isinstance(given, list) else [given]
+    if not isinstance(given, list):
+        return {"primary": given}
+    return {f"primary[{index}]": outcome for index, outcome in enumerate(given)}
 
 
 def _require_outcomes(config: Config) -> None:
     """Check the boundaries and sessions that the primary outcomes name."""
     known, num_sessions = [*config["boundaries"], UNINTERRUPTED], len(config["sessions"])
-    for index, outcome in enumerate(list_outcomes(config)):
-        key = f"primary[{index}]" if isinstance(config["primary"], list) else "primary"
+    for key, outcome in list_outcomes(config).items():
         for name in ("boundary", "baseline"):
             if name in outcome and outcome[name] not in known:
                 raise InputError(
@@ -208,6 +212,11 @@ def _require_outcomes(config: Config) -> None:
             raise InputError(
                 f"{key}.measure: {outcome['measure']}: no session {session} begins with a "
                 f"boundary. Choose one from {find_first_boundary(config)} to {num_sessions}."
+            )
+        if session and UNINTERRUPTED in outcome.values():
+            raise InputError(
+                f"{key}.measure: {outcome['measure']}: an uninterrupted run has no such session. "
+                "Choose a measure of the whole run."
             )
 
 
@@ -237,8 +246,6 @@ def _require_split(key: str, source: Config) -> None:
         raise InputError(
             f"{key}.valid_fraction: {source['packaged']} has validation images. Set it to null."
         )
-    if math.isnan(source.get("valid_fraction", 0.5)):
-        raise InputError(f"{key}.valid_fraction: nan must be between 0 and 1.")
 
 
 def _explain_missing(path: str) -> str:

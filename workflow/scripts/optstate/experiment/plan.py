@@ -49,5 +49,5 @@ def withdraw_plan(results: Path) -> None:
 
 def has_begun(results: Path) -> bool:
     """Whether any session of the experiment has ended or saved a state."""
-    saved = (*results.glob(f"runs/*/*/*/*/*{SUFFIX}"), *results.glob("in_progress/*/*/*/*/*.pt"))
-    return bool(saved)
+    states = (results / "in_progress").rglob("*.pt")
+    return any((*results.glob(f"runs/*/*/*/*/*{SUFFIX}"), *states))

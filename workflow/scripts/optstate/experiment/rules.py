@@ -30,7 +30,7 @@ from optstate.experiment.consistency import is_published, list_files, list_notes
 from optstate.experiment.runs import Runs, Session, find_plain
 from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
-from optstate.job import InputError, explain_os_error
+from optstate.job import InputError, explain_os_error, write_atomically
 from optstate.training.spec import SessionSpec
 
 if TYPE_CHECKING:  # snakemake.dag and snakemake.workflow import each other
@@ -181,7 +181,10 @@ class Experiment:
 
     def distrust_sessions(self) -> None:
         """Make sessions stale that Snakemake would wrongly take for finished ones."""
-        records.distrust_sessions(Path(self.results), self.specs)
+        cards = {
+            name: Path(self.prepared(name), "dataset.json") for name in self.config["datasets"]
+        }
+        records.distrust_sessions(Path(self.results), self.specs, cards)
 
     def count_epochs(self, job: "Job") -> int:
         """The number of epochs that a job trains."""
@@ -519,7 +522,8 @@ def require_works(config: Config, file_hashes: dict[str, str]) -> str | None:
             "memory (`ulimit -v`, `free`), or is `.venv` incomplete (`make install`)?"
         )
     passed.parent.mkdir(parents=True, exist_ok=True)
-    passed.write_text(tried.stdout.strip())
+    with write_atomically(passed) as temporary:
+        temporary.write_text(tried.stdout.strip())
     return tried.stdout.strip() or None
 
 

@@ -70,11 +70,14 @@ def find_plain(boundaries: dict[str, Boundary], keep: str | list[str], usual: st
     """Return the name of the boundary that has no option but ``keep``.
 
     Of several, return ``usual`` if it is one of them, and the first by name otherwise. If there is
-    none, return ``usual``.
+    none, return an empty string.
     """
-    names = sorted(name for name, b in boundaries.items() if b.keys() - {"baseline"} == {"keep"})
-    plain = [name for name in names if boundaries[name]["keep"] == keep]
-    return usual if usual in plain or not plain else plain[0]
+    plain = [
+        name
+        for name, boundary in boundaries.items()
+        if boundary["keep"] == keep and boundary.keys() <= {"keep", "baseline"}
+    ]
+    return usual if usual in plain else min(plain, default="")
 
 
 def name_sessions(

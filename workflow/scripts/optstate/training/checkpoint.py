@@ -63,14 +63,17 @@ class TrainingState:
 
 
 def get_random_states() -> dict[str, Any]:
-    """Return the states of all global random number generators that a model may draw from."""
+    """Return the states of all global random number generators that a model may draw from.
+
+    A session uses one GPU, so it may continue on a machine with another number of them.
+    """
     numpy_state = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     return {
         "python": random.getstate(),
         "numpy": numpy_state,
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
     }
 
 
@@ -83,7 +86,7 @@ def set_random_states(states: dict[str, Any]) -> None:
     )
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 @contextlib.contextmanager
@@ -99,7 +102,7 @@ def fork_random_states() -> Iterator[None]:
 def copy_to_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of ``checkpoint`` in host memory, which further training does not change."""
     copy = _rebuild(checkpoint, _copy)
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return copy
 

@@ -47,7 +47,7 @@ def draw_differences(
     measure = tables.get_measure(name)
     scale = 100 if measure.is_top1 else 1
     groups = group_comparisons(comparisons[comparisons["dataset"] == dataset])
-    boundaries = {boundary for names in groups for boundary in names}
+    boundaries = {*comparisons["boundary"], *comparisons["baseline"]}
     labels = [
         [name_row(pairs, row) for row in tables.iterate_rows(rows[::-1])]
         for rows in groups.values()

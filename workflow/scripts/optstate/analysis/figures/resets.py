@@ -56,12 +56,13 @@ def draw_resets(summary: pd.DataFrame, losses: Losses, column: str) -> Figure:
     differences = subtract_kept(summary, losses, column)
     differences["difference"] *= 100 if measure.is_top1 else 1
     schedules = differences["schedule"].unique()
+    boundaries = {*losses, *summary["boundary"]}
     positions = place_boundaries(losses)
     figure, grid = style.make_grid(len(schedules), 1, 2.8, sharex=True, sharey=True)
     width = SLOT * (max(positions.values()) - min(positions.values()) + 1)
     figure.set_size_inches(max(1 + width, 6), 1.3 + 2.8 * len(schedules))
     for axes, schedule in zip(grid[:, 0], schedules, strict=True):
-        draw_schedule(axes, differences[differences["schedule"] == schedule], losses)
+        draw_schedule(axes, differences[differences["schedule"] == schedule], losses, boundaries)
         style.set_panel_title(axes, schedule)
         if not np.isfinite(differences["difference"]).all():
             axes.margins(y=0.25)  # for the numbers of diverged runs
@@ -124,7 +125,9 @@ def place_boundaries(losses: Losses) -> dict[str, float]:
     }
 
 
-def draw_schedule(axes: Axes, differences: pd.DataFrame, losses: Losses) -> None:
+def draw_schedule(
+    axes: Axes, differences: pd.DataFrame, losses: Losses, boundaries: set[str]
+) -> None:
     """Draw the boundaries of one schedule, and a line that connects their means.
 
     Where several boundaries have the same number of losses, the line passes through their average.
@@ -133,12 +136,13 @@ def draw_schedule(axes: Axes, differences: pd.DataFrame, losses: Losses) -> None
         axes: the axes to draw on.
         differences: the rows of the schedule from :func:`subtract_kept`.
         losses: the boundaries of all schedules.
+        boundaries: all boundaries of the experiment, which determine the colours.
     """
     positions = place_boundaries(losses)
     points = []
     for boundary, pairs in differences.groupby("boundary"):
         x, values = positions[str(boundary)], pairs["difference"].to_numpy()
-        colour = style.get_look(str(boundary), losses)["color"]
+        colour = style.get_look(str(boundary), boundaries)["color"]
         mean = draw_boundary(axes, x, values, colour, has_losses=bool(losses[str(boundary)]))
         points.append((len(losses[str(boundary)]), x, mean))
     trend = pd.DataFrame(points, columns=["number", "x", "mean"]).groupby("number").mean()
