@@ -1654,19 +1654,22 @@ class TestWarnings:
 
     def test_one_seed_no_learning_no_difference_and_divergence_are_said(self):
         assert self.list_warnings([0.01])[0].startswith("One seed cannot decide")
-        (warning,) = self.list_warnings([0.01, 0.02], final_valid_top1=0.12)
+        assert self.list_warnings([0.01, 0.02])[0].startswith("Two seeds rarely decide")
+        (warning,) = self.list_warnings([0.01, 0.02, 0.03], final_valid_top1=0.12)
         assert warning == "d: no run beats chance, so nothing is compared."
-        found = compare_all(pd.concat(make_pairs([0.01, 0.02], schedule=s) for s in ("r", "s")))
-        found = found.assign(primary=True)
-        summary = pd.concat([self.make_summary(2, "r", top1=0.1), self.make_summary(2, "s")])
+        found = compare_all(
+            pd.concat(make_pairs([0.01, 0.02, 0.03], schedule=s) for s in ("r", "s"))
+        ).assign(primary=True)
+        summary = pd.concat([self.make_summary(3, "r", top1=0.1), self.make_summary(3, "s")])
         (warning,) = answers.list_warnings(summary, found, self.CHANCES, True)
         assert warning == "d, r: no run beats chance, so nothing is compared."
-        (warning,) = self.list_warnings([0.0, 0.0], "no difference in any pair; 1 of 3 pairs lost")
+        found = "no difference in any pair; 1 of 3 pairs diverged"
+        (warning,) = self.list_warnings([0.0, 0.0, 0.0], found)
         assert "do not differ in any pair" in warning
-        (warning,) = self.list_warnings([0.0, 0.0])
+        (warning,) = self.list_warnings([0.0, 0.0, 0.0])
         assert "preserve and new do not differ in any pair of runs in final valid top-1" in warning
-        (warning,) = self.list_warnings([0.01, 0.02], diverged=[True, False])
-        assert warning == "1 of 2 runs diverged: a loss was not finite."
+        (warning,) = self.list_warnings([0.01, 0.02, 0.03], diverged=[True, False, False])
+        assert warning == "1 of 3 runs diverged: a loss was not finite."
 
     def test_an_experiment_without_a_comparison_says_so(self, tables):
         summary = tables_of_analysis.read(tables / "summary.csv")

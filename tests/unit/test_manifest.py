@@ -153,6 +153,13 @@ def test_fewer_than_two_classes_are_refused(images):
         folder_sha256(images)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_different_classes_are_refused(images, split):
+    (images / split / "dog").mkdir()
+    with pytest.raises(InputError, match=f"class 'dog' is in {split} but not in "):
+        folder_sha256(images)
+
+
 def test_files_outside_class_folders_count_by_their_names(images):
     before = folder_sha256(images)
     (images / "val/notes.txt").write_text("x")

@@ -73,6 +73,7 @@ class TestCheck:
                 {"optimizer": {"name": "Adamm"}},
                 "optimizer.name: 'Adamm' is not a class of torch.optim. Did you mean `Adam`",
             ),
+            ({"optimizer": {"name": "Adamw"}}, "Did you mean `AdamW`"),
             (
                 {"optimizer": {"name": "Adam", "beta": 1}},
                 "optimizer: .*beta.* does not work .* Correct its keyword arguments",

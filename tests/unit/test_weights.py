@@ -171,6 +171,8 @@ class TestOptimizerState:
             r"has the shape \(5, 3\), not \(4, 3\)\. Correct"
         )
         self.check_refused(tmp_path, self.train(wide), error)
+        groups = self.train(wide, groups=2)
+        self.check_refused(tmp_path, groups, "It has 2 parameter groups, whose parameters must be")
         deep = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2))
         self.check_refused(tmp_path, self.train(deep), "has 6 parameters, but the model has 4")
 

@@ -56,6 +56,10 @@ def list_warnings(
         found += [f"{place}: {AT_CHANCE}, so nothing is compared." for place in where]
     if len(set(summary["seed"])) == 1:
         found.append("One seed cannot decide: it may show an effect, but not whether it repeats.")
+    if len(set(summary["seed"])) == 2:
+        found.append(
+            "Two seeds rarely decide: their intervals are several times as wide as those of four."
+        )
     found += [
         f"{row.dataset}, {row.schedule}: {row.boundary} and {row.baseline} do not differ in any "
         f"pair of runs in {tables.label_measure(row.measure)}."
@@ -97,6 +101,7 @@ def describe_answer(row: Any, config: Config) -> str:
     else:
         interval = tables.format_interval(row.mean_difference, row.low, row.high, measure)
         answer = f"{verdict}. {difference}: {interval.replace('-', MINUS)}"
+        answer += " (lower is better)" * (measure.better == "lower")
     return f"{where}: {answer}{note}."
 
 

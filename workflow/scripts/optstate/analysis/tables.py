@@ -147,13 +147,13 @@ def list_at_chance(summary: pd.DataFrame, chances: dict[str, Chance]) -> list[tu
     A method is above it if the mean over seeds of its final valid top-1 is, or that of the average
     over the classes.
     """
-    cell = ["dataset", "schedule"]
     measures = [name for name in OF_LIMITS if name in summary]  # older tables have fewer
-    means = summary.groupby([*cell, "method"])[measures].mean()
+    means = summary.groupby(["dataset", "schedule", "method"])[measures].mean()
+    cells: dict[Any, Any] = means.groupby(["dataset", "schedule"]).max().to_dict("index")
     return [
-        (dataset, schedule)
-        for (dataset, schedule), best in means.groupby(cell).max().iterrows()
-        if all(best[name] <= getattr(chances[dataset], OF_LIMITS[name]) for name in measures)
+        cell
+        for cell, best in cells.items()
+        if all(best[name] <= getattr(chances[cell[0]], OF_LIMITS[name]) for name in measures)
     ]
 
 

@@ -5,6 +5,7 @@ The submitting host imports this module, so it needs nothing but the standard li
 
 import errno
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,9 +81,9 @@ def list_dataset(root: Path, has_valid_folder: bool = True) -> dict[str, Listing
         has_valid_folder: whether the split valid has a folder. If not, the result has only train.
 
     Raises:
-        InputError: a split has no folder, several, or one that would not be used, there are fewer
-            than two classes, a link leads nowhere, or a class folder contains a folder. Otherwise
-            their images would be missing without a message.
+        InputError: a split has no folder, several, or one that would not be used, the splits have
+            different classes or fewer than two, a link leads nowhere, or a class folder contains a
+            folder. Otherwise their images would be missing without a message.
     """
     listings = {
         split: _list_split(root, folder)
@@ -95,6 +96,7 @@ def list_dataset(root: Path, has_valid_folder: bool = True) -> dict[str, Listing
         "Move its files into the class folder, or remove it.",
     )
     _require_classes(f"{root}/train", list(listings["train"].classes))
+    _require_same_classes(root, *listings.values())
     return listings
 
 
@@ -137,6 +139,16 @@ def _require_classes(folder: str, classes: Sequence[str]) -> None:
             f"{folder}: only one class, {classes[0]!r}. A classifier needs at least two. "
             "Add a folder for each other class."
         )
+
+
+def _require_same_classes(root: Path, *listings: Listing) -> None:
+    """Check that the folders of all splits have the same classes."""
+    for listing, other in itertools.permutations(listings, 2):
+        for class_ in sorted(listing.classes.keys() - other.classes.keys()):
+            raise InputError(
+                f"{root}: class {class_!r} is in {listing.folder} but not in {other.folder}. "
+                "Add it there, or remove it from both."
+            )
 
 
 def _require_unbroken(root: Path, broken: Sequence[str]) -> None:

@@ -216,7 +216,6 @@ def list_images(root: Path, holdout: Holdout | None = None) -> tuple[list[str], 
     for listing in listings.values():
         _require_utf8(root, listing)
     classes = sorted(listings["train"].classes)
-    _require_same_classes(root, *listings.values())
     splits = [_select_images(root, name, classes, listings[name]) for name in listings]
     return classes, hold_out(root, splits[0], classes, holdout) if holdout else splits
 
@@ -251,16 +250,6 @@ def hold_out(root: Path, train: Split, classes: Sequence[str], holdout: Holdout)
         dataclasses.replace(train, images=remaining, labels=train.labels[~is_valid]),
         Split("valid", train.folder, chosen, train.labels[is_valid], left_out=[]),
     ]
-
-
-def _require_same_classes(root: Path, *listings: Listing) -> None:
-    """Check that the folders of all splits have the same classes."""
-    for listing, other in itertools.permutations(listings, 2):
-        for class_ in sorted(listing.classes.keys() - other.classes.keys()):
-            raise InputError(
-                f"{root}: class {class_!r} is in {listing.folder} but not in {other.folder}. "
-                "Add it there, or remove it from both."
-            )
 
 
 def _require_utf8(root: Path, listing: Listing) -> None:
@@ -531,9 +520,9 @@ def log_card(card: dict, path: Path) -> None:
     if left_out:
         number = f"{len(left_out):,} file{'s' * (len(left_out) > 1)}"
         logging.warning(
-            "%s: %s left out, because only image files in class folders are used (the first: %r). "
-            "See `left_out` in this file.",
-            path, number, left_out[0],
+            "%s left out, because only image files in class folders are used (the first: %r). "
+            "See `left_out` in %s.",
+            number, left_out[0], path,
         )  # fmt: skip
 
 

@@ -164,5 +164,6 @@ def _join(path: Iterable[str | int]) -> str:
 
 def suggest(value: str, known: Sequence[str]) -> str:
     """Suggest a fix for an unknown ``value``: the closest ``known`` value, or all of them."""
-    close = difflib.get_close_matches(value, known, n=1)
+    same = [name for name in known if name.lower() == value.lower()]
+    close = same or difflib.get_close_matches(value, known, n=1)
     return f"Did you mean `{close[0]}`?" if close else f"Choose one of {', '.join(known)}."

@@ -172,7 +172,7 @@ def open_session(
     if saved:
         state.load_state_dict(saved["training"])
         records.load_state_dict(saved["records"])
-        logging.info("continuing after %s", state.position)
+        logging.log(job.PROGRESS, "%s: continuing after %s", spec.title, state.position)
         kinds = saved["compute"]
         is_finished = state.position.epoch == start.epoch + spec.num_epochs
         made_by["compute"] = kinds if is_finished else add_kind(kinds, compute.describe_kind())

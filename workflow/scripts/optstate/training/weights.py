@@ -107,6 +107,7 @@ def read_optimizer_state(
             optimizer.
     """
     found = _find_optimizer(path, _read_file(path))
+    num_groups = len(found["param_groups"])
     order = [index for group in found["param_groups"] for index in group["params"]]
     named = list(parameters)
     if len(order) != len(named):
@@ -125,6 +126,8 @@ def read_optimizer_state(
                     f"{path}: parameter {position + 1} of its optimizer does not fit {name} "
                     f"{tuple(value.shape)} under {optimizer['name']}: {difference}. Correct "
                     "`optimizer_state`, `model` or `optimizer`."
+                    + f" It has {num_groups} parameter groups, whose parameters must be in the "
+                    "order of the model's." * (num_groups > 1)
                 )
     if not state:
         raise InputError(
@@ -226,6 +229,6 @@ def _read_file(path: Path) -> Any:
     except Exception as error:  # pickle and torch raise many types for other files
         logging.info("%s: %s", path, error)
         raise InputError(
-            f"{path}: does not load safely (`torch.load` with `weights_only=True`). Save only "
-            "state dicts in it: `torch.save(model.state_dict(), PATH)`."
+            f"{path}: does not load safely (`torch.load` with `weights_only=True`). If you trust "
+            "it, load it with `weights_only=False`, and save only its state dicts."
         ) from error
