@@ -124,6 +124,32 @@ def test_the_content_of_a_file_counts_and_not_its_time(project):
     (project.folder / "mine.pt").write_bytes(before)
 
 
+def test_remedies_are_compared_where_a_state_was_lost(tmp_path, images):
+    project = Project(tmp_path / "project")
+    (project.folder / "net.py").write_text(MODEL)
+    save_checkpoint(project)
+    keys = {line.partition(":")[0]: line for line in CONFIG.format(images=images).splitlines()}
+    keys |= {
+        "optimizer_state": "optimizer_state: lost",
+        "sessions": "sessions: [1]",
+        "schedules": "schedules: {constant: {lr: [1.0e-2]}}",
+        "boundaries": "boundaries: {slow: {keep: [], lr_factor: 0.5}}",
+        "methods": "methods: [constant-new, constant-slow]",
+        "primary": "primary: {measure: end_valid_loss_session1, boundary: slow}",
+    }
+    project.configure("\n".join(keys.values()) + "\n")
+    paths = [
+        f"results/tiny/runs/noise/constant-{name}/seed0/session1/steps.csv"
+        for name in ("new", "slow")
+    ]
+    project.run("--", *paths)
+    new, slow = (read(project.folder / path) for path in paths)
+    assert [row["lr"] for row in new] == ["0.01"] * 3
+    assert [row["lr"] for row in slow] == ["0.005"] * 3
+    assert new[0]["loss"] == slow[0]["loss"]
+    assert new[1]["loss"] != slow[1]["loss"]
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [

@@ -69,7 +69,17 @@ def test_the_changes_at_its_end_are_valid(done):
         values = [change.replace(": ", "=", 1), f"methods=[{', '.join(methods)}]"]
         if "three values" in rest:
             values.append("schedules={constant: {lr: [1e-3, 1e-3, 1e-3]}}")
-        command = [".venv/bin/snakemake", "--cores", "2", "-n", "--quiet", "all"]
-        command += ["--configfile", "my/experiment.yaml", "--config", *values]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
+        plan(folder, "my/experiment.yaml", "--config", *values)
+    (differences,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    (folder / "my/weights_only.yaml").write_text(differences)
+    planned = plan(folder, "my/experiment.yaml", "my/weights_only.yaml")
+    assert "--optimizer-state" not in planned
+    assert planned.count('"rebuild_steps": 20') == 8
+
+
+def plan(folder: Path, *configuration: str) -> str:
+    """Return what a dry run prints."""
+    command = [".venv/bin/snakemake", "--cores", "2", "-n", "--printshellcmds", "--configfile"]
+    result = subprocess.run([*command, *configuration], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr

@@ -22,7 +22,7 @@ from optstate.experiment.configuration import (
     session_spec,
     validate,
 )
-from optstate.experiment.consistency import KEYS_OF_KIND
+from optstate.experiment.consistency import KEYS_OF_KIND, list_files
 from optstate.experiment.runs import Session
 from optstate.experiment.schema import convert_types
 from optstate.job import InputError
@@ -228,6 +228,11 @@ OUTCOME = {"measure": "final_valid_top1", "boundary": "preserve"}
             "weights: IMAGENET1K_V2 belongs to a model of torchvision.",
         ),
         ({"primary__measure": "top1"}, 'primary.measure: "top1" must be one of final_valid_top1'),
+        ({"optimizer_state": "lost"}, "optimizer_state: belongs to weights of your own."),
+        (
+            {"optimizer_state": "lost", "weights": "IMAGENET1K_V2"},
+            "boundaries.preserve.keep: with `optimizer_state: lost`, there is nothing to keep",
+        ),
         ({"primary": []}, r"primary: \[\] must be"),
         ({"primary": [{"boundary": "new"}]}, r"primary\[0\].measure: missing"),
         (
@@ -306,7 +311,7 @@ ONE_SESSION = {"sessions": [3], "schedules__constant__lr": [1e-3]}
         (
             ONE_SESSION | {"methods": ["constant-new", "constant-preserve"]},
             "methods: constant-new and constant-preserve cannot differ, because there is only one "
-            "session. Remove one of them, or add a session to `sessions`.",
+            "session. Remove one of them, add a session to `sessions`, or give `optimizer_state`.",
         ),
         (
             ONE_SESSION | {"methods": ["constant-new", "constant-uninterrupted"]},
@@ -544,6 +549,21 @@ class TestSessionSpec:
             for number, name in ((1, "constant"), (2, "constant-new"))
         )
         assert (first.file_hashes, second.file_hashes) == (hashes, {"model": "1"})
+
+    def test_with_a_lost_state_remedies_are_compared_in_session_1(self):
+        config = change_article(
+            weights="IMAGENET1K_V2",
+            optimizer_state="lost",
+            sessions=[10],
+            schedules__constant__lr=[1e-3],
+            boundaries__slow={"keep": [], "lr_factor": 0.3},
+            methods=["constant-new", "constant-slow"],
+            primary__boundary="slow",
+        )
+        runs = configuration.all_runs(validate(config))
+        factors = {s.name: session_spec(config, s).lr_factor for s in runs.sessions}
+        assert factors == {"constant-new": 1.0, "constant-slow": 0.3}
+        assert list_files(config) == {}
 
     def test_with_an_optimizer_state_session_1_begins_with_a_boundary(self):
         config = ARTICLE | {"optimizer_state": "mine.pt"}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optstate.experiment.consistency import is_published
+from optstate.experiment.consistency import is_published, list_files
 from optstate.experiment.runs import split_method
 from optstate.experiment.schema import Config, suggest
 from optstate.job import InputError
@@ -80,7 +80,7 @@ def require_loads(config: Config) -> None:
     load_weights(model, name, image_size, num_classes, Path(weights))
     for schedule in {split_method(method)[0] for method in config["methods"]}:
         optimizer = config["schedules"][schedule].get("optimizer", config["optimizer"])
-        if state := config["optimizer_state"]:
+        if state := list_files(config).get("optimizer_state"):
             read_optimizer_state(Path(state), optimizer, model.named_parameters())
 
 

@@ -24,6 +24,7 @@ KEYS_OF_KIND = {
     "warmup": {"lr", "warmup_steps"},
 }
 SOURCES = ("archive", "folder", "packaged")
+LOST = "lost"  # the value of `optimizer_state` if only the weights were saved
 
 
 def require_consistent(config: Config) -> None:
@@ -38,11 +39,11 @@ def require_consistent(config: Config) -> None:
     for name, schedule in config["schedules"].items():
         if name in list_schedules(config["methods"]):
             _require_values(f"schedules.{name}", schedule, len(config["sessions"]))
+    _require_files(config)
     _require_boundaries(config)
     _require_methods(config)
     _require_differences(config)
     _require_outcomes(config)
-    _require_files(config)
 
 
 def is_published(weights: str | None) -> bool:
@@ -53,7 +54,9 @@ def is_published(weights: str | None) -> bool:
 def list_files(config: Config) -> dict[str, str]:
     """Return the paths of the user's files whose content the results depend on, by their keys."""
     own = split_model(config["model"])
-    files = {"model": own and own[0], "optimizer_state": config["optimizer_state"]}
+    files = {"model": own and own[0]}
+    if config["optimizer_state"] != LOST:
+        files["optimizer_state"] = config["optimizer_state"]
     if not is_published(config["weights"]):
         files["weights"] = config["weights"]
     return {key: file for key, file in files.items() if file}
@@ -67,7 +70,7 @@ def _require_files(config: Config) -> None:
         raise InputError(f"model: {model} names no function. Write FILE.py:FUNCTION.")
     if own and is_published(weights):
         raise InputError(f"weights: {weights} belongs to a model of torchvision. Give a file.")
-    if state and (not weights or is_published(weights)):
+    if state and (not weights or (is_published(weights) and state != LOST)):
         raise InputError(
             "optimizer_state: belongs to weights of your own. Give their file as `weights`."
         )
@@ -118,10 +121,20 @@ def _require_boundaries(config: Config) -> None:
             if number < find_first_boundary(config):
                 raise InputError(
                     f"{key}.at: session {number} begins with a boundary only if `optimizer_state` "
-                    "is given. Remove it."
+                    "is given. Remove it, or set that to `lost` if only `weights` were saved."
                 )
         if name in used:
+            _require_nothing_lost_kept(key, boundary, config)
             _require_no_circle(name, config)
+
+
+def _require_nothing_lost_kept(key: str, boundary: Boundary, config: Config) -> None:
+    """Check that no state is kept before session 1 if it is lost."""
+    if config["optimizer_state"] == LOST and boundary["keep"] and 1 in boundary.get("at", [1]):
+        raise InputError(
+            f"{key}.keep: with `optimizer_state: lost`, there is nothing to keep before session 1. "
+            "Write `keep: []`, or add `at` without 1."
+        )
 
 
 def _require_no_circle(name: str, config: Config) -> None:
@@ -173,7 +186,7 @@ def _require_differences(config: Config) -> None:
         if not crossed:
             raise InputError(
                 f"methods: {other} and {method} cannot differ, because there is only one session. "
-                "Remove one of them, or add a session to `sessions`."
+                "Remove one of them, add a session to `sessions`, or give `optimizer_state`."
             )
         raise InputError(
             f"methods: {other} and {method} cannot differ, because they do the same at every "

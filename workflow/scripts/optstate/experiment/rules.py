@@ -352,7 +352,7 @@ class Experiment:
         session = self.session_of(wildcards)
         before = self.runs.previous(session)
         options = self._weights_option
-        if before is None and (state := self.config["optimizer_state"]):
+        if before is None and (state := list_files(self.config).get("optimizer_state")):
             options += f" --optimizer-state={shlex.quote(state)}"
         if before:
             earlier = " ".join(f"{self.runs_folder}/{s.folder}" for s in self.runs.earlier(session))
