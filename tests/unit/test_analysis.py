@@ -1771,7 +1771,7 @@ class TestValidity:
             optimizer = getattr(torch.optim, name)([torch.zeros(1)], lr=0.1)
             assert optimizer.defaults[key] == default
 
-    def describe(self, **columns: list) -> dict[str, str]:
+    def describe(self, state: str | None = None, **columns: list) -> dict[str, str]:
         """Return the row of two methods with two sessions, and of an uninterrupted one."""
         ends = [
             ("preserve", 1, 0.9876), ("preserve", 2, 0.8), ("new", 1, 0.9864), ("new", 2, 0.7),
@@ -1792,7 +1792,7 @@ class TestValidity:
             table.assign(dataset="d", schedule="s", method="s-" + table["boundary"], seed=0)
             for table in (steps, epochs)
         ]
-        config = load() | {"schedules": {"s": {}}}
+        config = load() | {"schedules": {"s": {}}, "optimizer_state": state}
         chances = {"d": tables_of_analysis.Chance(0.1, 0.11, 0.1, 0.11)}
         outcome = {"boundary": "preserve", "baseline": "new"}
         (row,) = validity.describe_validity(config, *both, chances, "preserve", outcome)
@@ -1806,6 +1806,8 @@ class TestValidity:
         assert row["above_chance"] == "+17.1 points"  # the mean of 40, 35 and 6.15 is 27.05
         assert row["gap"] == "no batch norm"
         assert row["spikes"] == "0.0 in 1,000 steps"
+        given = self.describe("mine.pt")
+        assert given["train_top1"] == "not measured (given weights), 99 %"
 
     @pytest.mark.parametrize("is_missing", [False, True])
     def test_the_gap_with_and_without_statistics_that_lag_behind(self, is_missing):

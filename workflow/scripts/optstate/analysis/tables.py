@@ -142,7 +142,7 @@ def compute_chance(card: dict[str, Any], valid_per_class: int | None) -> Chance:
 
 
 def list_at_chance(summary: pd.DataFrame, chances: dict[str, Chance]) -> list[tuple[str, str]]:
-    """Return each data set and schedule of which no method is above the level of chance.
+    """Return each data set and schedule whose methods all stay at the level of chance.
 
     A method is above it if the mean over seeds of its final valid top-1 is, or that of the average
     over the classes.

@@ -59,14 +59,16 @@ def describe_validity(
         counts = count_session_steps(in_cell)
         memory = compute_memory(own)
         before = find_train_top1(of_cell)
+        measured = [f"{100 * top1:.0f} %" for top1 in before]
+        if config["optimizer_state"]:
+            measured.insert(0, "not measured (given weights)")
         final = find_final(of_cell)["top1"].mean() - chances[str(dataset)].top1
         yield {
             "dataset": str(dataset),
             "schedule": str(schedule),
             "memory": f"{memory:,.0f} steps ({own['name']})" if memory else own["name"],
             "session_steps": ", ".join(f"{number:,}" for number in counts),
-            "train_top1": ", ".join(f"{100 * top1:.0f} %" for top1 in before)
-            or "none between sessions",
+            "train_top1": ", ".join(measured) or "no boundary",
             "last_steps": f"{counts[-1]:,}",
             "above_chance": f"{100 * final:+.1f} points",
             "spikes": describe_spikes(in_cell[in_cell["boundary"] == preserved]),
