@@ -114,6 +114,19 @@ def test_the_loss_of_a_saved_state_is_that_of_plain_pytorch(tmp_path, own, array
     assert lost == take_epoch(model, cold, arrays, own.seed, 1)
 
 
+def test_the_accuracy_of_given_weights_is_printed_first(tmp_path, own, arrays, caplog):
+    first = train(tmp_path / "first", own, arrays)
+    ends = [row for row in read_rows(first / "epochs.csv") if row["split"] == "valid"]
+    path = first / "checkpoint.pt"
+    spec = replace(own, file_hashes=own.file_hashes | {"weights": file_sha256(path)})
+    with caplog.at_level("INFO"):
+        train(tmp_path / "second", spec, arrays, weights=path)
+    (number,) = (i for i, text in enumerate(caplog.messages) if "the given weights have" in text)
+    loss, top1 = (float(ends[-1][name]) for name in ("loss", "top1"))
+    assert f"valid loss {loss:.4f} top-1 {100 * top1:.1f} %" in caplog.messages[number]
+    assert not any("epoch 1/" in text for text in caplog.messages[:number])
+
+
 def test_some_entries_of_a_saved_state_are_kept(tmp_path, own, arrays, mine):
     _, optimizer, path = mine
     names = ["exp_avg_sq", "step"]

@@ -31,7 +31,7 @@ from optstate.training.batches import (
 from optstate.training.boundary import apply_learning_rate, carry_over
 from optstate.training.checkpoint import Position, TrainingState
 from optstate.training.compute import Compute, add_kind, set_up
-from optstate.training.loop import Session, train_session
+from optstate.training.loop import Session, train_session, validate
 from optstate.training.measuring import OptimizerStep, StepRecords
 from optstate.training.model import make_model
 from optstate.training.progress import (
@@ -112,6 +112,8 @@ def train(spec: SessionSpec, paths: Paths, checkpoint_every: dict[str, float]) -
                 shutil.rmtree(paths.previous_progress, ignore_errors=True)
             try:
                 with explain_errors(spec):
+                    if paths.weights and session.state.position.step < session.first_step:
+                        log_given_weights(session)
                     train_session(session)
             except Interrupted as signal:
                 save_and_exit(session, str(signal))
@@ -350,6 +352,15 @@ def open_recorder(spec: SessionSpec, paths: Paths, start: Position) -> Recorder:
     for number, folder in enumerate(paths.earlier, 1):
         add_earlier_session(paths.curves, number, folder)
     return Recorder(spec, Curves(paths.curves, spec.session), start.epoch + spec.num_epochs)
+
+
+def log_given_weights(session: Session) -> None:
+    """Print the accuracy before the first step, where a wrong ``normalize`` can be noticed."""
+    row = validate(session)
+    logging.log(
+        job.PROGRESS, "%s: the given weights have valid loss %.4f top-1 %.1f %%",
+        session.spec.title, row["loss"], 100 * row["top1"],
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
