@@ -33,7 +33,7 @@ def fetch(output: Path, *arguments: object, **options) -> subprocess.CompletedPr
 
 def test_a_wrong_checksum_is_one_line(archive, output):
     result = fetch(output, "--archive", archive, "--sha256", "0" * 64)
-    assert_one_line(result, "images.tgz", SHA256, "0" * 64, "Correct the archive")
+    assert_one_line(result, "images.tgz", SHA256, "0" * 64, "Correct the file, its address")
     assert sorted(path.name for path in output.parent.iterdir()) == ["images.tgz", "log"]
 
 
