@@ -254,6 +254,14 @@ OUTCOME = {"measure": "final_valid_top1", "boundary": "preserve"}
             "primary.measure: end_valid_top1_session2: an uninterrupted run has no such session",
         ),
         (
+            {
+                "boundaries__preserve__baseline": "uninterrupted",
+                "methods": ["constant-preserve", "constant-uninterrupted"],
+                "primary__measure": "end_valid_top1_session2",
+            },
+            "primary.measure: end_valid_top1_session2: an uninterrupted run has no such session",
+        ),
+        (
             {"primary": [OUTCOME, OUTCOME | {"baseline": "new"}]},
             r"primary\[1\]: the same outcome as an earlier one",
         ),

@@ -136,8 +136,8 @@ def list_outcomes(config: Config) -> list[dict[str, str]]:
     """Return ``boundary``, ``baseline`` and ``measure`` of each primary outcome.
 
     Raises:
-        InputError: an outcome has a baseline with which its boundary is not compared, or is listed
-            twice.
+        InputError: an outcome has a baseline with which its boundary is not compared, or a measure
+            that one of them does not have, or is listed twice.
     """
     outcomes: list[dict[str, str]] = []
     for key, given in consistency.list_outcomes(config).items():
@@ -153,6 +153,11 @@ def list_outcomes(config: Config) -> list[dict[str, str]]:
             raise InputError(
                 f"{key}: {boundary} is not compared with {baseline}, but with "
                 f"{' and '.join(known)}. {fix}"
+            )
+        if "_session" in measure and UNINTERRUPTED in (boundary, baseline):
+            raise InputError(
+                f"{key}.measure: {measure}: an uninterrupted run has no such session. Choose a "
+                "measure of the whole run."
             )
         outcome = {"boundary": boundary, "baseline": baseline, "measure": measure}
         if outcome in outcomes:

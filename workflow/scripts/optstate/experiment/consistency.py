@@ -226,11 +226,6 @@ def _require_outcomes(config: Config) -> None:
                 f"{key}.measure: {outcome['measure']}: no session {session} begins with a "
                 f"boundary. Choose one from {find_first_boundary(config)} to {num_sessions}."
             )
-        if session and UNINTERRUPTED in outcome.values():
-            raise InputError(
-                f"{key}.measure: {outcome['measure']}: an uninterrupted run has no such session. "
-                "Choose a measure of the whole run."
-            )
 
 
 def _require_one_source(key: str, source: dict[str, str]) -> None:
