@@ -64,15 +64,18 @@ def write_tar(images: Path, archive: Path) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=10, help="number of kills in tests/killer")
-    parser.addoption("--alterations", type=int, default=10, help="of finished files")
+    parser.addoption("--kills", type=int, default=3, help="number of kills in tests/killer")
+    parser.addoption("--alterations", type=int, default=5, help="of finished files")
     parser.addoption("--exhaustive", action="store_true", help="try every case of the slow tests")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that share an experiment in the same process of xdist."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run tests that share an experiment in the same process of xdist, and skip the slowest."""
+    slow = pytest.mark.skip(reason="slow: run it with --exhaustive")
     for item in items:
+        if item.get_closest_marker("exhaustive") and not config.getoption("--exhaustive"):
+            item.add_marker(slow)
         for experiment in {"finished", "arms", "tested"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(experiment))
 

@@ -38,10 +38,9 @@ sessions: [1, 1]
 schedules: {{constant: {{lr: [1.0e-2, 1.0e-3]}}, onecycle: null}}
 boundaries: {{once: {{keep: [], at: [1]}}}}
 methods: [constant-new, constant-once, constant-preserve, constant-uninterrupted]
-seeds: [0, 1]
 device: cpu
 """
-FOUR_RUNS = {"first_session": 4, "uninterrupted_run": 2, "last_session": 6}
+FOUR_RUNS = {"first_session": 2, "uninterrupted_run": 1, "last_session": 3}
 
 
 def save_checkpoint(project: Project) -> None:
@@ -78,11 +77,7 @@ def test_every_run_begins_with_a_boundary(project):
         "constant-uninterrupted/seed0/session1",
     ]
     tables = project.folder / "results/tiny/tables"
-    steps = {
-        (row["method"], int(row["step"])): row
-        for row in read(tables / "steps.csv")
-        if row["seed"] == "0"
-    }
+    steps = {(row["method"], int(row["step"])): row for row in read(tables / "steps.csv")}
     for step in range(1, 7):
         new, kept, once, uninterrupted = (
             steps[f"constant-{name}", step]["loss"]
@@ -91,7 +86,7 @@ def test_every_run_begins_with_a_boundary(project):
         assert (new == kept) is (step == 1)
         assert (new == once) is (step <= 4)
         assert (kept == uninterrupted) is (step <= 4)  # afterwards its LR does not change
-    rows = [row for row in read(tables / "boundaries.csv") if row["seed"] == "0"]
+    rows = read(tables / "boundaries.csv")
     assert [(row["boundary"], row["session"]) for row in rows] == [
         (boundary, session) for boundary in ("new", "once", "preserve") for session in "12"
     ]

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from conftest import NOTHING, TINY, Project, count_jobs, wait_until
+from conftest import TINY, Project, count_jobs, wait_until
 from optstate.checksums import write_checksums
 from optstate.job import take_lock
 
@@ -166,18 +166,20 @@ def test_a_cluster_job_uses_the_submitted_configuration(slow, monkeypatch):
 
 
 def test_two_experiments_share_the_arrays(project):
-    with project.running("--config", ONE_METHOD) as first:
+    first_sessions = ("--until", "first_session")
+    with project.running("--config", ONE_METHOD, *first_sessions) as first:
         wait_until(lambda: any((project.folder / ".snakemake/locks").glob("*")))
         during_first = project.snakemake("--config", ONE_METHOD, "experiment=other")
         assert "cannot be locked" in during_first.stderr
         printed = first.communicate()
         assert first.returncode == 0, printed
     both = [
-        project.start("--config", "methods=[constant-preserve]", f"experiment={name}")
+        project.start("--config", ONE_METHOD, f"experiment={name}", *first_sessions)
         for name in ("one", "two")
     ]
     for process in both:
         assert process.communicate() and process.returncode == 0
-    tables = [project.folder / f"results/{name}/tables/steps.csv" for name in ("one", "two")]
+    session = "runs/noise/constant/seed0/session1"
+    tables = [project.folder / f"results/{name}/{session}/steps.csv" for name in ("one", "two")]
     assert tables[0].read_bytes() == tables[1].read_bytes()
-    assert NOTHING in project.run("--config", ONE_METHOD)
+    assert count_jobs(project, "--config", ONE_METHOD, *first_sessions) == {}

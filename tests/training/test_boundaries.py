@@ -101,7 +101,7 @@ class TestOverTheRun:
     @pytest.mark.parametrize("name", OPTIMIZERS)
     def test_preserve_equals_uninterrupted(self, request, tmp_path, arrays, name, kind):
         if name != "Adam" and kind != "onecycle" and not request.config.getoption("--exhaustive"):
-            pytest.skip("takes minutes: run it with --exhaustive")
+            pytest.skip("slow: run it with --exhaustive")
         config = make_config(
             {"new": {"keep": []}, "preserve": {"keep": "all"}}, kind, optimizer=OPTIMIZERS[name]
         )

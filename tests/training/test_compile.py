@@ -59,10 +59,9 @@ def test_a_later_session_continues_from_a_compiled_one(tmp_path, arrays, compile
     train(tmp_path, replace(SECOND, compile=True, num_epochs=1), arrays, previous=first)
 
 
-def test_compiled_runs_are_equal_and_differ_from_eager_ones_by_rounding(tmp_path, arrays, request):
+@pytest.mark.exhaustive
+def test_compiled_runs_are_equal_and_differ_from_eager_ones_by_rounding(tmp_path, arrays):
     """Test this with torch.compile itself."""
-    if not request.config.getoption("--exhaustive"):
-        pytest.skip("takes minutes: run it with --exhaustive")
     eager, once, again = (
         read_rows(
             train(tmp_path / name, replace(SPEC, compile=name != "eager"), arrays) / "steps.csv"

@@ -249,9 +249,8 @@ def test_nothing_is_cut_off_and_no_texts_overlap(case):
     check_figures(case)
 
 
-def test_every_case(request):
-    if not request.config.getoption("--exhaustive"):
-        pytest.skip("takes an hour: run it with --exhaustive")
+@pytest.mark.exhaustive  # an hour
+def test_every_case():
     for case in itertools.product(*EVERY_VALUE):
         check_figures(Case(*case))
 
