@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "docs"))
+import export_study
 import recompute
 
 FIRST = ROOT / "docs/study"
@@ -76,6 +77,15 @@ def test_an_altered_table_does_not_follow(tmp_path):
     found.to_csv(path, index=False)
     with pytest.raises(AssertionError, match="steps_lost"):
         recompute.main(tmp_path / "study", tmp_path / "output", with_figures=False)
+
+
+def test_an_exported_study_can_be_recomputed(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export_study, "MAX_BYTES", 5000)
+    export_study.main(finished.folder / "tiny.yaml", tmp_path / "study", finished.folder)
+    assert {path.suffix for path in (tmp_path / "study/tables").iterdir()} == {".csv", ".xz"}
+    assert (tmp_path / "study/plan.json").stat().st_size > 0
+    recompute.main(tmp_path / "study", tmp_path / "output", with_figures=False)
+    assert "| noise | onecycle | final valid top-1 | preserve" in capsys.readouterr().out
 
 
 def test_the_first_page_has_the_gap_of_each_epoch():
