@@ -195,7 +195,7 @@ datasets:
   imagewoof: null
   noise: {{{source}}}
 image_size: 32
-model: resnet18
+model: shufflenet_v2_x0_5
 batch_size: 4
 sessions: [2, 1, 1]
 schedules:

@@ -180,12 +180,13 @@ def test_published_weights_are_fetched_by_a_rule_and_verified(tmp_path, images):
     config = TINY.format(source=f"folder: {images}")
     project.configure(f"{config}weights: IMAGENET1K_V1\nmirror: {mirror}\n")
     assert count_jobs(project)["fetch_weights"] == 1
-    result = project.snakemake()
-    assert "resnet18-f37072fd.pth: no such file" in result.stderr
-    (mirror / "resnet18-f37072fd.pth").write_bytes(b"not these")
+    published = "shufflenetv2_x0.5-f707e7126e.pth"
+    assert f"{published}: no such file" in project.snakemake().stderr
+    (mirror / published).write_bytes(b"not these")
     result = project.snakemake()
     assert result.returncode != 0
-    assert re.search("^error: .*resnet18-f37072fd.pth: its SHA-256 is", result.stderr, re.MULTILINE)
+    assert re.search(f"^error: .*{published}: its SHA-256 is", result.stderr, re.MULTILINE)
     assert not list(project.folder.glob("results/*/runs"))
     project.configure(f"{config}weights: IMAGENET1K_V2\n")
-    assert "weights: resnet18 has no weights 'IMAGENET1K_V2'" in project.snakemake("-n").stderr
+    unknown = "weights: shufflenet_v2_x0_5 has no weights 'IMAGENET1K_V2'"
+    assert unknown in project.snakemake("--dry-run").stderr

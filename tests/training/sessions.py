@@ -20,7 +20,7 @@ CONFIG = configuration.load(
         # Any source: the tests write their own arrays.
         "datasets": {"imagenette": None, "imagewoof": None, "noise": {"packaged": "digits"}},
         "image_size": 32,
-        "model": "resnet18",
+        "model": "shufflenet_v2_x0_5",
         "batch_size": 4,
         "augment": "crop_flip",
         "sessions": [3, 2],

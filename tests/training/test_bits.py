@@ -10,12 +10,10 @@ from conftest import file_sha256, run_module
 from optstate.training import loop
 from sessions import FIRST, assert_equal_bits, load_checkpoint, read_rows, train, write_arrays
 
-SPEC = replace(FIRST, model="shufflenet_v2_x0_5")
-
 # Without batch norm and Adam, rounding errors stay small, so that all processors give these losses.
 # They were computed with torch 2.15.0. Change them only if a change to training is intended.
 GOLDEN = replace(
-    SPEC, model="squeezenet1_1", batch_size=8, optimizer={"name": "SGD", "momentum": 0.9},
+    FIRST, model="squeezenet1_1", batch_size=8, optimizer={"name": "SGD", "momentum": 0.9},
     learning_rate={"kind": "onecycle", "initial_lr": 5e-4, "max_lr": 5e-3},
 )  # fmt: skip
 GOLDEN_LOSSES = [0.699894, 0.694858, 0.694554, 0.692891, 0.695318, 0.691702]
@@ -45,8 +43,8 @@ def test_losses_equal_the_committed_ones(tmp_path, arrays):
 
 
 def test_every_run_on_a_machine_gives_the_same_bytes(tmp_path, arrays):
-    here = train(tmp_path / "here", SPEC, arrays)
-    apart = [train_in_new_process(tmp_path / name, SPEC, arrays) for name in "ab"]
+    here = train(tmp_path / "here", FIRST, arrays)
+    apart = [train_in_new_process(tmp_path / name, FIRST, arrays) for name in "ab"]
     assert apart == [file_sha256(here / "checkpoint.pt")] * 2
     for name in "ab":
         assert (tmp_path / name / "steps.csv").read_bytes() == (here / "steps.csv").read_bytes()
@@ -57,7 +55,7 @@ def test_the_configuration_sets_the_number_of_threads(tmp_path, arrays, threads)
     """Snakemake sets these variables to the number of cores of a job. They must not matter."""
     digests = {
         train_in_new_process(
-            tmp_path / outside, replace(SPEC, cpu_threads=threads), arrays,
+            tmp_path / outside, replace(FIRST, cpu_threads=threads), arrays,
             OMP_NUM_THREADS=outside, MKL_NUM_THREADS=outside,
         )
         for outside in ("1", "2")
@@ -78,13 +76,13 @@ def test_the_configuration_sets_the_number_of_threads(tmp_path, arrays, threads)
     ],
 )
 def test_another_configuration_gives_other_weights(tmp_path, arrays, change):
-    first = load_checkpoint(train(tmp_path / "a", SPEC, arrays))["model"]
-    other = load_checkpoint(train(tmp_path / "b", replace(SPEC, **change), arrays))["model"]
+    first = load_checkpoint(train(tmp_path / "a", FIRST, arrays))["model"]
+    other = load_checkpoint(train(tmp_path / "b", replace(FIRST, **change), arrays))["model"]
     assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
 
 
 def test_sessions_that_keep_everything_equal_an_uninterrupted_run(tmp_path, arrays):
-    same = replace(SPEC, schedule="constant", learning_rate={"kind": "constant", "lr": 1e-3})
+    same = replace(FIRST, schedule="constant", learning_rate={"kind": "constant", "lr": 1e-3})
     first = train(tmp_path, replace(same, method="constant", num_epochs=1), arrays)
     named = {"boundary": "preserve", "method": "constant-preserve", "session": 2, "keep": "all"}
     second = train(tmp_path, replace(same, **named, num_epochs=2), arrays, previous=first)
@@ -101,16 +99,16 @@ def test_sessions_that_keep_everything_equal_an_uninterrupted_run(tmp_path, arra
 
 
 def test_another_order_of_batches_gives_other_weights(tmp_path, arrays, monkeypatch):
-    first = train(tmp_path / "a", SPEC, arrays)
+    first = train(tmp_path / "a", FIRST, arrays)
     shuffle = loop.shuffle_indices
-    monkeypatch.setattr(loop, "shuffle_indices", lambda *a: np.roll(shuffle(*a), SPEC.batch_size))
-    other = train(tmp_path / "b", SPEC, arrays)
+    monkeypatch.setattr(loop, "shuffle_indices", lambda *a: np.roll(shuffle(*a), FIRST.batch_size))
+    other = train(tmp_path / "b", FIRST, arrays)
     assert file_sha256(first / "checkpoint.pt") != file_sha256(other / "checkpoint.pt")
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("auto", True), (True, True), (False, False)])
 def test_determinism_is_recorded(tmp_path, arrays, restore_determinism, setting, expected):
-    output = train(tmp_path, replace(SPEC, deterministic=setting, num_epochs=1), arrays)
+    output = train(tmp_path, replace(FIRST, deterministic=setting, num_epochs=1), arrays)
     assert load_checkpoint(output)["meta"]["deterministic"] is expected
     assert torch.are_deterministic_algorithms_enabled() is expected
 

@@ -113,24 +113,32 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Curves:
-    """One session's TensorBoard events, in the folder of every run that the session is part of.
+    """A run's TensorBoard events so far, in the folder of every run that the session is part of.
 
-    A folder has an event file per session, which together show the run as one curve. A session
-    rewrites its event file from its rows whenever it starts or continues. It also removes the event
-    files of later sessions, because these depend on it.
+    Whenever a session starts or continues, it replaces the event file that an earlier session has
+    left. A file per session would not do: TensorBoard reads files in the order of their names,
+    which is not that of the sessions if there are more than ten.
+
+    Args:
+        folders: the TensorBoard folders.
+        session: the session's number.
+        earlier: the output folders of all earlier sessions. Those without tables are left out.
     """
 
-    def __init__(self, folders: Iterable[Path], session: int) -> None:
+    def __init__(self, folders: Iterable[Path], session: int, earlier: Iterable[Path] = ()) -> None:
         self.writers = []
         self.last_step: dict[int, int] = {}  # by epoch
         for folder in folders:
-            for path in _list_event_files(folder):
-                if _parse_session(path) >= session:
-                    path.unlink()
+            for path in folder.glob("events.out.tfevents.*.session*"):
+                path.unlink()
             writer = EventFileWriter(str(folder), filename_suffix=f".session{session}")
-            if session == 1:  # in a later file, this event would hide the points before it
-                writer.add_event(Event(wall_time=time.time(), summary=_describe_run(folder)))
+            writer.add_event(Event(wall_time=time.time(), summary=_describe_run(folder)))
             self.writers.append(writer)
+        for output in earlier:
+            with contextlib.suppress(FileNotFoundError):
+                steps, epochs = (read_rows(output / f"{name}.csv") for name in ("steps", "epochs"))
+                self.add_steps(steps)
+                self.add_epochs(epochs)
 
     def add_steps(self, rows: Iterable[Row]) -> None:
         """Add a point per step."""
@@ -170,22 +178,6 @@ class Curves:
             writer.flush()
 
 
-def add_earlier_session(folders: Iterable[Path], session: int, output: Path) -> None:
-    """Write the curves of a finished session, which may be older than the folders of its curves.
-
-    Args:
-        folders: the TensorBoard folders.
-        session: the session's number.
-        output: the session's folder with its tables. Without them, nothing is written.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        steps, epochs = (read_rows(output / f"{name}.csv") for name in ("steps", "epochs"))
-        curves = Curves(folders, session)
-        curves.add_steps(steps)
-        curves.add_epochs(epochs)
-        curves.close()
-
-
 def _describe_run(folder: Path) -> Summary:
     """The run of a folder ``DATASET/METHOD/seedN``, for the table of TensorBoard's HParams page."""
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # takes a fifth of a second
@@ -195,11 +187,3 @@ def _describe_run(folder: Path) -> Summary:
     names = {"dataset": dataset, "schedule": schedule, "boundary": boundary}
     number = {"seed": int(seed.removeprefix("seed"))}
     return hparams_pb(names | number, trial_id=f"{dataset}/{method}/{seed}")
-
-
-def _list_event_files(folder: Path) -> list[Path]:
-    return list(folder.glob("events.out.tfevents.*.session*"))
-
-
-def _parse_session(path: Path) -> int:
-    return int(path.name.rpartition("session")[2])

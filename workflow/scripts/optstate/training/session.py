@@ -41,7 +41,7 @@ from optstate.training.progress import (
     keep_final,
     stop_on_signals,
 )
-from optstate.training.recording import Curves, Recorder, add_earlier_session, read_rows
+from optstate.training.recording import Curves, Recorder, read_rows
 from optstate.training.schedule import ScaledLR, make_optimizer, make_scheduler
 from optstate.training.spec import SessionSpec, split_model
 from optstate.training.weights import load_weights, read_optimizer_state
@@ -349,9 +349,8 @@ def read_update_norms(
 
 def open_recorder(spec: SessionSpec, paths: Paths, start: Position) -> Recorder:
     """Return the recorder of a session that starts at ``start``, with its TensorBoard curves."""
-    for number, folder in enumerate(paths.earlier, 1):
-        add_earlier_session(paths.curves, number, folder)
-    return Recorder(spec, Curves(paths.curves, spec.session), start.epoch + spec.num_epochs)
+    curves = Curves(paths.curves, spec.session, paths.earlier)
+    return Recorder(spec, curves, start.epoch + spec.num_epochs)
 
 
 def log_given_weights(session: Session) -> None:
