@@ -131,9 +131,12 @@ def draw_figures(output: Path, config: Config) -> None:
 
 
 def list_comparisons(study: Path, config: Config) -> list[str]:
-    """Return the comparisons of the primary measures as the lines of a Markdown table."""
+    """Return the comparisons of the primary measures as the lines of a Markdown table.
+
+    Comparisons of a single pair have no interval and are left out.
+    """
     found = read_committed(study, "comparisons")
-    found = found[found["measure"].isin(list_measures(config))]
+    found = found[found["measure"].isin(list_measures(config))].dropna(subset="low")
     lines = ["| data set | schedule | measure | difference | mean [interval] | verdict |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for row in found.sort_values("primary", ascending=False, kind="stable").itertuples():
