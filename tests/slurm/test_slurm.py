@@ -14,8 +14,9 @@ from cluster import Cluster, Unavailable, run_slurm
 from conftest import TINY, Project, wait_until, write_archived_images
 from killer import read_results
 
-# The longer the sessions, the more can happen to them. `auto` requests the node's fake GPUs.
-SHORT = TINY.replace("device: cpu", "device: auto")
+# The longer the sessions, the more can happen to them, so this model is larger than elsewhere.
+# `auto` requests the node's fake GPUs.
+SHORT = TINY.replace("shufflenet_v2_x0_5", "resnet18").replace("device: cpu", "device: auto")
 MEDIUM = SHORT.replace("[2, 1, 1]", "[30, 2, 2]") + "methods: [constant-new, onecycle-preserve]\n"
 LONG = MEDIUM.replace("[30,", "[200,")
 SCHEDULES = ("constant", "onecycle")
