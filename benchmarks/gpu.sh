@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the CUDA tests, the benchmark and the article's experiment on a machine with a GPU:
 #   ARCHIVES=folder/of/archives benchmarks/gpu.sh
-# The machine needs Python >= 3.11, torch >= 2.11 and torchvision, but no network and no Snakemake.
+# The machine needs Python >= 3.11.4, torch >= 2.11 and torchvision, but no network and no Snakemake.
 # A second call with the same folders continues where the time limit ended the first one.
 # Options are variables; paths are relative to the repository:
 #   OUTPUT    folder of the results: tables, logs and machine.json, a few MB (results/gpu)

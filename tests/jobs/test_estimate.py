@@ -51,6 +51,13 @@ def test_the_number_of_files_is_that_of_a_simulation():
         assert total.files(num_gpus) == pytest.approx(files, rel=0.1)
 
 
+def test_more_gpus_than_runs_need_no_more_files():
+    total = estimate(RUNS, CONFIG, 10)
+    assert total.files(1000) == total.files(12)
+    most, *fewer = total.files(12)
+    assert max(fewer) <= most
+
+
 @pytest.mark.parametrize("optimizer", [{"name": "Adam"}, {"name": "SGD", "momentum": 0.9}])
 def test_checkpoints_hold_parameters_buffers_and_optimizer_state(optimizer):
     """Only schedules of the methods count."""

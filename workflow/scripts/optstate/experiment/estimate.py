@@ -57,11 +57,11 @@ class Estimate:
         Returns:
             The number of files if ``keep_checkpoints`` is ``all``, ``last`` and ``none``.
         """
-        return [
-            self.num_sessions + self.num_runs + num_gpus,
-            2 * self.num_runs + 2 * num_gpus,
-            self.num_runs + 4 * num_gpus,
-        ]
+        num_running = min(num_gpus, self.num_runs)
+        most = self.num_sessions + self.num_runs + num_running
+        last = 2 * self.num_runs + 2 * num_running
+        none = self.num_runs + 4 * num_running
+        return [most, min(last, most), min(none, most)]
 
 
 def estimate(runs: Runs, config: Config, seconds_per_epoch: float) -> Estimate:
