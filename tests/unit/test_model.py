@@ -199,6 +199,27 @@ class TestOwnModel:
             require_runs(f"{tmp_path}/net.py:make", 16, 3)
 
     @pytest.mark.parametrize(
+        ("body", "error"),
+        [
+            ("x = self.conv(x); return x.view(len(x), -1)[:, :3]", "view size .*reshape"),
+            ("x = self.conv(x).mean((2, 3)); return x if self.training else (x,)", "returns tuple"),
+            ("self.ema.add_(1); return self.conv(x).mean((2, 3))", "its buffer ema changes in tra"),
+            ("x = self.conv(x); y = x.sigmoid(); x = y * y; y.add_(1); return x.mean((2, 3))",
+             "modified by an inplace operation"),
+        ],
+    )  # fmt: skip
+    def test_a_model_that_would_fail_later_is_an_error(self, tmp_path, body, error):
+        (tmp_path / "net.py").write_text(
+            "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+            "    def __init__(self):\n        super().__init__()\n"
+            "        self.conv = nn.Conv2d(3, 3, 3)\n"
+            "        self.register_buffer('ema', torch.zeros(1), persistent=False)\n\n"
+            f"    def forward(self, x):\n        {body}\n\n\ndef make(**_):\n    return Net()\n"
+        )
+        with pytest.raises(InputError, match=error):
+            require_runs(f"{tmp_path}/net.py:make", 16, 3)
+
+    @pytest.mark.parametrize(
         ("old", "new", "error"),
         [
             ("num_classes)", "7)", r"returns \(2, 7\) for 2 images and 3 classes"),

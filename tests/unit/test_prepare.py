@@ -1,6 +1,7 @@
 """Decode images into arrays, in this process instead of workers."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -450,3 +451,16 @@ class TestBadInput:
     def test_folder_that_changes(self, images, tmp_path):
         with pytest.raises(InputError, match=f"{images}: its files have changed .* Run again"):
             run(tmp_path / "out", "--folder", images, "--sha256", "0" * 64)
+
+
+def test_a_file_is_hashed_from_its_position_in_several_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "READ_BYTES", 5)
+    (tmp_path / "a").write_bytes(bytes(range(20)))
+    digest = hashlib.sha256()
+    with (tmp_path / "a").open("rb", buffering=0) as file:
+        prepare.update_digest(digest, file, 7)
+        assert digest.digest() == hashlib.sha256(bytes(range(7))).digest()
+        prepare.update_digest(digest, file, 13)
+        assert digest.digest() == hashlib.sha256(bytes(range(20))).digest()
+        with pytest.raises(EOFError, match="3 bytes are missing"):
+            prepare.update_digest(digest, file, 3)

@@ -66,6 +66,7 @@ def test_the_root_is_found_below_single_folders(tmp_path, top, name):
     images = tmp_path / top
     (images / name / "ant").mkdir(parents=True)
     (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / ".cache").mkdir()
     assert find_root(tmp_path) == images
 
 

@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,43 @@ class TestWeights:
         torch.save(make_model("resnet34", 32, 4).state_dict(), tmp_path / "weights.pt")
         with pytest.raises(InputError, match=r"weights.pt: these are not weights of resnet18"):
             self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+
+    def test_weights_for_another_image_size_are_an_error_that_names_it(self, tmp_path):
+        torch.save(make_model("vit_b_16", 64, 4).state_dict(), tmp_path / "weights.pt")
+        error = (
+            r"one entry differs, 'encoder.pos_embedding' of shape \(1, 17, 768\) instead of "
+            r"\(1, 5, 768\)\. Correct `weights`, `model` or `image_size`"
+        )
+        with pytest.raises(InputError, match=error):
+            load_weights(make_model("vit_b_16", 32, 4), "vit_b_16", 32, 4, tmp_path / "weights.pt")
+
+    @pytest.mark.parametrize("name", ["densenet121", "resnet18", "vit_b_16"])
+    def test_files_of_older_versions_are_read(self, tmp_path, name):
+        source, target = make_model(name, 32, 10), make_model(name, 32, 4)
+        state = source.state_dict()
+        for key in list(state):
+            older = re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key)
+            older = older.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2")
+            if not key.endswith("num_batches_tracked"):
+                state[older] = state[key]
+            if older != key or key.endswith("num_batches_tracked"):
+                del state[key]
+        for versions in state._metadata.values():
+            versions.pop("version", None)
+        torch.save({"state_dict": state}, tmp_path / "weights.pt")
+        new = load_weights(target, name, 32, 4, tmp_path / "weights.pt")
+        assert len(new) == 2
+        expected = source.state_dict()
+        for key, value in target.state_dict().items():
+            assert key in new or key.endswith("tracked") or torch.equal(value, expected[key])
+
+    def test_the_versions_of_modules_keep_their_names_without_prefix(self, tmp_path):
+        source, target = make_model("mnasnet0_5", 32, 4), make_model("mnasnet0_5", 32, 4)
+        torch.save(nn.DataParallel(source).state_dict(), tmp_path / "weights.pt")
+        assert load_weights(target, "mnasnet0_5", 32, 4, tmp_path / "weights.pt") == []
+        torch.save(dict(source.state_dict()), tmp_path / "weights.pt")
+        with pytest.raises(InputError, match=r"cannot be loaded \(version should .*Save them with"):
+            load_weights(target, "mnasnet0_5", 32, 4, tmp_path / "weights.pt")
 
     @pytest.mark.parametrize(
         "content", [{1: torch.ones(1)}, {"a": torch.ones(1).to_sparse()}, [1, 2], {}, {"a": 3}]
@@ -159,6 +197,18 @@ class TestOptimizerState:
         given = self.train(self.make_net())
         del given["state"][1]
         assert list(self.read(tmp_path, given)) == [0, 2, 3]
+
+    def test_the_fused_sgd_needs_momentum_of_all_parameters(self, tmp_path):
+        sgd = {"name": "SGD", "momentum": 0.9}
+        given = self.train(self.make_net(), **sgd)
+        del given["state"][1]
+        self.check_refused(
+            tmp_path, given, "no momentum for 0.bias, .* Add `foreach: true`", optimizer=sgd
+        )
+        net = self.make_net()
+        assert list(self.read(tmp_path, given, sgd | {"foreach": True}, net)) == [0, 2, 3]
+        net[0].bias.requires_grad = False
+        assert list(self.read(tmp_path, given, sgd, net)) == [0, 2, 3]
 
     def check_refused(self, tmp_path, content, error, **options):
         with pytest.raises(InputError, match=rf"mine.pt: .*{error}"):

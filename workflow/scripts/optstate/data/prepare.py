@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import gc
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -44,6 +45,7 @@ from optstate.job import (
 )
 
 CHUNK = 64  # images that a worker decodes per task
+READ_BYTES = 1 << 24  # at once, while arrays are hashed
 CHUNKS_PER_SYNC = 8  # chunks that are decoded between two writes to the disk
 HASH_STRIDE = 61  # only every 61st byte of the pixels is hashed to find possible duplicates
 COLOURLESS = {"1", "L", "LA", "La"}  # Pillow's modes of up to 8 bits without colour
@@ -336,15 +338,26 @@ def decode_split(
         output.open("rb", buffering=0) as written,
         show_progress(f"decode {split.name}", len(split.images), unit="images") as progress,
     ):
-        digest = hashlib.sha256(written.read(header))
+        digest = hashlib.sha256()
+        update_digest(digest, written, header)
         for number, (of_chunk, in_chunk) in enumerate(pool.map(_decode_chunk, tasks), 1):
             problems += in_chunk
-            digest.update(written.read(len(of_chunk) * num_bytes))  # while the workers decode
+            update_digest(digest, written, len(of_chunk) * num_bytes)  # while the workers decode
             traits.append(of_chunk)
             if number % CHUNKS_PER_SYNC == 0:
                 os.fsync(written.fileno())  # spreads the writes, so that the last sync is short
             progress.update(len(of_chunk))
     return np.concatenate(traits), digest.hexdigest(), problems
+
+
+def update_digest(digest: "hashlib._Hash", file: io.FileIO, num_bytes: int) -> None:
+    """Add the next ``num_bytes`` of an unbuffered file. A single read returns less than 2 GiB."""
+    while num_bytes:
+        part = file.read(min(num_bytes, READ_BYTES))
+        if not part:
+            raise EOFError(f"{num_bytes} bytes are missing at the end of an array")
+        digest.update(part)
+        num_bytes -= len(part)
 
 
 def allocate(path: Path, shape: tuple[int, ...]) -> int:

@@ -132,7 +132,7 @@ def find_root(folder: Path) -> Path:
     """
     names = [name for names in FOLDERS.values() for name in names]
     while not any((folder / name).is_dir() for name in names):
-        inside = [p for p in folder.iterdir() if p.is_dir() and p.name != "__MACOSX"]
+        inside = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
         if len(inside) != 1:
             break
         folder = inside[0]

@@ -115,6 +115,7 @@ def set_up(spec: SessionSpec) -> Compute:
         # Otherwise torch fills every new tensor, a debugging aid that costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not is_deterministic
+    torch.backends.cudnn.allow_tf32 = False  # float32 convolutions would have 10 bits of mantissa
     default = "bfloat16" if on_gpu else "float32"
     return Compute(
         device=torch.device("cuda" if on_gpu else "cpu"),

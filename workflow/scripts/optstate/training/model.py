@@ -7,6 +7,7 @@ import inspect
 import sys
 import traceback
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -109,16 +110,18 @@ def require_runs(name: str, image_size: int, num_classes: int) -> None:
     """Check that a model accepts images of ``image_size`` pixels.
 
     torchvision's models run on torch's meta device, which computes only shapes. A user's own model
-    may do what that device cannot.
+    may do what that device cannot, and it is trained and evaluated on two images.
 
     Raises:
-        InputError: the model does not, or its output is not (images, classes).
+        InputError: the model does not, its output is not (images, classes), or it has state that
+            checkpoints would lack.
     """
     own = split_model(name)
     device = "cpu" if own else "meta"
     try:
         model = make_model(name, image_size, num_classes).to(device)
-        output = model(torch.zeros(2, 3, image_size, image_size, device=device))
+        images = torch.rand(2, 3, image_size, image_size, device=device)
+        outputs = list(_train_and_evaluate(model, images)) if own else [model(images)]
     except InputError:
         raise
     except Exception as error:  # each model raises its own errors
@@ -130,6 +133,33 @@ def require_runs(name: str, image_size: int, num_classes: int) -> None:
             f"model: {name} does not work with an image_size of {image_size} ({reason}). Choose "
             "another size or model."
         ) from error
+    for output in outputs:
+        _require_output(name, output, num_classes)
+
+
+def _train_and_evaluate(model: nn.Module, images: torch.Tensor) -> Iterator[object]:
+    """Yield a user's model's output in training, then in evaluation, computed as sessions do."""
+    model = model.to(memory_format=torch.channels_last)
+    images = images.to(memory_format=torch.channels_last)
+    saved = model.state_dict().keys()
+    unsaved = {name: b.clone() for name, b in model.named_buffers() if name not in saved}
+    output = model(images)
+    yield output
+    if isinstance(output, torch.Tensor):
+        output.sum().backward()
+    buffers = dict(model.named_buffers())
+    for name, before in unsaved.items():
+        if not torch.equal(before, buffers[name]):
+            raise InputError(
+                f"model: its buffer {name} changes in training, but is not in `state_dict()`. "
+                "Register it with `persistent=True`."
+            )
+    with torch.inference_mode():
+        yield model.eval()(images)
+
+
+def _require_output(name: str, output: object, num_classes: int) -> None:
+    """Check that the output of a model for two images is (2, ``num_classes``)."""
     if not isinstance(output, torch.Tensor):
         raise InputError(
             f"model: {name} returns {type(output).__name__}, not one tensor. Choose another model."

@@ -5,8 +5,11 @@ names. Wrappers (DataParallel, LightningModule, torch.compile) put a prefix befo
 weights.
 """
 
+import copy
 import logging
+import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,9 @@ from optstate.training.schedule import make_optimizer
 MODEL_KEYS = ("model", "state_dict", "model_state_dict")
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_states")
 PREFIXES = ("module.", "model.", "_orig_mod.")
+# Entries of DenseNets in torchvision's own files, such as `denselayer1.norm.1.weight`.
+# Source: torchvision/models/densenet.py.
+OF_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 def load_weights(
@@ -29,7 +35,8 @@ def load_weights(
 ) -> list[str]:
     """Load a state dict into ``model``, except for a head of a different size.
 
-    Entries of auxiliary heads that the model lacks are ignored.
+    Entries of auxiliary heads that the model lacks are ignored. Files that older versions of torch
+    and torchvision wrote are read as they read them.
 
     Args:
         model: a model made by ``make_model`` from the next three arguments.
@@ -48,7 +55,7 @@ def load_weights(
     head = _find_head(name, image_size, num_classes)
     given = {
         key: value
-        for key, value in _read_weights(path, own).items()
+        for key, value in _upgrade(_read_weights(path, own), model, path).items()
         if key in own or not key.lower().startswith("aux")
     }
     left_out = {k for k in head if k not in given or given[k].shape != own[k].shape}
@@ -58,12 +65,49 @@ def load_weights(
         if key not in own or key not in given or given[key].shape != own[key].shape
     )
     if wrong:
-        raise InputError(
-            f"{path}: these are not weights of {name}: {len(wrong)} entries differ, for example "
-            f"{wrong[0]!r}. Correct `weights` or `model`."
-        )
-    model.load_state_dict({key: own[key] if key in left_out else given[key] for key in own})
+        differences = _describe_differences(wrong, given, own)
+        raise InputError(f"{path}: these are not weights of {name}: {differences}")
+    own.update({key: value for key, value in given.items() if key not in left_out})
+    model.load_state_dict(own)
     return sorted(left_out)
+
+
+def _describe_differences(
+    wrong: list[str], given: dict[str, torch.Tensor], own: dict[str, torch.Tensor]
+) -> str:
+    """Return how many entries of two state dicts differ, with an example and the fix."""
+    key, *others = wrong
+    number = f"{len(wrong)} entries differ, for example" if others else "one entry differs,"
+    if not all(name in own and name in given for name in wrong):
+        return f"{number} {key!r}. Correct `weights` or `model`."
+    shapes = " instead of ".join(str(tuple(values[key].shape)) for values in (given, own))
+    return f"{number} {key!r} of shape {shapes}. Correct `weights`, `model` or `image_size`."
+
+
+def _upgrade(
+    given: dict[str, torch.Tensor], model: nn.Module, path: Path
+) -> dict[str, torch.Tensor]:
+    """Return a state dict with the entries that ``model`` makes of it when it loads it.
+
+    The modules of torch and torchvision rename and add entries of older versions. Entries that do
+    not fit the model stay as they are.
+    """
+    loaded, own = copy.deepcopy(model), model.state_dict()
+    fitting, others = OrderedDict(given), {}
+    for key, value in given.items():
+        if key in own and own[key].shape != value.shape:
+            others[key] = fitting.pop(key)
+    fitting._metadata = getattr(given, "_metadata", {})  # type: ignore[attr-defined]
+    try:
+        missing, unexpected = loaded.load_state_dict(fitting, strict=False)
+    except (RuntimeError, ValueError) as error:  # each module raises its own errors
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"{path}: its weights cannot be loaded ({reason}). Save them with "
+            "`torch.save(model.state_dict(), PATH)`."
+        ) from error
+    others |= {key: given[key] for key in unexpected}
+    return {k: v for k, v in loaded.state_dict().items() if k not in missing} | others
 
 
 def count_classes(name: str, image_size: int, path: Path) -> int | None:
@@ -119,6 +163,12 @@ def read_optimizer_state(
     state = {}
     for position, (index, (name, value)) in enumerate(zip(order, named, strict=True)):
         given = {k: v for k, v in found["state"].get(index, {}).items() if v is not None}
+        is_missing = not given and bool(found["state"]) and value.requires_grad
+        if is_missing and _needs_all_state(optimizer):
+            raise InputError(
+                f"{path}: its optimizer has no momentum for {name}, which the fused SGD needs. Add "
+                "`foreach: true` to `optimizer`; then this parameter starts without momentum."
+            )
         if given:
             state[position] = given
             if difference := _compare_entries(given, expected.get(position, {})):
@@ -135,6 +185,12 @@ def read_optimizer_state(
             "`optimizer_state`."
         )
     return {"state": state}
+
+
+def _needs_all_state(optimizer: dict[str, Any]) -> bool:
+    """Whether an optimizer fails if only some parameters have state, as torch's fused SGD does."""
+    is_fused = not {"foreach", "differentiable"} & optimizer.keys() and optimizer.get("fused", True)
+    return bool(optimizer["name"] == "SGD" and optimizer.get("momentum") and is_fused)
 
 
 def _compare_entries(given: dict[str, Any], expected: dict[str, Any]) -> str:
@@ -154,8 +210,8 @@ def _make_state(
 ) -> dict[int, dict[str, Any]]:
     """Return the state that an optimizer of such parameters has after a step."""
     copies = [nn.Parameter(torch.zeros_like(parameter)) for parameter in parameters]
-    for copy in copies:
-        copy.grad = torch.zeros_like(copy)
+    for parameter in copies:
+        parameter.grad = torch.zeros_like(parameter)
     tried = make_optimizer(copies, optimizer, {"kind": "constant", "lr": 0.0})
     tried.step()
     entries = tried.state_dict()["state"]
@@ -191,7 +247,10 @@ def _find_head(name: str, image_size: int, num_classes: int) -> set[str]:
 
 
 def _read_weights(path: Path, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Read a state dict, without the prefixes that the names in ``own`` do not have."""
+    """Read a state dict, without the prefixes that the names in ``own`` do not have.
+
+    It keeps the versions of the modules, which torch stores in the attribute ``_metadata``.
+    """
     content = _read_file(path)
     for key in MODEL_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -206,6 +265,7 @@ def _read_weights(path: Path, own: dict[str, torch.Tensor]) -> dict[str, torch.T
             f"{path}: has no state dict of a model, bare or under one of {', '.join(MODEL_KEYS)}. "
             "Save it with `torch.save(model.state_dict(), PATH)`."
         )
+    versions = getattr(content, "_metadata", {})
     while not content.keys() & own.keys():
         prefixes = [p for p in PREFIXES if any(key.startswith(p) for key in content)]
         if not prefixes:
@@ -216,7 +276,10 @@ def _read_weights(path: Path, own: dict[str, torch.Tensor]) -> dict[str, torch.T
             for key, value in content.items()
             if key.startswith(prefixes[0])
         }
-    return content
+        versions = {f"{key}.".removeprefix(prefixes[0])[:-1]: v for key, v in versions.items()}
+    found = OrderedDict((OF_DENSENET.sub(r"\1\2", key), value) for key, value in content.items())
+    found._metadata = versions  # type: ignore[attr-defined]
+    return found
 
 
 def _read_file(path: Path) -> Any:
