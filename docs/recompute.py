@@ -30,7 +30,7 @@ from optstate.analysis.figures import (  # noqa: E402
 )
 from optstate.checksums import write_checksums  # noqa: E402
 from optstate.experiment import configuration  # noqa: E402
-from optstate.experiment.runs import find_first_boundary, find_plain  # noqa: E402
+from optstate.experiment.runs import choose_plain, find_first_boundary  # noqa: E402
 from optstate.experiment.schema import Config  # noqa: E402
 
 COMPUTED = ("boundaries", "pairs", "comparisons")
@@ -100,7 +100,7 @@ def list_measures(config: Config) -> list[str]:
 
 def compute_tables(folder: Path, cards: list[Path], config: Config) -> None:
     """Compute the tables in ``COMPUTED`` from the others."""
-    preserved = find_plain(config["boundaries"], keep="all", usual="preserve")
+    preserved = choose_plain(config, keep="all", usual="preserve")
     call(boundaries, "--tables", folder, "--preserved", preserved,
          "--first-boundary", find_first_boundary(config))  # fmt: skip
     outcomes = [[*outcome.values()] for outcome in configuration.list_outcomes(config)]

@@ -42,6 +42,13 @@ def test_hours_are_those_of_all_jobs_or_of_the_longest_run():
     assert total.hours(100) == pytest.approx((3 * SECONDS_TO_START + 10 * 6) / 3600)
 
 
+def test_a_session_waits_for_the_one_whose_step_sizes_it_takes_over():
+    boundaries = CONFIG["boundaries"] | {"small": {"keep": [], "step_size": "preserve"}}
+    config = CONFIG | {"boundaries": boundaries, "methods": ["constant-preserve", "constant-small"]}
+    total = estimate(configuration.all_runs(config), config, 10)
+    assert total.longest == 4 * SECONDS_TO_START + 10 * (3 + 2 + 2 + 1)
+
+
 def test_the_number_of_files_is_that_of_a_simulation():
     """The numbers are from a simulation of 720 sessions of 320 runs in the order of their jobs."""
     config = configuration.load(ROOT / "docs/cluster.yaml")
@@ -83,6 +90,8 @@ def test_checkpoints_hold_parameters_buffers_and_optimizer_state(optimizer):
     ("content", "options", "words"),
     [
         ("model: 3", ["--seconds-per-epoch", "1"], "model: "),
+        ("model: resnet5", ["--seconds-per-epoch", "1"], "model: 'resnet5' is not"),
+        ("optimizer: {name: Adma}", ["--seconds-per-epoch", "1"], "Did you mean `Adam"),
         ("model: resnet18", ["--seconds-per-epoch", "0"], "above 0"),
         ("model: resnet18", ["--seconds-per-epoch", "1", "--gpus", "0"], "above 0"),
     ],

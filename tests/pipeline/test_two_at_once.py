@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from conftest import TINY, Project, count_jobs, wait_until
-from optstate.checksums import write_checksums
+from optstate.checksums import file_sha256, write_checksums
 from optstate.job import take_lock
 
 ONE_METHOD = "methods=[constant-new]"
@@ -135,6 +135,31 @@ def test_an_exchanged_session_is_stale(project, key):
     project.run(*first)
     assert (session / "made_by.json").read_bytes() == before["made_by.json"]
     assert count_jobs(project, *first) == {}
+
+
+def test_exchanged_tables_are_collected_again(project):
+    """They agree with their checksums, but other sessions made them."""
+    compare = ("--config", ONE_METHOD, "--until", "compare")
+    tables = project.folder / "results/tiny/tables"
+    project.run(*compare)
+    assert count_jobs(project, *compare) == {}
+    before = {path.name: path.read_bytes() for path in tables.iterdir()}
+    times = {path.name: path.stat().st_mtime for path in tables.iterdir()}
+    for name, listing in (("epochs.csv", "collect"), ("comparisons.csv", "compare")):
+        (tables / name).write_bytes(before[name] + before[name].splitlines(True)[-1])
+        listed = before[f"{listing}.sha256"].decode()
+        for line in listed.splitlines():
+            if line.endswith(f"  {name}"):
+                listed = listed.replace(line[:64], file_sha256(tables / name))
+            if line.endswith("session.sha256"):
+                listed = listed.replace(line[:64], "0" * 64)
+        (tables / f"{listing}.sha256").write_text(listed)
+    for path in tables.iterdir():
+        os.utime(path, (times[path.name], times[path.name]))
+    assert count_jobs(project, *compare).keys() == {"collect", "measure_boundaries", "compare"}
+    project.run(*compare)
+    assert {path.name: path.read_bytes() for path in tables.iterdir()} == before
+    assert count_jobs(project, *compare) == {}
 
 
 def test_a_configuration_that_is_changed_and_changed_back_makes_nothing_stale(project):

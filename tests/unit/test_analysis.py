@@ -5,7 +5,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -135,7 +135,7 @@ def list_checksums(folder: Path) -> None:
     for path in folder.glob("*.sha256"):
         path.unlink()
     files = [path for path in folder.iterdir() if path.is_file()]
-    write_checksums(folder / "all.sha256", files)
+    write_checksums(folder / "session.sha256", files)
 
 
 def run_command(module, *arguments: object) -> None:
@@ -288,7 +288,7 @@ class TestCollect:
 
     def test_the_order_in_the_configuration_does_not_matter(self, runs, tables, tmp_path):
         other = make_tables(runs, tmp_path / "other", METHODS[::-1], SEEDS[::-1])
-        for path in tables.iterdir():
+        for path in tables.glob("*.csv"):
             assert path.read_bytes() == (other / path.name).read_bytes()
 
 
@@ -342,10 +342,10 @@ class TestSharedSessions:
         epochs = tables_of_analysis.read(tables / "epochs.csv")
         rows = report.sum_run_times(epochs, Runs(["noise"], SEEDS, FORKED))
         assert [list(row.values()) for row in rows] == [
-            ["noise", "constant", "4.5", "0.75", "3"],
-            ["noise", "constant-late", "4.5", "0.75", "3"],
-            ["noise", "constant-new", "9", "1.5", "6"],
-            ["noise", "constant-preserve", "9", "1.5", "6"],
+            ["noise", "constant", "4.5", "0.8", "3"],
+            ["noise", "constant-late", "4.5", "0.8", "3"],
+            ["noise", "constant-new", "9.0", "1.5", "6"],
+            ["noise", "constant-preserve", "9.0", "1.5", "6"],
         ]
         assert list(rows[0]) == [
             "dataset", "trained_as", "train_seconds", "valid_seconds", "sessions"
@@ -631,6 +631,9 @@ class TestAlteredTables:
             name: (tables / f"{name}.sha256").read_text().split()[1::2]
             for name in ("collect", "boundaries", "compare")
         }
+        inputs = [name for name in listed["collect"] if name.startswith("../runs/noise/")]
+        assert len(inputs) == len(name_runs(METHODS).sessions)
+        listed["collect"] = [name for name in listed["collect"] if name not in inputs]
         assert listed == {
             "collect": ["epochs.csv", "steps.csv", "summary.csv"],
             "boundaries": ["boundaries.csv"],
@@ -1069,6 +1072,7 @@ def write_report(
     *options: str,
     late: int = 0,
     changes: dict | None = None,
+    left_out: Sequence[str] = (),
     **config: object,
 ) -> str:
     """Write the report of the runs of ``CONSTANT`` in ``folder``. Returns it on one line."""
@@ -1083,7 +1087,7 @@ def write_report(
     plan = make_plan(config)
     (folder / "plan").mkdir(exist_ok=True)
     planned = {
-        "plan": plan | (changes or {}),
+        "plan": {k: v for k, v in (plan | (changes or {})).items() if k not in left_out},
         "date": "2026-01-31",
         "commit": "1a2b",
         "finished_sessions": late,
@@ -1628,6 +1632,12 @@ def test_the_accuracy_of_every_method_is_listed():
     ]
 
 
+OUTCOMES = [
+    {"boundary": "preserve", "baseline": "new", "measure": "final_valid_top1"},
+    {"boundary": "late", "baseline": "preserve", "measure": "final_valid_loss"},
+]
+
+
 class TestWarnings:
     """What keeps an experiment from an answer is said before any answer."""
 
@@ -1637,7 +1647,7 @@ class TestWarnings:
         if verdict:
             found["verdict"] = verdict
         return answers.list_warnings(
-            self.make_summary(len(pairs)).assign(**changes), found, self.CHANCES, True
+            self.make_summary(len(pairs)).assign(**changes), found, self.CHANCES, OUTCOMES[:1], True
         )
 
     CHANCES: ClassVar = {"d": tables_of_analysis.Chance(0.1, 0.12, 0.1, 0.12)}
@@ -1661,7 +1671,7 @@ class TestWarnings:
             pd.concat(make_pairs([0.01, 0.02, 0.03], schedule=s) for s in ("r", "s"))
         ).assign(primary=True)
         summary = pd.concat([self.make_summary(3, "r", top1=0.1), self.make_summary(3, "s")])
-        (warning,) = answers.list_warnings(summary, found, self.CHANCES, True)
+        (warning,) = answers.list_warnings(summary, found, self.CHANCES, OUTCOMES[:1], True)
         assert warning == "d, r: no run beats chance, so nothing is compared."
         found = "no difference in any pair; 1 of 3 pairs diverged"
         (warning,) = self.list_warnings([0.0, 0.0, 0.0], found)
@@ -1680,13 +1690,19 @@ class TestWarnings:
         }
         for has_boundaries, words in (
             (False, "No session begins"),
-            (True, "does not have the runs"),
+            (True, "has the runs of the primary outcome preserve \N{MINUS SIGN} new in final"),
         ):
-            (warning,) = answers.list_warnings(summary, none, chances, has_boundaries)
+            (warning,) = answers.list_warnings(summary, none, chances, OUTCOMES[:1], has_boundaries)
             assert words in warning
         one = self.make_summary(1, top1=0.1)
-        warnings = answers.list_warnings(one, none, self.CHANCES, False)
+        warnings = answers.list_warnings(one, none, self.CHANCES, OUTCOMES, False)
         assert [warning[:8] for warning in warnings] == ["No sessi", "d: no ru", "One seed"]
+
+    def test_each_outcome_without_runs_is_named(self):
+        found = compare_all(make_pairs([0.01, 0.02, 0.03])).assign(primary=True)
+        summary = self.make_summary(3)
+        (warning,) = answers.list_warnings(summary, found, self.CHANCES, OUTCOMES, True)
+        assert "late \N{MINUS SIGN} preserve in final valid loss" in warning
 
     def test_they_are_above_the_answers_in_the_report(self, diverged, drawn, tmp_path):
         shutil.copytree(diverged, tmp_path / "results")
@@ -1718,10 +1734,24 @@ class TestPlan:
 
     def test_the_report_says_what_was_changed(self, diverged, drawn, tmp_path):
         page = self.write(diverged, tmp_path, changes={"seeds": [7], "equivalence_margin": 0.02})
-        assert (
-            "Changed since: equivalence margin was 0.02 and is 0.01; seeds was [7] and is [0]."
-            in page
-        )
+        assert "Changed since: equivalence_margin was 0.02, is 0.01; seeds was [7], is [0]." in page
+
+    def test_every_setting_is_part_of_the_plan(self):
+        plan = make_plan(load())
+        for key, value, change in (
+            ("model", "resnet18", 'model was "resnet50", is "resnet18"'),
+            ("boundaries", {"new": {"keep": ["step"]}, "preserve": {"keep": "all"}},
+             'boundaries.new.keep was [], is ["step"]'),
+        ):  # fmt: skip
+            assert report.find_changes(plan, make_plan(load() | {key: value})) == [change]
+        unused = load() | {"boundaries": load()["boundaries"] | {"unused": {"keep": ["step"]}}}
+        moved = unused | {"mirror": "/elsewhere", "keep_checkpoints": "none"}
+        assert report.find_changes(plan, make_plan(moved)) == []
+
+    def test_an_older_plan_lacks_some_settings(self, diverged, drawn, tmp_path):
+        page = self.write(diverged, tmp_path, left_out=["settings"])
+        assert "and seeds were not changed since. The plan does not have the other" in page
+        assert "Nothing was changed" not in page
 
     def test_a_late_plan_is_called_late(self, diverged, drawn, tmp_path):
         page = self.write(diverged, tmp_path, late=3)
@@ -1738,13 +1768,13 @@ class TestPlan:
 
 class TestValidity:
     @pytest.mark.parametrize(
-        ("optimizer", "memory"),
-        [({"name": "Adam"}, 1000), ({"name": "AdamW", "betas": [0.9, 0.95]}, 20),
-         ({"name": "SGD", "momentum": 0.9}, 10), ({"name": "SGD"}, None),
-         ({"name": "RMSprop"}, 100), ({"name": "Adagrad"}, None)],
+        ("optimizer", "momentum", "memory"),
+        [({"name": "Adam"}, 0.9, 1000), ({"name": "AdamW", "betas": [0.9, 0.95]}, 0.9, 20),
+         ({"name": "SGD", "momentum": 0.9}, 0.95, 20), ({"name": "SGD"}, np.nan, None),
+         ({"name": "RMSprop"}, np.nan, 100), ({"name": "Adagrad"}, np.nan, None)],
     )  # fmt: skip
-    def test_the_memory_of_an_optimizer(self, optimizer, memory):
-        found = validity.compute_memory(optimizer)
+    def test_the_memory_of_an_optimizer(self, optimizer, momentum, memory):
+        found = validity.compute_memory(optimizer, momentum)
         assert found == (None if memory is None else pytest.approx(memory))
 
     def test_a_row_for_each_schedule(self, tables):
@@ -1764,7 +1794,7 @@ class TestValidity:
             "gap": "+2.0 points, re-estimated +0.0",
             "remarks": "no session is as long as the optimizer's memory",
         }  # fmt: skip
-        assert (onecycle["memory"], onecycle["remarks"]) == ("SGD", "none")
+        assert (onecycle["memory"], onecycle["remarks"]) == ("10 steps (SGD)", "none")
 
     def test_defaults_are_those_of_torch(self):
         for name, (key, default) in validity.DECAYS.items():
@@ -1784,7 +1814,7 @@ class TestValidity:
         )  # fmt: skip
         epochs = epochs.assign(**columns)
         steps = pd.DataFrame(
-            {"boundary": boundary, "session": session, "loss": 1.0}
+            {"boundary": boundary, "session": session, "loss": 1.0, "momentum": 0.9}
             for boundary, lengths in (("uninterrupted", [50]), ("preserve", [30, 20]))
             for session, length in enumerate(lengths, 1) for _ in range(length)
         )  # fmt: skip

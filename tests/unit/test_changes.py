@@ -37,10 +37,12 @@ def results(tmp_path):
 
 def find(results: Path, hashes: dict[str, str] = TWO_MODELS, **keys: object) -> list[str]:
     config = load(**keys)
-    return changes.list_changes(results, config, list_specs(config, hashes))
+    runs = configuration.all_runs(config)
+    return changes.list_changes(results, config, runs, list_specs(config, hashes))
 
 
 AGAIN = "will be trained again."
+ARTICLE = configuration.load()["datasets"]["imagewoof"]
 LR = "schedules.constant.lr"
 
 
@@ -59,6 +61,34 @@ LR = "schedules.constant.lr"
         (
             {"schedules": {"constant": {"kind": "constant", "lr": [3e-4, 3e-4, 1e-4]}}},
             [f"{LR}: was 8e-05, is 0.0001. 4 finished sessions {AGAIN}"],
+        ),
+        (
+            {"schedules": {"constant": {"kind": "constant", "lr": [1e-4, 3e-4, 8e-5]}}},
+            [f"{LR}: was 0.0003, is 0.0001. 10 finished sessions {AGAIN}"],
+        ),
+        (
+            {"datasets": {"imagewoof": {"archive": "b.tgz", "sha256": "1" * 64}}},
+            [
+                f'datasets.imagewoof.archive: was "{ARTICLE["archive"]}", is "b.tgz". The report '
+                "will be made again.",
+                f'datasets.imagewoof.sha256: was "{ARTICLE["sha256"]}", is "{"1" * 64}". 5 '
+                "finished sessions will be trained again, unless the images are the same.",
+            ],
+        ),
+        (
+            {
+                "boundaries": {"small": {"keep": [], "step_size": "preserve"}},
+                "methods": ["constant-new", "constant-preserve", "constant-small"],
+            },
+            [
+                f"boundaries.preserve: `step_size` needs the norm of its every step. 4 finished "
+                f"sessions {AGAIN}",
+                "boundaries.small.keep: was not set, is []. The report will be made again.",
+                'boundaries.small.step_size: was not set, is "preserve". The report will be made '
+                "again.",
+                'methods: was ["constant-new", "constant-preserve"], is ["constant-new", '
+                '"constant-preserve", "constant-small"]. The report will be made again.',
+            ],
         ),
         ({"sessions": [10, 10, 6]}, [f"sessions: was 5, is 6. 4 finished sessions {AGAIN}"]),
         (

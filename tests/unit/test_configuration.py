@@ -16,6 +16,7 @@ from optstate.experiment import configuration
 from optstate.experiment.configuration import (
     baselines,
     followed_session,
+    list_unanswered,
     load,
     losses,
     make_plan,
@@ -608,8 +609,30 @@ class TestSessionSpec:
     ],
 )
 def test_the_baseline_keeps_nothing(boundaries, expected):
-    found = baselines({"boundaries": boundaries})
+    found = baselines({"boundaries": boundaries, "methods": []})
     assert all(names == [expected] for names in found.values())
+
+
+def test_boundaries_that_methods_use_come_first():
+    boundaries = {
+        "new": {"keep": []}, "preserve": {"keep": "all"},
+        "discard": {"keep": []}, "carry": {"keep": "all"},
+    }  # fmt: skip
+    config = {"boundaries": boundaries, "methods": ["s-discard", "s-carry"]}
+    assert baselines(config)["carry"] == ["discard"]
+    config |= {"sessions": [1, 1], "optimizer_state": None}
+    assert losses(config) == {"new": [2], "discard": [2], "carry": []}
+
+
+def test_outcomes_without_runs_are_listed():
+    outcomes = [OUTCOME, {"measure": "final_valid_loss", "boundary": "new", "baseline": "preserve"}]
+    boundaries = ARTICLE["boundaries"] | {"new": {"keep": [], "baseline": "preserve"}}
+    config = validate(change_article(primary=outcomes, boundaries=boundaries))
+    assert list_unanswered(config) == []
+    config["methods"] = ["constant-new", "onecycle-preserve"]
+    first, second = list_unanswered(config)
+    assert first.startswith("primary[0]: no schedule has both preserve and new among the methods")
+    assert second.startswith("primary[1]: no schedule has both new and preserve among the methods")
 
 
 def test_a_reshuffled_boundary_is_compared_with_its_twin():
@@ -619,7 +642,7 @@ def test_a_reshuffled_boundary_is_compared_with_its_twin():
         "again": {"keep": "all", "reshuffle": True},
         "slow-again": {"keep": [], "warmup_steps": 5, "reshuffle": True},
     }
-    assert baselines({"boundaries": boundaries}) == {
+    assert baselines({"boundaries": boundaries, "methods": []}) == {
         "new": ["new"], "preserve": ["new"], "again": ["preserve"], "slow-again": ["new"],
         "uninterrupted": ["new"],
     }  # fmt: skip
@@ -632,7 +655,7 @@ def test_a_boundary_may_name_its_baselines():
         "slow": {"keep": [], "lr_factor": 0.3, "baseline": ["preserve", "new"]},
         "slow-again": {"keep": [], "lr_factor": 0.3, "reshuffle": True},
     }
-    assert baselines({"boundaries": boundaries}) == {
+    assert baselines({"boundaries": boundaries, "methods": []}) == {
         "new": ["preserve"], "preserve": ["new"], "slow": ["preserve", "new"],
         "slow-again": ["slow"], "uninterrupted": ["new"],
     }  # fmt: skip
@@ -645,6 +668,11 @@ def test_the_plan_has_all_that_must_be_fixed_before_the_runs():
     ]
     plan = make_plan(validate(change_article(primary=outcomes)))
     expected = {"boundary": "preserve", "baseline": "new"}
+    assert plan.pop("splits") == {"imagenette": {}, "imagewoof": {}}
+    settings = plan.pop("settings")
+    assert (settings["model"], settings["image_size"]) == ("resnet50", 224)
+    assert settings["boundaries"] == {"new": {"keep": []}, "preserve": {"keep": "all"}}
+    assert not {"mirror", "experiment", "seeds", "datasets"} & settings.keys()
     assert plan == {
         "primary": [
             expected | {"measure": "final_valid_top1"},
@@ -667,7 +695,7 @@ def test_when_the_state_is_lost():
         "second-moment": {"keep": ["exp_avg_sq"]},
         "slow": {"keep": [], "lr_factor": 0.3},
     }
-    config = {"boundaries": boundaries, "sessions": [1, 1, 1, 1], "optimizer_state": None}
+    config = {"boundaries": boundaries, "sessions": [1] * 4, "optimizer_state": None, "methods": []}
     assert losses(config) == {"preserve": [], "new": [2, 3, 4], "late": [3]}
     given = losses(config | {"optimizer_state": "mine.pt"})
     assert given == {"preserve": [], "new": [1, 2, 3, 4], "late": [3]}

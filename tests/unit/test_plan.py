@@ -9,6 +9,7 @@ from optstate.experiment.plan import NAME, withdraw_plan, write_plan
 
 FIRST, SECOND = {"seeds": [0]}, {"seeds": [1]}
 STATE = "in_progress/d/constant/seed0/session1/0123456789abcdef/epoch1.pt"
+CURVES = "tensorboard/d/constant-new/seed0/events.out.tfevents.1.session1"
 SESSION = "runs/d/constant/seed0/session1/session.sha256"
 
 
@@ -35,7 +36,7 @@ def test_a_plan_whose_checksum_was_not_written_is_replaced(results):
     assert read(results) == SECOND
 
 
-@pytest.mark.parametrize("file", [STATE, SESSION])
+@pytest.mark.parametrize("file", [STATE, SESSION, CURVES])
 def test_a_plan_is_kept_once_a_session_has_begun(results, file):
     (results / file).parent.mkdir(parents=True, exist_ok=True)
     (results / file).write_text("x")

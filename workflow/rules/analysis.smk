@@ -19,7 +19,7 @@ localrules:
 
 BASELINES = configuration.baselines(config)
 OUTCOMES = configuration.list_outcomes(config)
-PRESERVED = find_plain(config["boundaries"], keep="all", usual="preserve")
+PRESERVED = choose_plain(config, keep="all", usual="preserve")
 LOSSES = {b: at for b, at in configuration.losses(config).items() if b in BOUNDARIES}
 # A figure of resets compares at least two boundaries that lose the state with the one that keeps it.
 HAS_RESETS = any(
@@ -386,6 +386,7 @@ rule report:
         texts=sorted(map(str, Path("workflow/report").glob("*.rst"))),
         sources=sources(
             *RUNS_SOURCES,
+            "experiment/plan.py",
             *TABLE_SOURCES,
             *[
                 f"analysis/{name}.py"
@@ -414,7 +415,7 @@ rule report:
         figures=subpath(input.learning_rate, parent=True),
         runs_folder=lambda wildcards: experiment.runs_folder,
         runs=RUNS_JSON,
-        plan=json.dumps(configuration.make_plan(config)),
+        plan=json.dumps(experiment.plan),
         planned=untracked(lambda _: f"{RESULTS}/plan.json"),  # Snakemake writes it when it starts
         preserved=PRESERVED,
         packages=locked(*SHOWN_PACKAGES, "docutils", "jinja2", "pyyaml"),

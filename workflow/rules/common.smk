@@ -22,7 +22,7 @@ from optstate.experiment.rules import (
     sources,
     untracked,
 )
-from optstate.experiment.runs import FOLDER, find_first_boundary, find_plain
+from optstate.experiment.runs import FOLDER, choose_plain, find_first_boundary
 
 experiment = Experiment.load(config, workflow.configfiles, workflow.is_main_process)
 config = experiment.config
@@ -52,9 +52,10 @@ if not workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
 
 if workflow.is_main_process:
     terminal.shorten_messages(workflow, experiment.count_epochs)
-    experiment.distrust_sessions()
-    if "--unlock" not in sys.argv and lock.is_lock_left(Path("results")):
-        print(lock.LEFT_LOCK_MESSAGE, file=sys.stderr)
+    if "--unlock" not in sys.argv:
+        experiment.distrust_results()
+        if lock.is_lock_left(Path("results")):
+            print(lock.LEFT_LOCK_MESSAGE, file=sys.stderr)
 
 
 wildcard_constraints:

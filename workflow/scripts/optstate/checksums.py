@@ -47,10 +47,15 @@ def hash_files(files: Sequence[str], cache: Path | None = None) -> list[str]:
 
 
 def write_checksums(path: Path, files: Iterable[Path]) -> None:
-    """List the SHA-256 of ``files``, which lie in the folder of ``path``, in the file ``path``."""
+    """List the SHA-256 of ``files`` in the file ``path``.
+
+    Files in other folders are listed by their relative path. They are not this job's outputs, but
+    what it made its outputs from.
+    """
     sorted_files = sorted(files)
     hashes = hash_files([str(file) for file in sorted_files])
-    lines = [f"{sha}  {file.name}\n" for sha, file in zip(hashes, sorted_files, strict=True)]
+    names = [os.path.relpath(file, path.parent) for file in sorted_files]
+    lines = [f"{sha}  {name}\n" for sha, name in zip(hashes, names, strict=True)]
     with write_atomically(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
 
@@ -84,7 +89,7 @@ def verify(*files: Path, cache: bool = False) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Return the listed SHA-256 of every file in ``folder``, by the file's name.
+    """Return the SHA-256 of every file that is listed in ``folder``, by its path from there.
 
     Raises:
         InputError: a listing is damaged, or two disagree, so one of them was exchanged.

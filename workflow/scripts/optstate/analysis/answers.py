@@ -8,7 +8,7 @@ import pandas as pd
 
 from optstate import UNINTERRUPTED
 from optstate.analysis import tables
-from optstate.analysis.compare import AT_CHANCE, BETTER, NO_DIFFERENCE
+from optstate.analysis.compare import AT_CHANCE, BETTER, NO_DIFFERENCE, OUTCOME
 
 Config = dict[str, Any]
 
@@ -32,6 +32,7 @@ def list_warnings(
     summary: pd.DataFrame,
     comparisons: pd.DataFrame,
     chances: dict[str, tables.Chance],
+    outcomes: Sequence[dict[str, str]],
     has_boundaries: bool,
 ) -> list[str]:
     """Return what the reader must know before any result, as sentences.
@@ -40,14 +41,21 @@ def list_warnings(
         summary: the table ``summary.csv``.
         comparisons: the table ``comparisons.csv``.
         chances: the level of chance of each data set.
+        outcomes: ``boundary``, ``baseline`` and ``measure`` of each primary outcome.
         has_boundaries: whether any session begins with a boundary.
     """
     primary = comparisons[comparisons["primary"].eq(True)]
     found = []
     if not has_boundaries:
         found.append("No session begins with a boundary, so no state can be lost or kept.")
-    elif primary.empty:
-        found.append("This experiment does not have the runs that the primary outcome compares.")
+    else:
+        compared = set(primary[OUTCOME].itertuples(index=False, name=None))
+        found += [
+            f"No schedule has the runs of the primary outcome {outcome['boundary']} {MINUS} "
+            f"{outcome['baseline']} in {tables.label_measure(outcome['measure'])}."
+            for outcome in outcomes
+            if tuple(outcome[key] for key in OUTCOME) not in compared
+        ]
     at_chance = tables.list_at_chance(summary, chances)
     for dataset, schedules in summary.groupby("dataset")["schedule"]:
         void = [name for name in sorted(set(schedules)) if (dataset, name) in at_chance]

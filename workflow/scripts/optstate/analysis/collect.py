@@ -42,7 +42,8 @@ def main(arguments: argparse.Namespace) -> None:
             for name, rows in zip(TABLES, (steps, epochs, [summary]), strict=True):
                 append_rows(files[name], rows)
     paths = [arguments.output / f"{name}.csv" for name in TABLES]
-    write_checksums(arguments.output / "collect.sha256", paths)
+    listings = [arguments.runs_folder / s.folder / "session.sha256" for s in runs.sessions]
+    write_checksums(arguments.output / "collect.sha256", [*paths, *listings])
     for session in runs.sessions:
         shutil.rmtree(arguments.progress / session.folder, ignore_errors=True)
 

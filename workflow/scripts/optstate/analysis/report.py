@@ -21,6 +21,7 @@ from optstate.analysis.figures import CURVES
 from optstate.analysis.files import read_json
 from optstate.analysis.validity import describe_validity
 from optstate.checksums import verify, write_checksums
+from optstate.experiment.plan import compare_settings
 from optstate.experiment.runs import Runs, Session
 from optstate.job import run, write_atomically
 
@@ -51,7 +52,9 @@ def main(arguments: argparse.Namespace) -> None:
         for dataset, card in cards.items()
     }
     primary = comparisons[comparisons["primary"].eq(True)]
-    warnings = answers.list_warnings(summary, comparisons, chances, runs.have_boundaries)
+    warnings = answers.list_warnings(
+        summary, comparisons, chances, plan["primary"], runs.have_boundaries
+    )
     found = answers.list_answers(comparisons, config)
     accuracies = list(answers.list_accuracies(summary, chances))
     config_yaml = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -77,6 +80,7 @@ def main(arguments: argparse.Namespace) -> None:
         ),
         planned=planned,
         changes=find_changes(planned["plan"], plan),
+        is_plan_complete=planned["plan"].keys() >= plan.keys(),
         run_times=sum_run_times(read["epochs"], runs),
         machines=count_machines(list(made_by.values())),
         mixtures=find_mixtures(made_by),
@@ -160,14 +164,12 @@ def find_changes(plan: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Return what differs between a plan and the configuration that was run, as phrases.
 
     Args:
-        plan: the content of ``plan.json`` under ``plan``.
+        plan: the content of ``plan.json`` under ``plan``. An older one lacks some of the keys.
         current: what the plan would be now.
     """
-    return [
-        f"{key.replace('_', ' ')} was {json.dumps(plan.get(key))} and is {json.dumps(value)}"
-        for key, value in current.items()
-        if plan.get(key) != value
-    ]
+    now = {key: value for key, value in current.items() if key in plan}
+    changes = compare_settings({key: plan[key] for key in now}, now)
+    return [f"{path.removeprefix('settings.')} {change}" for path, change in changes]
 
 
 def list_comparisons(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
@@ -241,7 +243,7 @@ def sum_run_times(epochs: pd.DataFrame, runs: Runs) -> list[dict[Any, str]]:
     seconds = epochs.merge(trained).pivot_table("seconds", names, "split", "sum")
     rows = seconds.add_suffix("_seconds").join(trained.value_counts(names).rename("sessions"))
     return [
-        {key: f"{x:.4g}" if isinstance(x, float) else str(x) for key, x in row.items()}
+        {key: f"{x:,.1f}" if isinstance(x, float) else str(x) for key, x in row.items()}
         for row in rows.reset_index().to_dict("records")
     ]
 

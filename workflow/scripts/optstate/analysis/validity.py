@@ -21,8 +21,12 @@ DECAYS = {
 }  # fmt: skip
 
 
-def compute_memory(optimizer: dict[str, Any]) -> float | None:
+def compute_memory(optimizer: dict[str, Any], momentum: float) -> float | None:
     """Return how many steps an optimizer's averages remember: 1 / (1 - decay).
+
+    Args:
+        optimizer: ``name`` of the class, and its keyword arguments.
+        momentum: the largest that a step used, which differs from the argument under OneCycle.
 
     Returns:
         The number of steps. None if the optimizer has no average with a constant decay.
@@ -30,8 +34,8 @@ def compute_memory(optimizer: dict[str, Any]) -> float | None:
     if optimizer["name"] not in DECAYS:
         return None
     key, default = DECAYS[optimizer["name"]]
-    decay = optimizer.get(key, default)
-    decay = decay[1] if key == "betas" else decay
+    given: Any = momentum if key == "momentum" else optimizer.get(key, default)
+    decay = given[1] if key == "betas" else given
     return 1 / (1 - decay) if 0 < decay < 1 else None
 
 
@@ -57,7 +61,7 @@ def describe_validity(
         own = config["schedules"][schedule].get("optimizer", config["optimizer"])
         in_cell = steps[(steps["dataset"] == dataset) & (steps["schedule"] == schedule)]
         counts = count_session_steps(in_cell)
-        memory = compute_memory(own)
+        memory = compute_memory(own, in_cell["momentum"].max())
         before = find_train_top1(of_cell)
         measured = [f"{100 * top1:.0f} %" for top1 in before]
         if config["optimizer_state"]:

@@ -1,6 +1,7 @@
 """Which keys of the configuration have changed since results were made."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, fields
@@ -9,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from optstate.experiment.plan import compare_settings
+from optstate.experiment.runs import Runs, Session
 from optstate.experiment.schema import Config
 from optstate.training.spec import SessionSpec
 
@@ -20,31 +23,51 @@ OF_BOUNDARY = [
 ]
 
 
-def list_changes(results: Path, config: Config, specs: dict[str, SessionSpec]) -> list[str]:
+def list_changes(
+    results: Path, config: Config, runs: Runs, specs: dict[str, SessionSpec]
+) -> list[str]:
     """Return a line for each key of the configuration that makes finished results stale.
 
     Args:
         results: the folder of the experiment's results.
         config: the validated configuration.
+        runs: the runs of the experiment.
         specs: the settings of each session, by its folder below ``runs``.
     """
+    changed: dict[Session, list[tuple[str, str]]] = {}
+    for session in runs.sessions:
+        if before := read_made_by(results / "runs" / session.folder, "configuration"):
+            changed[session] = list(_compare_session(before, specs[session.folder]))
     counts: Counter[tuple[str, str]] = Counter()
-    for folder, spec in specs.items():
-        if before := read_made_by(results / "runs" / folder, "configuration"):
-            counts.update(_compare_session(before, spec))
+    for session in changed:  # a session is also trained again if an earlier one is
+        causes = [changed.get(one, []) for one in (*runs.earlier(session), session)]
+        counts.update([*dict.fromkeys(change for found in causes for change in found)])
     lines = [
-        f"{key}: {change}. {count} finished session{'s' * (count > 1)} will be trained again."
+        f"{key}: {change}. {count_sessions(count)} will be trained again."
         for (key, change), count in counts.items()
     ]
     if before := _read(results / "configuration.yaml", yaml.safe_load):
-        found = dict(_compare(before, config))
         of_sessions = {key for key, _ in counts}
         lines += [
-            f"{key}: {change}. The report will be made again."
-            for key, change in found.items()
+            f"{key}: {change}. {describe_consequence(key, [*changed])}"
+            for key, change in compare_settings(before, config)
             if key not in of_sessions
         ]
     return lines
+
+
+def describe_consequence(key: str, finished: list[Session]) -> str:
+    """Return what follows from the change of a key that is in no session's settings."""
+    source = re.fullmatch(r"datasets\.([^.]+)\.(packaged|folder|sha256|valid_\w+)", key)
+    number = sum(session.dataset == source[1] for session in finished) if source else 0
+    if not number:
+        return "The report will be made again."
+    return f"{count_sessions(number)} will be trained again, unless the images are the same."
+
+
+def count_sessions(number: int) -> str:
+    """Return a number of sessions in words."""
+    return f"{number} finished session{'s' * (number > 1)}"
 
 
 def read_made_by(session: Path, key: str) -> Any:
@@ -62,7 +85,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
 
 def _compare_session(before: Config, spec: SessionSpec) -> Iterator[tuple[str, str]]:
     """Yield the keys of the configuration that changed a session, each with the change."""
-    for path, change in _compare(before, asdict(spec)):
+    for path, change in compare_settings(before, asdict(spec)):
         field, _, rest = path.partition(".")
         if field == "learning_rate":
             yield f"schedules.{spec.schedule}.{rest}", change
@@ -73,24 +96,8 @@ def _compare_session(before: Config, spec: SessionSpec) -> Iterator[tuple[str, s
         elif field == "file_hashes":
             if rest and "not set" not in change:  # else its key has changed, too
                 yield rest, "the file has changed"
-        elif field != "all_norms":  # a consequence of another run's `step_size`
-            yield path, change
-
-
-def _compare(before: Config, now: Config) -> Iterator[tuple[str, str]]:
-    """Yield the dotted path of each value that differs, with the old and the new value."""
-    old, new = dict(_flatten(before)), dict(_flatten(now))
-    for path in sorted(old.keys() | new.keys()):
-        if old.get(path) != new.get(path):
-            was, now_is = (
-                json.dumps(values[path]) if path in values else "not set" for values in (old, new)
-            )
-            yield path, f"was {was}, is {now_is}"
-
-
-def _flatten(values: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+        elif field == "all_norms":
+            need = "needs" if spec.all_norms else "no longer needs"
+            yield f"boundaries.{spec.boundary}", f"`step_size` {need} the norm of its every step"
         else:
-            yield f"{prefix}{key}", value
+            yield path, change

@@ -13,10 +13,11 @@ from optstate.experiment.consistency import KEYS_OF_KIND, require_consistent
 from optstate.experiment.runs import (
     Runs,
     Session,
+    choose_plain,
     cross_boundary,
     find_first_boundary,
-    find_plain,
     list_baselines,
+    list_schedules,
     name_sessions,
     split_method,
 )
@@ -30,6 +31,11 @@ DEFAULT = ROOT / "config/config.yaml"
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 
 SPANNING = ("onecycle", "cosine")  # kinds whose values depend on the number of steps in all
+# These keys change no result, or the plan has them in another form.
+UNPLANNED = {
+    "experiment", "mirror", "checkpoint_every", "keep_checkpoints", "primary", "equivalence_margin",
+    "datasets", "sessions", "methods", "seeds",
+}  # fmt: skip
 # Values that are the same as leaving the key out.
 DEFAULTS: dict[str, Config] = {
     "boundaries": {"reshuffle": False, "lr_factor": 1},
@@ -111,15 +117,15 @@ def _name_sessions(arguments: str) -> dict[str, list[str]]:
 def baselines(config: Config) -> dict[str, list[str]]:
     """Return the boundaries that each boundary is compared with. The first one is the primary one.
 
-    Without the key ``baseline``, this is the boundary that keeps nothing. For a boundary with
-    ``reshuffle``, it is the boundary that is the same in everything else, if there is one. Their
-    difference is noise.
+    Without the key ``baseline``, this is the boundary that keeps nothing, of those that methods use
+    if there is one. For a boundary with ``reshuffle``, it is the boundary that is the same in
+    everything else, if there is one. Their difference is noise.
     """
     options = {
         name: {key: value for key, value in boundary.items() if key != "baseline"}
         for name, boundary in config["boundaries"].items()
     }
-    usual = find_plain(options, keep=[], usual="new") or "new"
+    usual = choose_plain(config, keep=[], usual="new") or "new"
     found = {UNINTERRUPTED: [usual]}
     for name, boundary in options.items():
         twins = [
@@ -166,16 +172,45 @@ def list_outcomes(config: Config) -> list[dict[str, str]]:
     return outcomes
 
 
+def list_unanswered(config: Config) -> list[str]:
+    """Return a line for each primary outcome whose boundaries no schedule has."""
+    methods = set(config["methods"])
+    keys, outcomes = consistency.list_outcomes(config), list_outcomes(config)
+    return [
+        f"{key}: no schedule has both {outcome['boundary']} and {outcome['baseline']} among the "
+        "methods, so this outcome gets no verdict."
+        for key, outcome in zip(keys, outcomes, strict=True)
+        if not any(
+            {f"{schedule}-{outcome[arm]}" for arm in ("boundary", "baseline")} <= methods
+            for schedule in list_schedules(config["methods"])
+        )
+    ]
+
+
 def make_plan(config: Config) -> Config:
-    """Return what the experiment is judged by: what must be fixed before its runs are seen."""
+    """Return what must be fixed before the runs are seen: all keys that can change a result."""
+    methods = sorted(config["methods"])
+    parts = [split_method(method) for method in methods]
+    used = {"schedules": {s for s, _ in parts}, "boundaries": {b for _, b in parts}}
     return {
         "primary": list_outcomes(config),
         "equivalence_margin": config["equivalence_margin"],
         "targets": targets(config),
         "datasets": sorted(config["datasets"]),
         "sessions": config["sessions"],
-        "methods": sorted(config["methods"]),
+        "methods": methods,
         "seeds": sorted(config["seeds"]),
+        "settings": {
+            key: {name: entry for name, entry in value.items() if name in used.get(key, value)}
+            if isinstance(value, dict)
+            else value
+            for key, value in config.items()
+            if key not in UNPLANNED
+        },
+        "splits": {
+            name: {key: source[key] for key in ("valid_fraction", "valid_seed") if key in source}
+            for name, source in config["datasets"].items()
+        },
     }
 
 
@@ -192,7 +227,7 @@ def losses(config: Config) -> dict[str, list[int]]:
         for name, boundary in boundaries.items()
         if boundary["keep"] == [] and boundary.keys() <= {"keep", "at", "baseline"}
     }
-    keeping = find_plain(boundaries, keep="all", usual="preserve")
+    keeping = choose_plain(config, keep="all", usual="preserve")
     return found | ({keeping: []} if keeping in boundaries else {})
 
 

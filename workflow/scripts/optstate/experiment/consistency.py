@@ -81,19 +81,28 @@ def _require_files(config: Config) -> None:
 
 def list_notes(config: Config) -> list[str]:
     """Return a line for each valid setting that does something unexpected."""
-    keys: set[str] = set()
+    found: set[str] = set()
     for method in config["methods"]:
         schedule, name = split_method(method)
-        own = config["schedules"][schedule].get("optimizer")
+        values = config["schedules"][schedule]
+        key = f"schedules.{schedule}.optimizer" if "optimizer" in values else "optimizer"
+        optimizer = values.get("optimizer", config["optimizer"])
         kept = [crossed["keep"] for crossed in _cross_boundaries(name, config)]
-        keeps_step_size = any(keep == "all" or "step_size" in keep for keep in kept)
-        if (own or config["optimizer"])["name"] == "Rprop" and keeps_step_size:
-            keys.add(f"schedules.{schedule}.optimizer" if own else "optimizer")
-    return [
-        f"{key}: Rprop's step sizes are state. A boundary that keeps them ignores the new "
-        "session's learning rate."
-        for key in sorted(keys)
-    ]
+        if optimizer["name"] == "Rprop" and any(k == "all" or "step_size" in k for k in kept):
+            found.add(
+                f"{key}: Rprop's step sizes are state. A boundary that keeps them ignores the new "
+                "session's learning rate."
+            )
+        if optimizer["name"] == "SGD" and kept and not optimizer.get("momentum"):
+            found.add(f"{key}: SGD without `momentum` has no state that could be kept or lost.")
+        if values["kind"] == "onecycle":
+            lows, highs = (
+                value if isinstance(value, list) else [value]
+                for value in (values["initial_lr"], values["max_lr"])
+            )
+            if any(low > high for low, high in zip(lows, highs, strict=True)):
+                found.add(f"schedules.{schedule}: an initial_lr is above its max_lr.")
+    return sorted(found)
 
 
 def _require_boundaries(config: Config) -> None:

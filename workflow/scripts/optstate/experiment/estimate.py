@@ -1,10 +1,12 @@
 """Estimate an experiment before it runs: jobs, GPU hours, disk space, and hours on several GPUs.
 
 ``make estimate`` runs this. The hours are the time of all jobs divided by the number of GPUs, or
-the time of the longest run if that is more. Waiting in a cluster's queue is not included.
+the time of the longest chain of sessions that wait for each other if that is more. Waiting in a
+cluster's queue is not included.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ from pathlib import Path
 import torch
 
 from optstate.experiment import configuration
-from optstate.experiment.configuration import all_runs, session_spec
+from optstate.experiment.check import check
+from optstate.experiment.configuration import all_runs, followed_session, session_spec
 from optstate.experiment.runs import Runs, Session, list_schedules
 from optstate.experiment.schema import Config
 from optstate.job import InputError, explain_os_error
@@ -34,7 +37,7 @@ class Estimate:
         num_runs: the number of models that are trained to the end.
         epochs: the epochs of all jobs together.
         seconds: the seconds of all jobs together.
-        longest: the seconds of the longest run, whose sessions follow each other.
+        longest: the seconds of the longest chain of sessions that wait for each other.
     """
 
     num_sessions: int
@@ -66,20 +69,21 @@ class Estimate:
 
 def estimate(runs: Runs, config: Config, seconds_per_epoch: float) -> Estimate:
     """Return the cost of an experiment whose epochs take ``seconds_per_epoch`` each."""
+    epochs = {session: session_spec(config, session).num_epochs for session in runs.sessions}
+    seconds = {s: n * seconds_per_epoch + SECONDS_TO_START for s, n in epochs.items()}
 
-    def num_epochs(session: Session) -> int:
-        return session_spec(config, session).num_epochs
-
-    def seconds(sessions: Sequence[Session]) -> float:
-        epochs = sum(map(num_epochs, sessions))
-        return epochs * seconds_per_epoch + len(sessions) * SECONDS_TO_START
+    @functools.cache
+    def find_end(session: Session) -> float:
+        """Return when the session ends if every session starts as soon as it can."""
+        needed = runs.previous(session), followed_session(config, session)
+        return max((find_end(one) for one in needed if one), default=0.0) + seconds[session]
 
     return Estimate(
         num_sessions=len(runs.sessions),
         num_runs=len(list(runs)),
-        epochs=sum(map(num_epochs, runs.sessions)),
-        seconds=seconds(runs.sessions),
-        longest=max(seconds(run.sessions) for run in runs),
+        epochs=sum(epochs.values()),
+        seconds=sum(seconds.values()),
+        longest=max(map(find_end, runs.sessions)),
     )
 
 
@@ -124,6 +128,7 @@ def main(arguments: argparse.Namespace) -> None:
     if not (arguments.seconds_per_epoch > 0 and min(arguments.gpus) > 0):
         raise InputError("--seconds-per-epoch and --gpus must be above 0.")
     config = configuration.load(arguments.configfile)
+    check(config)
     print(describe(config, arguments.gpus, arguments.seconds_per_epoch))
 
 

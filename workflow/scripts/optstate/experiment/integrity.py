@@ -57,6 +57,8 @@ def list_finished_files(listings: Iterable[Path]) -> Iterator[tuple[Path, str]]:
     for folder, time in times.items():
         for name, sha256 in read_checksums(folder).items():
             file = folder / name
+            if "/" in name:  # an input, whose own listing counts
+                continue
             is_new = not name.endswith(LARGE) or _get_time(file) > time
             if is_new and file.is_file():
                 yield file, sha256

@@ -1,11 +1,11 @@
 """Write down what an experiment will be judged by, before its first session begins.
 
 Snakemake writes ``plan.json`` when it starts, once and never again. The report compares it with the
-configuration that was run, so it can say whether outcome, margin, methods and seeds were fixed in
-advance.
+configuration that was run, so it can say what was fixed in advance.
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,30 @@ def withdraw_plan(results: Path) -> None:
 
 
 def has_begun(results: Path) -> bool:
-    """Whether any session of the experiment has ended or saved a state."""
-    states = (results / "in_progress").rglob("*.pt")
-    return any((*results.glob(f"runs/*/*/*/*/*{SUFFIX}"), *states))
+    """Whether any session of the experiment has begun to train.
+
+    Its curves show this even if Snakemake has removed its outputs after an error.
+    """
+    patterns = (f"runs/*/*/*/*/*{SUFFIX}", "in_progress/**/*.pt", "tensorboard/**/events.*")
+    return any(path for pattern in patterns for path in results.glob(pattern))
+
+
+def compare_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield the dotted path of each value that differs, with the old and the new value in words."""
+    old, new = dict(_flatten(before)), dict(_flatten(now))
+    for path in sorted(old.keys() | new.keys()):
+        if old.get(path) != new.get(path):
+            was, now_is = (
+                json.dumps(values[path]) if path in values else "not set" for values in (old, new)
+            )
+            yield path, f"was {was}, is {now_is}"
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,4 +1,4 @@
-"""Make sessions stale that Snakemake's records do not describe, though it would not notice."""
+"""Make sessions and tables stale that were exchanged, though Snakemake would not notice."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 
-from optstate.checksums import file_sha256
+from optstate.checksums import file_sha256, hash_files, read_checksums
 from optstate.experiment.changes import read_made_by
 from optstate.experiment.lock import is_held
 from optstate.training.spec import SessionSpec
@@ -41,16 +41,34 @@ def distrust_sessions(results: Path, specs: dict[str, SessionSpec], cards: dict[
         return
     records = FilePersistence(nolock=True)
     for folder in unsure | others:
-        output = IOFile(str(rows[folder]))
-        record = records.metadata(output)
+        record = records.metadata(IOFile(str(rows[folder])))
         if (
             record is None
             or (folder in unsure and record.endtime < rows[folder].stat().st_mtime)
             # The record says that the session has the present settings, and the session differs.
             or (folder in others and repr(specs[folder].to_json()) in record.params)
         ):
-            records.cleanup_metadata(output)  # of an earlier version of the file
-            os.utime(rows[folder], (1, 1))  # 1970: older than every input
+            _make_stale(rows[folder], records)
+
+
+def distrust_tables(results: Path) -> None:
+    """Make the tables in the folder ``results`` stale if they were not made from its sessions."""
+    folder = results / "tables"
+    listed = {folder / name: sha for name, sha in read_checksums(folder).items() if "/" in name}
+    present = [path for path in listed if path.is_file()]  # a missing session is trained again
+    is_same = hash_files([*map(str, present)]) == [listed[path] for path in present]
+    if not listed or (present and is_same):
+        return
+    if not any(map(is_held, results.glob(".lock"))):
+        records = FilePersistence(nolock=True)
+        for table in folder.glob("*.csv"):
+            _make_stale(table, records)
+
+
+def _make_stale(output: Path, records: FilePersistence) -> None:
+    """Make Snakemake run the job that made ``output`` again."""
+    records.cleanup_metadata(IOFile(str(output)))  # of an earlier version of the file
+    os.utime(output, (1, 1))  # 1970: older than every input
 
 
 def _differs(session: Path, key: str, expected: Any) -> bool:

@@ -27,7 +27,7 @@ from optstate.checksums import SUFFIX, hash_files, read_checksums
 from optstate.data.manifest import folder_sha256
 from optstate.experiment import changes, configuration, integrity, lock, plan, records
 from optstate.experiment.consistency import is_published, list_files, list_notes
-from optstate.experiment.runs import Runs, Session, find_plain
+from optstate.experiment.runs import Runs, Session, choose_plain
 from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError, explain_os_error, write_atomically
@@ -117,7 +117,8 @@ class Experiment:
             sys.exit(f"configuration: {InputError(explain_os_error(error))}")
         if is_main_process:
             experiment.require_unchanged()
-            for note in [*list_notes(experiment.config), *experiment.list_changes()]:
+            unanswered = configuration.list_unanswered(experiment.config)
+            for note in [*list_notes(experiment.config), *unanswered, *experiment.list_changes()]:
                 print(f"note: {note}", file=sys.stderr)
         return experiment
 
@@ -153,7 +154,7 @@ class Experiment:
             sys.exit(f"error: {error}")
         submitted = [self.config, self.dataset_sha256, self.file_hashes, self.weights_url]
         lock.save_submitted(Path(self.results), submitted)
-        plan.write_plan(Path(self.results), configuration.make_plan(self.config), commit())
+        plan.write_plan(Path(self.results), self.plan, commit())
 
     def require_unchanged(self) -> None:
         """Exit with one line if a finished file has changed since it was made."""
@@ -177,14 +178,15 @@ class Experiment:
 
     def list_changes(self) -> list[str]:
         """A line for each key of the configuration that makes finished results stale."""
-        return changes.list_changes(Path(self.results), self.config, self.specs)
+        return changes.list_changes(Path(self.results), self.config, self.runs, self.specs)
 
-    def distrust_sessions(self) -> None:
-        """Make sessions stale that Snakemake would wrongly take for finished ones."""
+    def distrust_results(self) -> None:
+        """Make sessions and tables stale that Snakemake would wrongly take for finished ones."""
         cards = {
             name: Path(self.prepared(name), "dataset.json") for name in self.config["datasets"]
         }
         records.distrust_sessions(Path(self.results), self.specs, cards)
+        records.distrust_tables(Path(self.results))
 
     def count_epochs(self, job: "Job") -> int:
         """The number of epochs that a job trains."""
@@ -213,6 +215,12 @@ class Experiment:
         # A report that was already finished lacks the curves that were made in this run.
         if "report" in jobs and jobs["report"].params.lr_range_tests == self.finished_tests():
             print_answer(Path(self.results))
+
+    @property
+    def plan(self) -> Config:
+        """What must be fixed before the runs are seen, with the contents of data sets and files."""
+        contents = {"datasets": self.dataset_sha256, "files": self.file_hashes}
+        return configuration.make_plan(self.config) | {"contents": contents}
 
     # Folders
 
@@ -417,7 +425,7 @@ class Experiment:
 
         Later ones are those of the method with the boundary that keeps nothing, if there is one.
         """
-        usual = find_plain(self.config["boundaries"], keep=[], usual="new")
+        usual = choose_plain(self.config, keep=[], usual="new")
         candidates = [
             run
             for run in self.runs

@@ -80,6 +80,14 @@ def find_plain(boundaries: dict[str, Boundary], keep: str | list[str], usual: st
     return usual if usual in plain else min(plain, default="")
 
 
+def choose_plain(config: dict[str, Any], keep: str | list[str], usual: str) -> str:
+    """Return what :func:`find_plain` finds in the boundaries that methods use, or else in all."""
+    boundaries = config["boundaries"]
+    used = {split_method(method)[1] for method in config["methods"]}
+    of_methods = {name: boundary for name, boundary in boundaries.items() if name in used}
+    return find_plain(of_methods, keep, usual) or find_plain(boundaries, keep, usual)
+
+
 def name_sessions(
     methods: Sequence[str],
     boundaries: dict[str, Boundary],
