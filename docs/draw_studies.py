@@ -30,7 +30,7 @@ SCHEDULES = {
     "constant": "Adam, constant", "onecycle": "Adam, OneCycle", "cosine": "Adam, cosine",
     "sgd": "SGD with momentum",
 }  # fmt: skip
-REMEDIES = ["studies/attribution"]
+REMEDIES = ["studies/attribution", "studies/article"]
 COLOURS = {"imagenette": "#0072B2", "imagewoof": "#D55E00"}
 
 
