@@ -132,7 +132,8 @@ def find_root(folder: Path) -> Path:
     """
     names = [name for names in FOLDERS.values() for name in names]
     while not any((folder / name).is_dir() for name in names):
-        inside = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
+        folders = (path for path in folder.iterdir() if path.is_dir())
+        inside = [p for p in folders if p.name != "__MACOSX" and not p.name.startswith(".")]
         if len(inside) != 1:
             break
         folder = inside[0]

@@ -1,4 +1,4 @@
-"""Make sessions and tables stale that were exchanged, though Snakemake would not notice."""
+"""Make sessions and tables stale that Snakemake would wrongly take for finished ones."""
 
 import json
 import os
