@@ -254,6 +254,10 @@ def test_training_continues_with_a_loss_that_is_not_finite(tmp_path, arrays):
             "batch_size: 4 images of 32 pixels do not fit .* Choose a smaller",
         ),
         (
+            TypeError("expected Tensor as element 1 in argument 2, but got NoneType"),
+            "optimizer: the fused SGD needs a gradient of .* Add `foreach: true`",
+        ),
+        (
             RuntimeError("cumsum_cuda does not have a deterministic implementation, but you set"),
             "model: shufflenet_v2_x0_5 uses cumsum_cuda, .* Set `deterministic` to false",
         ),
@@ -262,7 +266,7 @@ def test_training_continues_with_a_loss_that_is_not_finite(tmp_path, arrays):
 def test_errors_of_torch_are_explained(error, words):
     with (
         pytest.raises(InputError, match=words),
-        session.explain_errors(FIRST),
+        session.explain_errors(replace(FIRST, optimizer={"name": "SGD", "momentum": 0.9})),
     ):
         raise error
 

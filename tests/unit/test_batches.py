@@ -79,8 +79,8 @@ def test_a_split_in_the_memory_of_a_device_gives_the_same_batches(folder):
         assert torch.equal(one[1], other[1])
 
 
-@pytest.mark.parametrize(("free", "is_held"), [(145, True), (143, False)])
-def test_a_split_that_takes_half_of_the_free_memory_is_held_on_the_gpu(
+@pytest.mark.parametrize(("free", "is_held"), [(289, True), (287, False)])
+def test_a_split_that_takes_a_quarter_of_the_free_memory_is_held_on_the_gpu(
     folder, monkeypatch, free, is_held
 ):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 1000))

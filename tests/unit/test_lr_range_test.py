@@ -12,6 +12,7 @@ import pytest
 from optstate.checksums import read_checksums, verify
 from optstate.experiment import configuration
 from optstate.experiment.runs import Session
+from optstate.job import InputError
 from optstate.lr_range_test import (
     HIGHEST,
     LOWEST,
@@ -20,6 +21,7 @@ from optstate.lr_range_test import (
     describe,
     list_configured,
     mark_configured,
+    require_uses_lr,
     write_outputs,
 )
 
@@ -39,6 +41,12 @@ def make_curve(*points: tuple[int, float], noise: float = 0.05, seed: int = 0) -
 
 DESCENT = make_curve((0, 2.3), (40, 2.3), (60, 1.3), (75, 1.2), (99, 9))
 PLATEAU = make_curve((0, 2.3), (75, 2.3), (99, 9))
+
+
+def test_an_optimizer_that_ignores_the_lr_is_refused():
+    require_uses_lr(ONECYCLE)
+    with pytest.raises(InputError, match="constant: Rprop uses the LR only in its first step"):
+        require_uses_lr(replace(CONSTANT, optimizer={"name": "Rprop"}))
 
 
 class TestSuggestion:

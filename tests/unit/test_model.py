@@ -204,6 +204,7 @@ class TestOwnModel:
             ("x = self.conv(x); return x.view(len(x), -1)[:, :3]", "view size .*reshape"),
             ("x = self.conv(x).mean((2, 3)); return x if self.training else (x,)", "returns tuple"),
             ("self.ema.add_(1); return self.conv(x).mean((2, 3))", "its buffer ema changes in tra"),
+            ("return self.conv(x).mean((2, 3)).squeeze()", r"returns \(3,\) for 1 image and 3"),
             ("x = self.conv(x); y = x.sigmoid(); x = y * y; y.add_(1); return x.mean((2, 3))",
              "modified by an inplace operation"),
         ],

@@ -22,6 +22,14 @@ def run_schedule(
     return used
 
 
+@pytest.mark.parametrize(
+    "optimizer", [{"name": "SGD"}, {"name": "Adam", "betas": [0.0, 0.999]}], ids=["SGD", "Adam"]
+)
+def test_onecycle_gives_no_momentum_to_an_optimizer_without(optimizer):
+    learning_rate = {"kind": "onecycle", "initial_lr": 1e-5, "max_lr": 1e-3}
+    assert not any(momentum for _, momentum in run_schedule(optimizer, learning_rate, 10))
+
+
 def test_onecycle_equals_pytorchs_and_begins_at_the_initial_lr():
     learning_rate = {"kind": "onecycle", "initial_lr": 1e-5, "max_lr": 1e-3}
     used = run_schedule({"name": "Adam"}, learning_rate, 40)

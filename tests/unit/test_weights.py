@@ -51,6 +51,18 @@ class TestWeights:
         torch.save({"state_dict": state | {"loss.weight": torch.ones(4)}}, tmp_path / "weights.pt")
         assert self.load(target, tmp_path / "weights.pt") == []
 
+    def test_a_model_that_cannot_be_copied_is_loaded(self, tmp_path):
+        (tmp_path / "net.py").write_text(
+            "import threading\nfrom torch import nn\n\n\n"
+            "def make(num_classes, image_size):\n    net = nn.Linear(3, num_classes)\n"
+            "    net.lock = threading.Lock()\n    return net\n"
+        )
+        name = f"{tmp_path}/net.py:make"
+        source, target = make_model(name, 32, 4), make_model(name, 32, 4)
+        torch.save(source.state_dict(), tmp_path / "weights.pt")
+        assert load_weights(target, name, 32, 4, tmp_path / "weights.pt") == []
+        assert torch.equal(target.weight, source.weight)
+
     def test_a_prefix_of_the_model_itself_stays(self, tmp_path):
         (tmp_path / "net.py").write_text(
             "from torch import nn\n\n\nclass Net(nn.Module):\n"

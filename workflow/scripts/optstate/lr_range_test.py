@@ -31,7 +31,12 @@ from optstate.checksums import write_checksums
 from optstate.training.batches import ImageSet, iterate_endlessly, load_split, place_split
 from optstate.training.compute import Compute, set_up
 from optstate.training.schedule import make_optimizer
-from optstate.training.session import load_previous, make_state, verify_inputs
+from optstate.training.session import (
+    explain_errors,
+    load_previous,
+    make_state,
+    verify_inputs,
+)
 from optstate.training.spec import SessionSpec
 
 LOWEST, HIGHEST = 1e-7, 10.0
@@ -110,15 +115,30 @@ class Curve:
 def main(arguments: argparse.Namespace) -> None:
     """Write the curve as CSV, PNG and JSON files called ``--output``, and list their checksums."""
     spec = SessionSpec.from_json(arguments.spec)
+    require_uses_lr(spec)
     verify_inputs(arguments.arrays, arguments.previous)
     compute = set_up(spec)
     train = load_split(arguments.arrays, "train", spec.train_per_class, spec.subset_seed)
     before = load_previous(arguments.arrays, arguments.previous, arguments.previous_spec)
     files = {"weights": arguments.weights} if arguments.weights else {}
-    model = make_state(spec, train, before, files, compute.device).model
-    batches = Batches(spec, place_split(train, compute.device), compute.device)
-    curve = run_test(spec, compute, model, batches)
+    with explain_errors(spec):
+        model = make_state(spec, train, before, files, compute.device).model
+        batches = Batches(spec, place_split(train, compute.device), compute.device)
+        curve = run_test(spec, compute, model, batches)
     write_outputs(curve, spec, arguments.key, arguments.output)
+
+
+def require_uses_lr(spec: SessionSpec) -> None:
+    """Check that the optimizer uses the LR at every step.
+
+    Raises:
+        InputError: it does not.
+    """
+    if spec.optimizer["name"] == "Rprop":
+        raise job.InputError(
+            f"{spec.dataset}, {spec.schedule}: Rprop uses the LR only in its first step, so there "
+            "is no LR range to test. Choose another optimizer."
+        )
 
 
 def write_outputs(curve: Curve, spec: SessionSpec, key: str, output: Path) -> None:

@@ -1,7 +1,7 @@
 """Batches of the prepared images, on the device, in an order determined by the seed.
 
 On a CPU the arrays stay memory-mapped. A GPU holds the used images of a split as uint8 if they fit
-into half of its free memory. Otherwise each batch is copied from pinned memory while the GPU
+into a quarter of its free memory. Otherwise each batch is copied from pinned memory while the GPU
 computes earlier steps. Where the images are stored changes no bit of the results.
 """
 
@@ -32,7 +32,7 @@ REESTIMATING = 4  # batches from which batch-norm statistics are estimated
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # of torchvision's weights
 CROP_FRACTION = 8  # a crop shifts the image by up to 1/8 of its side
 CHUNK = 1024  # images copied to a device at once
-MAX_MEMORY_SHARE = 0.5  # of a GPU's free memory, for one split; the rest is for training
+MAX_MEMORY_SHARE = 0.25  # of a GPU's free memory, for one split; the rest is for training
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def find_difference(
     for name in dataclasses.asdict(end):
         found[f"position.{name}"] = position.get(name)
         expected[f"position.{name}"] = getattr(end, name)
-    for name in sorted(expected.keys() | found.keys(), key=[*expected, *found].index):
+    for name in expected | found:
         if found.get(name) != expected.get(name):
             return f"its {name} is {found.get(name)!r}, not {expected.get(name)!r}"
     return ""

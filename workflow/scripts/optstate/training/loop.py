@@ -204,7 +204,7 @@ def train_step(session: Session, inputs: torch.Tensor, labels: torch.Tensor) -> 
     return StepRecord(row, len(labels), torch.stack(measures))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: training could not use a tensor that the model keeps
 def validate(session: Session) -> Row:
     """Evaluate the model on the validation split. Returns the current epoch's row."""
     model, compute = session.state.model, session.compute

@@ -110,7 +110,7 @@ def require_runs(name: str, image_size: int, num_classes: int) -> None:
     """Check that a model accepts images of ``image_size`` pixels.
 
     torchvision's models run on torch's meta device, which computes only shapes. A user's own model
-    may do what that device cannot, and it is trained and evaluated on two images.
+    may do what that device cannot, and it is trained on two images and evaluated on two and on one.
 
     Raises:
         InputError: the model does not, its output is not (images, classes), or it has state that
@@ -121,7 +121,7 @@ def require_runs(name: str, image_size: int, num_classes: int) -> None:
     try:
         model = make_model(name, image_size, num_classes).to(device)
         images = torch.rand(2, 3, image_size, image_size, device=device)
-        outputs = list(_train_and_evaluate(model, images)) if own else [model(images)]
+        outputs = list(_train_and_evaluate(model, images)) if own else [(2, model(images))]
     except InputError:
         raise
     except Exception as error:  # each model raises its own errors
@@ -133,18 +133,18 @@ def require_runs(name: str, image_size: int, num_classes: int) -> None:
             f"model: {name} does not work with an image_size of {image_size} ({reason}). Choose "
             "another size or model."
         ) from error
-    for output in outputs:
-        _require_output(name, output, num_classes)
+    for num_images, output in outputs:
+        _require_output(name, output, num_images, num_classes)
 
 
-def _train_and_evaluate(model: nn.Module, images: torch.Tensor) -> Iterator[object]:
-    """Yield a user's model's output in training, then in evaluation, computed as sessions do."""
+def _train_and_evaluate(model: nn.Module, images: torch.Tensor) -> Iterator[tuple[int, object]]:
+    """Train and evaluate a user's model as sessions do. Yields numbers of images, and outputs."""
     model = model.to(memory_format=torch.channels_last)
     images = images.to(memory_format=torch.channels_last)
     saved = model.state_dict().keys()
     unsaved = {name: b.clone() for name, b in model.named_buffers() if name not in saved}
     output = model(images)
-    yield output
+    yield len(images), output
     if isinstance(output, torch.Tensor):
         output.sum().backward()
     buffers = dict(model.named_buffers())
@@ -154,18 +154,21 @@ def _train_and_evaluate(model: nn.Module, images: torch.Tensor) -> Iterator[obje
                 f"model: its buffer {name} changes in training, but is not in `state_dict()`. "
                 "Register it with `persistent=True`."
             )
-    with torch.inference_mode():
-        yield model.eval()(images)
+    model.eval()
+    with torch.no_grad():
+        yield len(images), model(images)
+        yield 1, model(images[:1])  # the last batch of a validation may be a single image
 
 
-def _require_output(name: str, output: object, num_classes: int) -> None:
-    """Check that the output of a model for two images is (2, ``num_classes``)."""
+def _require_output(name: str, output: object, num_images: int, num_classes: int) -> None:
+    """Check that the output of a model is (``num_images``, ``num_classes``)."""
     if not isinstance(output, torch.Tensor):
         raise InputError(
             f"model: {name} returns {type(output).__name__}, not one tensor. Choose another model."
         )
-    if output.shape != (2, num_classes):
+    if output.shape != (num_images, num_classes):
+        images = f"{num_images} image{'s' if num_images != 1 else ''}"
         raise InputError(
-            f"model: {name} returns {tuple(output.shape)} for 2 images and {num_classes} classes. "
+            f"model: {name} returns {tuple(output.shape)} for {images} and {num_classes} classes. "
             "Its output must be (images, classes)."
         )

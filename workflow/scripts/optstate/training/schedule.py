@@ -80,8 +80,8 @@ def _make_plain(
         total_steps=num_steps,
         # OneCycleLR overwrites the optimizer's `lr` and `initial_lr` with max_lr / div_factor.
         div_factor=learning_rate["max_lr"] / learning_rate["initial_lr"],
-        # OneCycleLR would also give momentum to an SGD that is configured without momentum.
-        cycle_momentum=get_momentum(optimizer) is not None,
+        # OneCycleLR would also give momentum to an optimizer that is configured without it.
+        cycle_momentum=bool(get_momentum(optimizer)),
     )
 
 

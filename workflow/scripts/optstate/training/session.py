@@ -106,15 +106,17 @@ def train(spec: SessionSpec, paths: Paths, checkpoint_every: dict[str, float]) -
     with job.hold_lock(paths.progress / "lock"), stop_on_signals() as stop_if_asked:
         verify_inputs(paths.arrays, paths.previous, paths.step_sizes)
         compute = set_up(spec)
-        with open_session(spec, paths, compute, checkpoint_every, stop_if_asked) as session:
+        with (
+            explain_errors(spec),
+            open_session(spec, paths, compute, checkpoint_every, stop_if_asked) as session,
+        ):
             if paths.previous_progress:
                 # Snakemake starts this session only after it has recorded the previous one as done.
                 shutil.rmtree(paths.previous_progress, ignore_errors=True)
             try:
-                with explain_errors(spec):
-                    if paths.weights and session.state.position.step < session.first_step:
-                        log_given_weights(session)
-                    train_session(session)
+                if paths.weights and session.state.position.step < session.first_step:
+                    log_given_weights(session)
+                train_session(session)
             except Interrupted as signal:
                 save_and_exit(session, str(signal))
             write_outputs(session, paths.output)
@@ -280,7 +282,8 @@ def make_state(
     if before:
         model.load_state_dict(before["model"])
     elif path := files.get("weights"):
-        new = load_weights(model, spec.model, spec.image_size, train.num_classes, path)
+        with checkpoint.fork_random_states():  # it makes more models
+            new = load_weights(model, spec.model, spec.image_size, train.num_classes, path)
         logging.info("weights from %s; newly initialized: %s", path, ", ".join(new) or "none")
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -371,6 +374,13 @@ def explain_errors(spec: SessionSpec) -> Iterator[None]:
         raise job.InputError(
             f"batch_size: {spec.batch_size} images of {spec.image_size} pixels do not fit into the "
             "GPU's memory. Choose a smaller batch_size or image_size."
+        ) from error
+    except TypeError as error:
+        if spec.optimizer["name"] != "SGD" or "but got NoneType" not in str(error):
+            raise
+        raise job.InputError(
+            f"optimizer: the fused SGD needs a gradient of every parameter in its first step, but "
+            f"{spec.model} has some that were not used. Add `foreach: true` to `optimizer`."
         ) from error
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):

@@ -5,7 +5,6 @@ names. Wrappers (DataParallel, LightningModule, torch.compile) put a prefix befo
 weights.
 """
 
-import copy
 import logging
 import re
 import warnings
@@ -53,9 +52,10 @@ def load_weights(
     """
     own = model.state_dict()
     head = _find_head(name, image_size, num_classes)
+    upgraded = _upgrade(_read_weights(path, own), make_model(name, image_size, num_classes), path)
     given = {
         key: value
-        for key, value in _upgrade(_read_weights(path, own), model, path).items()
+        for key, value in upgraded.items()
         if key in own or not key.lower().startswith("aux")
     }
     left_out = {k for k in head if k not in given or given[k].shape != own[k].shape}
@@ -87,19 +87,19 @@ def _describe_differences(
 def _upgrade(
     given: dict[str, torch.Tensor], model: nn.Module, path: Path
 ) -> dict[str, torch.Tensor]:
-    """Return a state dict with the entries that ``model`` makes of it when it loads it.
+    """Load a state dict into ``model``, and return it with the entries that this made of it.
 
     The modules of torch and torchvision rename and add entries of older versions. Entries that do
     not fit the model stay as they are.
     """
-    loaded, own = copy.deepcopy(model), model.state_dict()
+    own = model.state_dict()
     fitting, others = OrderedDict(given), {}
     for key, value in given.items():
         if key in own and own[key].shape != value.shape:
             others[key] = fitting.pop(key)
     fitting._metadata = getattr(given, "_metadata", {})  # type: ignore[attr-defined]
     try:
-        missing, unexpected = loaded.load_state_dict(fitting, strict=False)
+        missing, unexpected = model.load_state_dict(fitting, strict=False)
     except (RuntimeError, ValueError) as error:  # each module raises its own errors
         reason = str(error).split("\n")[0]
         raise InputError(
@@ -107,7 +107,7 @@ def _upgrade(
             "`torch.save(model.state_dict(), PATH)`."
         ) from error
     others |= {key: given[key] for key in unexpected}
-    return {k: v for k, v in loaded.state_dict().items() if k not in missing} | others
+    return {k: v for k, v in model.state_dict().items() if k not in missing} | others
 
 
 def count_classes(name: str, image_size: int, path: Path) -> int | None:
@@ -170,8 +170,8 @@ def read_optimizer_state(
                 "`foreach: true` to `optimizer`; then this parameter starts without momentum."
             )
         if given:
-            state[position] = given
-            if difference := _compare_entries(given, expected.get(position, {})):
+            entries = expected.get(position, {})
+            if difference := _compare_entries(given, entries):
                 raise InputError(
                     f"{path}: parameter {position + 1} of its optimizer does not fit {name} "
                     f"{tuple(value.shape)} under {optimizer['name']}: {difference}. Correct "
@@ -179,6 +179,8 @@ def read_optimizer_state(
                     + f" It has {num_groups} parameter groups, whose parameters must be in the "
                     "order of the model's." * (num_groups > 1)
                 )
+            # Fused kernels ignore strides, so entries need those of the channels-last parameter.
+            state[position] = {k: entries[k].copy_(torch.as_tensor(v)) for k, v in given.items()}
     if not state:
         raise InputError(
             f"{path}: its optimizer has no state. Save it after a step, or remove the key "
