@@ -1,6 +1,7 @@
 """Features that all jobs share: atomic outputs, locks, and their end with their parent."""
 
 import argparse
+import errno
 import os
 import signal
 import subprocess
@@ -43,6 +44,17 @@ with hold_lock(pathlib.Path({str(tmp_path / "lock")!r})):
 
 
 class TestHoldLock:
+    def test_a_file_system_without_locks_is_named(self, tmp_path, monkeypatch):
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(job.fcntl, "flock", refuse)
+        with pytest.raises(OSError, match="No locks") as caught, hold_lock(tmp_path / "lock"):
+            pass
+        words = job.explain_os_error(caught.value)
+        assert words.startswith(f"{tmp_path / 'lock'}: ")
+        assert words.endswith("put the folder on another one.")
+
     def test_a_second_holder_is_refused(self, tmp_path, holder, monkeypatch, caplog):
         monkeypatch.setattr(job, "LOCK_SECONDS", 0.2)
         with (

@@ -183,6 +183,14 @@ def test_removing_checkpoints_changes_no_table(tmp_path, images):
         assert count_jobs(project, "--until", "collect") == {}
         tables.append((project.folder / "results/tiny/tables/steps.csv").read_bytes())
     assert tables[0] == tables[1] == tables[2]
+    # Another method needs a checkpoint that was removed.
+    added = ("--config", 'methods=["constant-new", "constant-preserve", "constant-cold"]',
+             'boundaries={"cold": {"keep": []}}')  # fmt: skip
+    path = "results/tiny/runs/noise/constant/seed0/session1/checkpoint.pt"
+    everything = {"first_session": 1, "last_session": 3, "collect": 1}
+    assert count_jobs(project, *added, "--until", "collect") == everything
+    project.run("--config", "keep_checkpoints=all", "--", path)
+    assert count_jobs(project, *added, "--until", "collect") == {"last_session": 1, "collect": 1}
 
 
 def test_an_experiment_with_archive_mirror_weights_and_several_optimizers(tmp_path, images):

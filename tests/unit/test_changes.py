@@ -106,6 +106,12 @@ def test_a_changed_key_is_named_with_both_values(results, keys, lines):
     assert sorted(find(results, **keys)) == lines
 
 
+def test_the_name_of_a_data_set_may_have_a_point():
+    finished = [changes.Session("a.v2", "constant", 0, 1)]
+    found = changes.describe_consequence("datasets.a.v2.sha256", finished)
+    assert found.startswith("1 finished session will be trained again")
+
+
 def test_a_changed_file_is_named_by_its_key(results):
     expected = f"model: the file has changed. 10 finished sessions {AGAIN}"
     assert find(results, {"model": "2" * 64}) == [expected]

@@ -54,6 +54,19 @@ def prepare_folder(folder: Path, output: Path, *options: object) -> dict:
     return card | {path.stem: np.load(path) for path in output.glob("*.npy")}
 
 
+def test_a_folder_that_changes_while_it_is_decoded_is_refused(images, tmp_path, monkeypatch):
+    write_arrays = prepare.write_arrays
+
+    def change_then_write(*arguments):
+        shutil.copy(images / "train/ant/0.png", images / "train/bee/6.png")
+        return write_arrays(*arguments)
+
+    monkeypatch.setattr(prepare, "write_arrays", change_then_write)
+    with pytest.raises(InputError, match="its files have changed since Snakemake started"):
+        prepare_folder(images, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_pixels_equal_pillows_and_labels_agree_between_splits(images, tmp_path):
     result = prepare_folder(images, tmp_path / "out")
     for split, folder in (("train", "train"), ("valid", "val")):
@@ -280,7 +293,7 @@ def test_the_checksums_appear_last(images, tmp_path, monkeypatch):
     replace = Path.replace
 
     def record(source: Path, target: Path) -> Path:
-        appeared.append(target.name)
+        appeared.extend([target.name] if target.parent == tmp_path / "out" else [])
         return replace(source, target)
 
     monkeypatch.setattr(Path, "replace", record)

@@ -78,6 +78,27 @@ def test_a_shared_session_writes_the_curves_of_all_its_runs():
     assert own == [f"{root}/constant-uninterrupted/seed0"]
 
 
+def test_a_session_that_is_trained_again_leaves_the_curves_of_finished_runs(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = CONFIG | {"methods": ["constant-new", "constant-preserve"]}
+    finished = tmp_path / "results/article/runs/imagewoof/constant-new/seed0/session3"
+    finished.mkdir(parents=True)
+    (finished / "steps.csv").touch()
+    experiment = Experiment(config, {})
+    shared = experiment.curves(make_wildcards(name="constant", number="1"))
+    assert shared == ["results/article/tensorboard/imagewoof/constant-preserve/seed0"]
+    last = experiment.curves(make_wildcards(name="constant-new", number="3"))
+    assert last == ["results/article/tensorboard/imagewoof/constant-new/seed0"]
+
+
+def test_an_expected_error_exits_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}: Is a directory$"):
+        with rules.exit_in_one_line("error"):
+            tmp_path.write_text("")
+
+
 @pytest.mark.parametrize(
     ("keep", "is_last", "is_kept"),
     [("all", False, True), ("last", False, False), ("last", True, True), ("none", True, False)],

@@ -12,6 +12,8 @@ from optstate.job import InputError
     [
         ("a: 1\nb: {c: 1, c: 2}\n", ":2: the key 'c' occurs twice. Remove one."),
         ("seeds: [0]\nbatch_size: 3\nseeds: [1]\n", ":3: the key 'seeds' occurs twice."),
+        ("a: {{b}}\n", ":1: found unhashable key"),
+        ("? [a, b]\n", ":1: found unhashable key"),
         ("seeds: [010]\n", ":1: YAML reads 010 as 8."),
         ("seeds: [-017]\n", ":1: YAML reads -017 as -15."),
         ("image_size: 1:30\n", ":1: YAML reads 1:30 as 90."),

@@ -18,6 +18,7 @@ from optstate.experiment.rules import (
     Experiment,
     command_line,
     commit,
+    exit_in_one_line,
     locked,
     sources,
     untracked,
@@ -54,7 +55,9 @@ if workflow.is_main_process:
     terminal.shorten_messages(workflow, experiment.count_epochs)
     if "--unlock" not in sys.argv:
         experiment.distrust_results()
-        if lock.is_lock_left(Path("results")):
+        with exit_in_one_line("error"):
+            is_lock_left = lock.is_lock_left(Path("results"))
+        if is_lock_left:
             print(lock.LEFT_LOCK_MESSAGE, file=sys.stderr)
 
 

@@ -15,7 +15,6 @@ rule first_session:
     log:
         f"{LOGS}/train/{{dataset}}/{{name}}/seed{{seed}}-session{{number}}.log",
     wildcard_constraints:
-        name="[a-z0-9_]+(-[a-z0-9_-]+)?",
         number="1",
     conda:
         "../../envs/optstate.yaml"

@@ -138,7 +138,8 @@ def _make_cache_key(file: str) -> str:
 
 
 def _read_and_hash(files: Sequence[str]) -> list[str]:
-    with ThreadPool(os.cpu_count()) as pool:  # hashlib releases the GIL
+    threads = max(min(len(files), os.cpu_count() or 1), 1)
+    with ThreadPool(threads) as pool:  # hashlib releases the GIL
         return pool.map(_hash_file, files, chunksize=16 if len(files) > 100 else 1)
 
 

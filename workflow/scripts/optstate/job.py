@@ -107,6 +107,9 @@ def take_lock(path: Path, seconds: float = 0.0) -> IO[str] | None:
             time.sleep(POLL_SECONDS)
         except FileNotFoundError:
             pass
+        except OSError as error:
+            error.filename = str(path)
+            raise
         file.close()  # the lock is held, or its last holder has removed the file: try again
 
 
@@ -199,12 +202,15 @@ def fail(message: str) -> NoReturn:
 def explain_os_error(error: OSError) -> str:
     """Describe an operating-system error in one line, with the usual fix where there is one."""
     where = f"{error.filename}: " if error.filename else ""
+    no_locks = ". Its file system may lack file locks (`flock`): put the folder on another one."
     fixes = {
         errno.ENOSPC: ". Free some disk space, then run again.",
         errno.EDQUOT: ". Your disk quota is used up: free some space, then run again.",
         errno.EFBIG: ". File sizes are limited (`ulimit -f`): raise the limit, then run again.",
         errno.EACCES: ". Make it accessible, then run again.",
         errno.EROFS: ". Choose a writable folder.",
+        errno.ENOLCK: no_locks,
+        errno.ENOSYS: no_locks,
     }
     return f"{where}{error.strerror or error}{fixes.get(error.errno or 0, '')}"
 

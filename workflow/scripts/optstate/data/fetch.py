@@ -40,7 +40,7 @@ class ResumableError(InputError):
 def main(arguments: argparse.Namespace) -> None:
     """Write the verified archive to ``--output``, and its checksum to ``{output}.sha256``."""
     output = arguments.output
-    with hold_lock(output.with_name(".fetch.lock")):
+    with hold_lock(output.with_name(f".{output.name}.lock")):
         if arguments.packaged:
             write = functools.partial(packaged.write_archive, arguments.packaged)
             name = f"packaged {arguments.packaged}"

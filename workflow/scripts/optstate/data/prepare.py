@@ -20,6 +20,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,8 +90,11 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.archive:
         verify(arguments.archive)
     output.mkdir(parents=True, exist_ok=True)
-    with hold_lock(output.with_name(f".{output.name}.lock")), open_folder(arguments) as root:
-        prepare(root, arguments.image_size, arguments.workers, output, get_holdout(arguments))
+    lock = hold_lock(output.with_name(f".{output.name}.lock"))
+    with lock, open_folder(arguments) as (root, require_unchanged):
+        require_unchanged()
+        holdout = get_holdout(arguments)
+        prepare(root, arguments.image_size, arguments.workers, output, holdout, require_unchanged)
 
 
 def get_holdout(arguments: argparse.Namespace) -> Holdout | None:
@@ -101,26 +105,39 @@ def get_holdout(arguments: argparse.Namespace) -> Holdout | None:
 
 
 @contextlib.contextmanager
-def open_folder(arguments: argparse.Namespace) -> Iterator[Path]:
+def open_folder(arguments: argparse.Namespace) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Yield the folder that contains the splits: the user's own, or that of the unpacked archive.
 
+    The second value is a function that raises an InputError if the manifest of ``--folder`` does
+    not match ``--sha256``. It reads only files that have changed since its last call.
+
     Raises:
-        InputError: the manifest of ``--folder`` does not match ``--sha256``, or the archive is
-            refused.
+        InputError: the archive is refused.
     """
     folder, expected = arguments.folder, arguments.sha256
-    has_valid_folder = arguments.valid_fraction is None
     if folder is None:
         with unpack_temporarily(arguments.archive, arguments.output / "extracting") as root:
-            yield root
-    elif expected and expected != folder_sha256(folder, has_valid_folder=has_valid_folder):
-        raise InputError(f"{folder}: its files have changed since Snakemake started. Run again.")
-    else:
-        yield folder
+            yield root, lambda: None
+        return
+    with tempfile.TemporaryDirectory() as cache:
+
+        def require_unchanged() -> None:
+            is_whole = arguments.valid_fraction is None
+            if expected and expected != folder_sha256(folder, Path(cache, "hashes.json"), is_whole):
+                raise InputError(
+                    f"{folder}: its files have changed since Snakemake started. Run again."
+                )
+
+        yield folder, require_unchanged
 
 
 def prepare(
-    root: Path, image_size: int, workers: int, output: Path, holdout: Holdout | None = None
+    root: Path,
+    image_size: int,
+    workers: int,
+    output: Path,
+    holdout: Holdout | None = None,
+    require_unchanged: Callable[[], None] = lambda: None,
 ) -> None:
     """Decode the images below ``root`` with ``workers`` processes into the folder ``output``.
 
@@ -132,6 +149,7 @@ def prepare(
         workers: the number of processes.
         output: the folder of the arrays.
         holdout: how to choose validation images from the training images, if they have no folder.
+        require_unchanged: called when all images have been read. Raises if one may have changed.
 
     Raises:
         InputError: the layout is different, images do not decode, or the disk is too full.
@@ -147,6 +165,7 @@ def prepare(
         listing = add("dataset.sha256")  # the first one added appears last
         with start_workers(workers) as pool:
             traits, checksums = write_arrays(root, image_size, splits, pool, add)
+        require_unchanged()
         card = make_card(root, image_size, classes, splits, traits) | {
             "split": holdout._asdict() if holdout else {"folder": splits[1].folder},
             "sha256": checksums,

@@ -58,7 +58,7 @@ def list_changes(
 
 def describe_consequence(key: str, finished: list[Session]) -> str:
     """Return what follows from the change of a key that is in no session's settings."""
-    source = re.fullmatch(r"datasets\.([^.]+)\.(packaged|folder|sha256|valid_\w+)", key)
+    source = re.fullmatch(r"datasets\.(.+)\.(packaged|folder|sha256|valid_\w+)", key)
     number = sum(session.dataset == source[1] for session in finished) if source else 0
     if not number:
         return "The report will be made again."

@@ -32,8 +32,8 @@ def require_unchanged(listings: Iterable[Path], cache: Path) -> None:
     if changed:
         more = f" So have {len(changed) - 1} other files." if len(changed) > 1 else ""
         raise InputError(
-            f"{changed[0]}: changed since it was made. Delete it, then run again to make it "
-            f"anew.{more}"
+            f"{changed[0]}: changed since it was made. Delete it, then run again. A job that needs "
+            f"it will make it anew.{more}"
         )
 
 

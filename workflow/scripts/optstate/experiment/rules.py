@@ -3,6 +3,7 @@
 Paths are relative to the working directory, so that no absolute path gets into a job's parameters.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from optstate.experiment.consistency import is_published, list_files, list_notes
 from optstate.experiment.runs import Runs, Session, choose_plain
 from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
-from optstate.job import InputError, explain_os_error, write_atomically
+from optstate.job import InputError, explain_os_error
 from optstate.training.spec import SessionSpec
 
 if TYPE_CHECKING:  # snakemake.dag and snakemake.workflow import each other
@@ -74,6 +75,17 @@ def untracked(function: Callable[[Wildcards], Any]) -> Callable[[Wildcards, int]
     return lambda wildcards, threads: function(wildcards)  # noqa: ARG005 - see above
 
 
+@contextlib.contextmanager
+def exit_in_one_line(what: str) -> Iterator[None]:
+    """Exit with one line, which begins with ``what``, if the block raises an expected error."""
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"{what}: {error}")
+    except OSError as error:
+        sys.exit(f"{what}: {InputError(explain_os_error(error))}")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A validated configuration, with the contents of the files that it names.
@@ -103,7 +115,7 @@ class Experiment:
 
         Exits with one line if it is not valid.
         """
-        try:
+        with exit_in_one_line("configuration"):
             submitted = None if is_main_process else lock.load_submitted()
             if submitted:
                 return cls(*submitted)
@@ -111,12 +123,9 @@ class Experiment:
                 if Path(file).suffix != ".json":
                     read_yaml(Path(file))
             experiment = cls.from_config(given)
-        except InputError as error:
-            sys.exit(f"configuration: {error}")
-        except OSError as error:
-            sys.exit(f"configuration: {InputError(explain_os_error(error))}")
         if is_main_process:
-            experiment.require_unchanged()
+            if "--unlock" not in sys.argv:
+                experiment.require_unchanged()
             unanswered = configuration.list_unanswered(experiment.config)
             for note in [*list_notes(experiment.config), *unanswered, *experiment.list_changes()]:
                 print(f"note: {note}", file=sys.stderr)
@@ -143,31 +152,25 @@ class Experiment:
 
     # Snakemake's start and end
 
+    @exit_in_one_line("error")
     def claim(self) -> None:
         """Keep other Snakemakes out of the experiment, and save its configuration and its plan.
 
         Exits if another Snakemake is running on it.
         """
-        try:
-            self.locks.append(lock.claim(Path(self.results)))
-        except InputError as error:
-            sys.exit(f"error: {error}")
+        self.locks.append(lock.claim(Path(self.results)))
         submitted = [self.config, self.dataset_sha256, self.file_hashes, self.weights_url]
         lock.save_submitted(Path(self.results), submitted)
         plan.write_plan(Path(self.results), self.plan, commit())
 
+    @exit_in_one_line("error")
     def require_unchanged(self) -> None:
         """Exit with one line if a finished file has changed since it was made."""
         folders = {name: Path(self.prepared(name)).parent for name in self.config["datasets"]}
-        try:
-            for name, folder in folders.items():
-                integrity.require_archive(folder, self.dataset_sha256[name])
-            cache = CACHE / f"verified-{self.config['experiment']}.json"
-            integrity.require_unchanged(self._list_listings(folders.values()), cache)
-        except (InputError, OSError) as error:
-            reason = explain_os_error(error) if isinstance(error, OSError) else error
-            if "--unlock" not in sys.argv:
-                sys.exit(f"error: {reason}")
+        for name, folder in folders.items():
+            integrity.require_archive(folder, self.dataset_sha256[name])
+        cache = CACHE / f"verified-{self.config['experiment']}.json"
+        integrity.require_unchanged(self._list_listings(folders.values()), cache)
 
     def _list_listings(self, datasets: Iterable[Path]) -> Iterator[Path]:
         """Yield the files that list the checksums of finished files."""
@@ -180,6 +183,7 @@ class Experiment:
         """A line for each key of the configuration that makes finished results stale."""
         return changes.list_changes(Path(self.results), self.config, self.runs, self.specs)
 
+    @exit_in_one_line("error")
     def distrust_results(self) -> None:
         """Make sessions and tables stale that Snakemake would wrongly take for finished ones."""
         cards = {
@@ -393,9 +397,20 @@ class Experiment:
         return f"{self.progress_folder}/{self.session_of(wildcards).folder}"
 
     def curves(self, wildcards: Wildcards) -> list[str]:
-        """The TensorBoard folders of the runs that a session is part of."""
-        runs = self.runs.runs_of[self.session_of(wildcards)]
-        return [f"{self.results}/tensorboard/{run.folder}" for run in runs]
+        """The TensorBoard folders of the runs that a session is part of.
+
+        A run whose later session is finished has all its curves already. If that session is trained
+        again as well, it writes them anew.
+        """
+        session = self.session_of(wildcards)
+        return [
+            f"{self.results}/tensorboard/{run.folder}"
+            for run in self.runs.runs_of[session]
+            if not any(self._is_finished(later) for later in run.sessions[session.number :])
+        ]
+
+    def _is_finished(self, session: Session) -> bool:
+        return Path(self.runs_folder, session.folder, "steps.csv").exists()
 
     def session_files(self, folder: str, is_last: bool) -> list[str]:
         """The outputs of a session. A checkpoint that is not kept is removed after its last use."""
@@ -530,8 +545,9 @@ def require_works(config: Config, file_hashes: dict[str, str]) -> str | None:
             "memory (`ulimit -v`, `free`), or is `.venv` incomplete (`make install`)?"
         )
     passed.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(passed) as temporary:
-        temporary.write_text(tried.stdout.strip())
+    temporary = passed.with_suffix(f".{os.getpid()}")  # other Snakemakes may write the same
+    temporary.write_text(tried.stdout.strip())
+    temporary.replace(passed)
     return tried.stdout.strip() or None
 
 

@@ -20,9 +20,10 @@ def _construct_mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[Any
     """Refuse a key that occurs twice: YAML would take the last value."""
     seen: set[str] = set()
     for key, _ in node.value:
-        if key.value in seen:
-            raise _fault(key, f"the key {key.value!r} occurs twice. Remove one.")
-        seen.add(key.value if isinstance(key.value, str) else str(key.value))
+        name = str(key.value)
+        if name in seen:
+            raise _fault(key, f"the key {name!r} occurs twice. Remove one.")
+        seen.add(name)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
