@@ -122,6 +122,22 @@ def test_a_column_head_sorts_its_table(page):
     assert head.get_attribute("aria-sort") is None
 
 
+def test_percentages_are_sorted_as_numbers(page):
+    box = find_table(page, "runs")
+    for name in ("final top-1", "best top-1 (epoch)"):
+        head = next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == name)
+        head.find_element(By.TAG_NAME, "button").click()
+        values = page.execute_script(
+            "return [...arguments[0].tBodies[0].rows].map(r => r.cells[arguments[1]].dataset.value)",
+            box.find_element(By.TAG_NAME, "table"),
+            [h.text.rstrip(" ▲▼") for h in box.find_elements(By.TAG_NAME, "th")].index(name),
+        )
+        numbers = [float(value) for value in values]
+        assert len(numbers) == 4
+        assert numbers == sorted(numbers)
+        assert max(numbers) <= 1
+
+
 def test_a_search_shows_the_matching_rows(page):
     box = find_table(page, "runs")
     assert len(read_column(box, "method")) == 4

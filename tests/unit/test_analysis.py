@@ -1566,7 +1566,7 @@ def test_the_answer_has_a_direction_a_size_and_an_interval(pairs, expected):
 
 
 def test_the_answer_for_a_loss_has_no_points():
-    expected = "1 seed: one seed cannot decide. preserve - new: -0.123."
+    expected = "1 seed: one seed cannot decide. preserve - new: -0.123 (lower is better)."
     assert answer([-0.123], "final_valid_loss") == f"s, final valid loss, {expected}"
     label = "session 2: valid loss at the end of the session"
     assert answer([-0.123], "end_valid_loss_session2") == f"s, {label}, {expected}"
@@ -1771,7 +1771,8 @@ class TestValidity:
         ("optimizer", "momentum", "memory"),
         [({"name": "Adam"}, 0.9, 1000), ({"name": "AdamW", "betas": [0.9, 0.95]}, 0.9, 20),
          ({"name": "SGD", "momentum": 0.9}, 0.95, 20), ({"name": "SGD"}, np.nan, None),
-         ({"name": "RMSprop"}, np.nan, 100), ({"name": "Adagrad"}, np.nan, None)],
+         ({"name": "RMSprop"}, np.nan, 100), ({"name": "Adagrad"}, np.nan, None),
+         ({"name": "Adam", "amsgrad": True}, 0.9, None)],
     )  # fmt: skip
     def test_the_memory_of_an_optimizer(self, optimizer, momentum, memory):
         found = validity.compute_memory(optimizer, momentum)
@@ -1792,7 +1793,7 @@ class TestValidity:
             "session_steps": "50, 50", "train_top1": "50 %", "last_steps": "50",
             "above_chance": "+1.0 points", "spikes": "100.0 in 1,000 steps",
             "gap": "+2.0 points, re-estimated +0.0",
-            "remarks": "no session is as long as the optimizer's memory",
+            "remarks": "no session after a boundary is as long as the optimizer's memory",
         }  # fmt: skip
         assert (onecycle["memory"], onecycle["remarks"]) == ("10 steps (SGD)", "none")
 
@@ -1833,7 +1834,7 @@ class TestValidity:
         assert row["session_steps"] == "30, 20"
         assert row["last_steps"] == "20"
         assert row["train_top1"] == "99 %"
-        assert row["above_chance"] == "+17.1 points"  # the mean of 40, 35 and 6.15 is 27.05
+        assert row["above_chance"] == "+27.5 points"  # the mean of 40 and 35 is 37.5
         assert row["gap"] == "no batch norm"
         assert row["spikes"] == "0.0 in 1,000 steps"
         given = self.describe("mine.pt")
@@ -1858,12 +1859,13 @@ class TestValidity:
 
     def test_remarks(self):
         assert validity.list_remarks(100, [99], [0.98]) == [
-            "no session is as long as the optimizer's memory"
+            "no session after a boundary is as long as the optimizer's memory"
         ]
         assert validity.list_remarks(100, [100], [0.5, 0.99]) == [
             "the training images were known by heart at a boundary"
         ]
         assert validity.list_remarks(None, [1], []) == []
+        assert validity.list_remarks(100, [], []) == []
 
     def test_spikes_are_far_above_the_steps_before(self):
         loss = np.tile([1.0, 1.1, 0.9, 1.05], 30)
@@ -1904,7 +1906,7 @@ class TestCaptions:
             every == 4
         )
         target = self.render("epochs_to_target", validate_every=every)
-        assert ("Only every 4 epochs and at the end of each session" in target) is (every == 4)
+        assert ("only every 4 epochs and at the end of each session" in target) is (every == 4)
 
     @pytest.mark.parametrize("twin", [{}, {"step_size": "preserve"}])
     def test_norms_at_every_step_are_explained_where_they_are(self, twin):

@@ -32,7 +32,7 @@ from optstate.analysis.figures import (
 from optstate.experiment.configuration import load
 
 STEPS_PER_EPOCH = 64  # norms are recorded at the first 50 steps of a session
-EPOCHS = (2, 1, 1, 1, 3)  # of each session
+EPOCHS = (2, 1, 1, 1, 3, 1, 1, 1)  # of each session
 TOLERANCE = 1.5  # pixels by which the boxes of two texts may overlap
 SHORT = ("preserve", "new", "late", "uninterrupted", "early", "twice", "warmup", "third-of-lr")
 LONG = (
@@ -266,6 +266,13 @@ def draw_boundary_figure(case: Case, column: str, steps: pd.DataFrame | None = N
     return boundary.draw_boundaries(around, column, column, "first")
 
 
+def test_of_many_boundaries_the_first_and_the_last_three_are_drawn():
+    figure = draw_boundary_figure(Case(num_sessions=8), "loss")
+    titles = [axes.get_title("left") for axes in figure.axes]
+    expected = ["1 to 2", "2 to 3", "3 to 4", "5 to 6", "6 to 7", "7 to 8"]
+    assert titles == [f"a: session {numbers}" for numbers in expected]
+
+
 def list_notes(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts if not text.get_text().startswith("session")]
 
@@ -482,6 +489,11 @@ class TestEpochsToTarget:
         assert sentences == ["no run reached 70 %", "no run reached 42 %"]
         assert figure.axes[-1].get_xticks().tolist() == []
 
+    def test_the_median_of_a_run_that_reached_it_and_one_that_did_not_is_infinite(self):
+        axes = self.draw(Case(num_arms=2, num_seeds=2, diverged="one")).axes[0]
+        medians = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+        assert sorted(medians) == [3.5, 5]  # of epochs 3 and 4, and of 3 and never
+
     def test_the_axis_has_whole_epochs_from_zero(self):
         axes = self.draw(Case()).axes[0]
         assert axes.get_xlim() == (0, 3.5)
@@ -540,7 +552,7 @@ class TestCaptions:
     def test_it_has_no_numbers_written_by_hand(self, name):
         text = (ROOT / f"workflow/report/{name}.rst").read_text()
         text = re.sub(r"{%.*?%}|{{.*?}}", "", text, flags=re.DOTALL)
-        text = re.sub(r"top-1|L2 norm|95 % t interval|[Ss]ession 1 ", "", text)
+        text = re.sub(r"[Tt]op-1|L2 norm|95 % t interval|[Ss]ession 1 ", "", text)
         numbers = re.findall(r"\d[\de.-]*", text)
         of_code = [lr_range_test.NUM_STEPS, lr_range_test.LOWEST, lr_range_test.HIGHEST]
         of_code += [lr_range_test.WINDOW, 100 * lr_range_test.MIN_CHANGE]
@@ -554,7 +566,7 @@ class TestCaptions:
     def test_resets_name_the_session_of_the_outcome(self):
         primary = {"measure": "end_valid_top1_session2", "boundary": "preserve"}
         text = render_caption("resets", primary=primary)
-        assert "in the primary outcome, end valid top-1 of session 2. Below" in text
+        assert "in the primary outcome, end valid top-1 of session 2. The label" in text
 
     @pytest.mark.parametrize("measures", [["top1"], ["loss"], ["loss", "balanced_top1"]])
     def test_equivalence_is_for_accuracies(self, measures):

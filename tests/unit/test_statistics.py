@@ -206,20 +206,19 @@ class TestSimulation:
 
 @pytest.mark.parametrize("family", [1, 4])
 @pytest.mark.parametrize(("mean", "margin"), [(0.5, None), (0.001, 0.01), (0.0, 0.01)])
-def test_the_number_of_pairs_to_decide_is_the_smallest(mean, margin, family):
+def test_half_of_the_experiments_with_the_number_of_pairs_to_decide_do(mean, margin, family):
     scatter = 0.02 if margin else 1.0
     pairs = mean + scatter * np.array([-1.5, -0.5, 0.0, 0.5, 1.5])
     needed = int(count_pairs_to_decide(estimate_difference(pairs), margin, family))
-    spread = np.std(pairs, ddof=1)
-
-    def decides(n: int) -> bool:
-        low, high = stats.t.interval(1 - 0.05 / family, n - 1, mean, spread / np.sqrt(n))
-        within = margin is not None and -margin < low and high < margin
-        return low > 0 or high < 0 or within
-
     assert needed > 6
-    assert decides(needed)
-    assert not decides(needed - 1)
+    spread = np.std(pairs, ddof=1)
+    drawn = np.random.default_rng(0).normal(mean, spread, (20_000, needed))
+    error = drawn.std(axis=1, ddof=1) / np.sqrt(needed)
+    low, high = stats.t.interval(1 - 0.05 / family, needed - 1, drawn.mean(axis=1), error)
+    is_decided = (low > 0) | (high < 0)
+    if margin:
+        is_decided |= (low > -margin) & (high < margin)
+    assert np.mean(is_decided) == pytest.approx(0.5, abs=0.06)
 
 
 def test_more_pairs_than_so_far_are_needed():

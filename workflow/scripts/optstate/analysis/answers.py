@@ -92,6 +92,7 @@ def describe_answer(row: Any, config: Config) -> str:
     measure = tables.get_measure(row.measure)
     verdict, _, lost = row.verdict.partition("; ")
     difference = f"{row.boundary} {MINUS} {row.baseline}"
+    direction = " (lower is better)" if measure.better == "lower" else ""
     label = tables.label_measure(row.measure)
     where = f"{row.schedule}, {label}, {row.n} seed{'s' if row.n != 1 else ''}"
     note = f" ({lost})" if lost else ""
@@ -99,8 +100,8 @@ def describe_answer(row: Any, config: Config) -> str:
         answer = f"not compared, because {AT_CHANCE}"
     elif np.isnan(row.low):
         value = tables.format_value(row.mean_difference, measure).replace("-", MINUS)
-        size = f" {difference}: {value}"
-        answer = f"{'one seed cannot decide.' + size if row.n == 1 else verdict}"
+        size = f"{difference}: {value}{direction}"
+        answer = f"one seed cannot decide. {size}" if row.n == 1 else verdict
     elif BETTER in verdict:
         winner, _, size = verdict.partition(BETTER)
         loser = row.baseline if winner == row.boundary else row.boundary
@@ -108,8 +109,7 @@ def describe_answer(row: Any, config: Config) -> str:
         answer = "{} is better than {} by {}".format(*arms, size)
     else:
         interval = tables.format_interval(row.mean_difference, row.low, row.high, measure)
-        answer = f"{verdict}. {difference}: {interval.replace('-', MINUS)}"
-        answer += " (lower is better)" * (measure.better == "lower")
+        answer = f"{verdict}. {difference}: {interval.replace('-', MINUS)}{direction}"
     return f"{where}: {answer}{note}."
 
 

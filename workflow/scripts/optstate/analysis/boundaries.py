@@ -114,9 +114,9 @@ def count_recovery_steps(loss: np.ndarray, kept: np.ndarray) -> float:
 def count_steps_lost(loss: np.ndarray, kept: np.ndarray) -> float:
     """Count by how many steps a run is behind the run that keeps all state, at a session's end.
 
-    Losses are averaged over ``WINDOW`` steps. The run that keeps all state has been at the other
-    run's last loss, or below it, at some number of steps. The other run has been at the first run's
-    last loss at some number of steps, too. The difference of both numbers is the cost.
+    Losses are averaged over ``WINDOW`` steps. Count the steps at which the run that keeps all state
+    is at or below this run's last loss. Subtract the steps at which this run is at or below the
+    last loss of the run that keeps all state.
 
     Args:
         loss: the losses of a run's steps, up to the end of a session (steps,).

@@ -230,10 +230,10 @@ def describe_size(row: Any) -> str:
 
 
 def describe_undecided(row: Any) -> str:
-    """Return how many seeds would decide."""
+    """Return how many seeds give a 50 % chance of a verdict."""
     if np.isinf(row.seeds_to_decide):
         return "undecided: thousands of seeds would not decide"
-    return f"undecided: about {row.seeds_to_decide:.0f} seeds would decide"
+    return f"undecided: about {row.seeds_to_decide:.0f} seeds for a 50 % chance of a verdict"
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -204,16 +204,19 @@ def format_difference(row: Any) -> str:
     return tables.format_interval(row.mean_difference, row.low, row.high, measure)
 
 
-def list_runs(summary: pd.DataFrame) -> list[dict[str, str]]:
-    """Return the runs as rows of text."""
+def list_runs(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the runs as rows of text, with values to sort by as in :func:`list_comparisons`."""
     return [
         {
             "dataset": row.dataset,
             "method": row.method,
             "seed": str(row.seed),
             "final top-1": f"{100 * row.final_valid_top1:.1f} %",
+            "value of final top-1": row.final_valid_top1,
             "balanced": f"{100 * row.final_valid_balanced_top1:.1f} %",
+            "value of balanced": row.final_valid_balanced_top1,
             "best top-1 (epoch)": f"{100 * row.best_valid_top1:.1f} % ({row.best_epoch})",
+            "value of best top-1 (epoch)": row.best_valid_top1,
             "final valid loss": f"{row.final_valid_loss:.3g}",
             "final train loss": f"{row.final_train_loss:.3g}",
             "minutes": f"{(row.train_seconds + row.valid_seconds) / 60:.1f}",
@@ -243,7 +246,7 @@ def sum_run_times(epochs: pd.DataFrame, runs: Runs) -> list[dict[Any, str]]:
     seconds = epochs.merge(trained).pivot_table("seconds", names, "split", "sum")
     rows = seconds.add_suffix("_seconds").join(trained.value_counts(names).rename("sessions"))
     return [
-        {key: f"{x:,.1f}" if isinstance(x, float) else str(x) for key, x in row.items()}
+        {key: f"{x:.1f}" if isinstance(x, float) else str(x) for key, x in row.items()}
         for row in rows.reset_index().to_dict("records")
     ]
 

@@ -121,8 +121,8 @@ def list_sign_flips(n: int) -> np.ndarray:
 def count_pairs_to_decide(found: Difference, margin: float | None, family: int) -> float:
     """Estimate how many pairs give a 50 % chance of a verdict if the effect is as ``found``.
 
-    With this many pairs and the same mean and scatter, the simultaneous interval would exclude zero
-    or lie within ± ``margin``.
+    The verdict is that the simultaneous interval excludes zero, or lies within ± ``margin``. True
+    mean and scatter are taken to be those of ``found``, and means of pairs are taken to be normal.
 
     Args:
         found: the estimate so far, from at least two differences that are not all equal.
@@ -135,8 +135,15 @@ def count_pairs_to_decide(found: Difference, margin: float | None, family: int) 
     n = np.arange(found.n + 1, MAX_PAIRS)
     half_width = stats.t.interval(1 - ALPHA, found.n - 1)[1]
     error = (found.t_high - found.mean) / half_width * np.sqrt(found.n / n)
-    low, high = stats.t.interval(1 - ALPHA / family, n - 1, found.mean, error)
-    is_decided = np.asarray((low > 0) | (high < 0))
+    reach = stats.t.interval(1 - ALPHA / family, n - 1)[1] * error  # half of the future interval
+    chance = 1 - _probability_within(reach, found.mean, error)
     if margin is not None:
-        is_decided |= (low > -margin) & (high < margin)
-    return float(n[np.argmax(is_decided)]) if is_decided.any() else np.inf
+        chance += _probability_within(np.minimum(margin - reach, reach), found.mean, error)
+    is_likely = chance >= 0.5
+    return float(n[np.argmax(is_likely)]) if is_likely.any() else np.inf
+
+
+def _probability_within(limit: np.ndarray, mean: float, error: np.ndarray) -> np.ndarray:
+    """Return the probability that a normal variable lies within ± ``limit``; 0 if negative."""
+    limit = np.maximum(limit, 0)
+    return stats.norm.cdf(limit, mean, error) - stats.norm.cdf(-limit, mean, error)

@@ -31,7 +31,7 @@ def compute_memory(optimizer: dict[str, Any], momentum: float) -> float | None:
     Returns:
         The number of steps. None if the optimizer has no average with a constant decay.
     """
-    if optimizer["name"] not in DECAYS:
+    if optimizer["name"] not in DECAYS or optimizer.get("amsgrad"):  # which keeps the maximum
         return None
     key, default = DECAYS[optimizer["name"]]
     given: Any = momentum if key == "momentum" else optimizer.get(key, default)
@@ -55,18 +55,23 @@ def describe_validity(
         epochs: the table ``epochs.csv``.
         chances: the level of chance of each data set.
         preserved: the name of the boundary that keeps the whole state.
-        outcome: ``boundary`` and ``baseline`` of the first primary outcome.
+        outcome: ``boundary`` and ``baseline`` of the first primary outcome. Accuracies are those of
+            these two, unless the schedule has neither.
     """
+    compared = [outcome["boundary"], outcome["baseline"]]
     for (dataset, schedule), of_cell in epochs.groupby(["dataset", "schedule"]):
+        is_compared = of_cell["boundary"].isin(compared)
+        of_arms = of_cell[is_compared] if is_compared.any() else of_cell
         own = config["schedules"][schedule].get("optimizer", config["optimizer"])
         in_cell = steps[(steps["dataset"] == dataset) & (steps["schedule"] == schedule)]
         counts = count_session_steps(in_cell)
         memory = compute_memory(own, in_cell["momentum"].max())
-        before = find_train_top1(of_cell)
+        before = find_train_top1(of_arms)
         measured = [f"{100 * top1:.0f} %" for top1 in before]
         if config["optimizer_state"]:
             measured.insert(0, "not measured (given weights)")
-        final = find_final(of_cell)["top1"].mean() - chances[str(dataset)].top1
+        after = counts if config["optimizer_state"] else counts[1:]
+        final = find_final(of_arms)["top1"].mean() - chances[str(dataset)].top1
         yield {
             "dataset": str(dataset),
             "schedule": str(schedule),
@@ -77,7 +82,7 @@ def describe_validity(
             "above_chance": f"{100 * final:+.1f} points",
             "spikes": describe_spikes(in_cell[in_cell["boundary"] == preserved]),
             "gap": describe_gap(of_cell, outcome),
-            "remarks": "; ".join(list_remarks(memory, counts, before)) or "none",
+            "remarks": "; ".join(list_remarks(memory, after, before)) or "none",
         }
 
 
@@ -86,12 +91,12 @@ def list_remarks(memory: float | None, counts: list[int], train_top1: list[float
 
     Args:
         memory: the steps that the optimizer remembers.
-        counts: the steps of each session.
+        counts: the steps of each session that begins with a boundary.
         train_top1: the train top-1 before each boundary between sessions, a fraction.
     """
     found = []
-    if memory and max(counts) < memory:
-        found.append("no session is as long as the optimizer's memory")
+    if memory and counts and max(counts) < memory:
+        found.append("no session after a boundary is as long as the optimizer's memory")
     if max(train_top1, default=0) >= MEMORIZED:
         found.append("the training images were known by heart at a boundary")
     return found

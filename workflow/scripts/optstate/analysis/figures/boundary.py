@@ -18,6 +18,7 @@ from optstate.job import run
 
 STEPS_BEFORE, STEPS_AFTER = 50, 200
 MAX_COLUMNS = 3
+MAX_BOUNDARIES = 6  # of more, the first and the last half of this number are drawn
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -33,7 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def select_steps(steps: pd.DataFrame, first_boundary: int) -> pd.DataFrame:
-    """Select the steps around each boundary.
+    """Select the steps around each boundary, or those around the first and the last ones.
 
     Args:
         steps: the rows of one data set.
@@ -45,7 +46,11 @@ def select_steps(steps: pd.DataFrame, first_boundary: int) -> pd.DataFrame:
     """
     steps = steps[steps["boundary"] != UNINTERRUPTED]
     parts = []
-    for session in range(first_boundary, int(steps["session"].max()) + 1):
+    sessions = range(first_boundary, int(steps["session"].max()) + 1)
+    if len(sessions) > MAX_BOUNDARIES:
+        half = MAX_BOUNDARIES // 2
+        sessions = [*sessions[:half], *sessions[-half:]]
+    for session in sessions:
         x = steps["step"] - steps.loc[steps["session"] == session, "step"].min() + 1
         is_near = (x > -STEPS_BEFORE) & (x <= STEPS_AFTER)
         is_near &= (steps["session"] - session).between(-1, 0)

@@ -94,7 +94,8 @@ def draw_methods(
         x = np.minimum(epochs, missed)
         colour = style.get_look(boundary, boundaries)["color"]
         axes.plot(x, y + style.spread_points(len(x)), color=colour, **POINT)
-        axes.plot([np.median(x)], [y], color=colour, markersize=16, **MEDIAN)
+        median = min(np.median(epochs), missed)
+        axes.plot([median], [y], color=colour, markersize=16, **MEDIAN)
 
 
 def mark_missed(panels: list[Axes], missed: float) -> None:
