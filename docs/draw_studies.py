@@ -21,10 +21,14 @@ from optstate.analysis.figures import style
 DOCS = Path(__file__).resolve().parent
 TRAINED = {  # what each study trained
     "study": "ResNet-18, 1,000 images, sessions of 60, 60, 40 steps",
-    "studies/attribution": "small network, 1,000 images, sessions of 60, 60, 40 steps",
-    "studies/attribution-resnet18": "the same with another draw of images for each seed",
+    "studies/attribution-resnet18": (
+        "ResNet-18, 1,000 images drawn for each seed, sessions of 60, 60, 40 steps"
+    ),
+    "studies/attribution": (
+        "small network, 1,000 images drawn for each seed, sessions of 60, 60, 40 steps"
+    ),
     "studies/article": "small network, all images, sessions of 950, 950, 475 steps",
-    "studies/resets": "small network, all images, one schedule of 24 epochs of 95 steps",
+    "studies/resets": "small network, all images, 24 sessions of 95 steps, schedules over the run",
 }
 SCHEDULES = {
     "constant": "Adam, constant", "onecycle": "Adam, OneCycle", "cosine": "Adam, cosine",
