@@ -69,7 +69,7 @@ def test_a_tiny_folder_gives_all_measures(images, tmp_path, monkeypatch):
     assert measured["prepare_vs_pillow"].goal == ">= 1.8"
     assert 5 < measured["prepare_peak_memory_mb"].value < 500
     assert measured["prepare_memory_growth"].value > 0
-    assert measured["prepare_start_seconds"].value > 0
+    assert np.isfinite(measured["prepare_start_seconds"].value)
     assert list(output.parent.iterdir()) == [output]
 
 

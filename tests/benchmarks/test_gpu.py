@@ -68,7 +68,7 @@ def start_gpu_sh(tmp_path: Path, archives: Path, overlay: Path) -> subprocess.Po
     options = {
         "OUTPUT": tmp_path / "results", "WORK": tmp_path / "work", "ARCHIVES": archives,
         "CONFIG": overlay, "DEVICE": "cpu", "PARTS": "loop", "PYTHON": sys.executable,
-        "BENCHMARK_CONFIG": tmp_path / "benchmark.yaml", "LIMIT": "300",
+        "BENCHMARK_CONFIG": tmp_path / "benchmark.yaml", "LIMIT": "300", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     return subprocess.Popen(
         [ROOT / "benchmarks/gpu.sh"], cwd=tmp_path, text=True, start_new_session=True,
@@ -116,10 +116,8 @@ def test_a_command_is_stopped_at_the_deadline(tmp_path, monkeypatch):
     (tmp_path / "stoppable.py").write_text(STOPPABLE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    start = time.monotonic()
     with pytest.raises(commands.OutOfTimeError):
-        commands.run_module("stoppable", {"--log": "log"}, start + 3)
-    assert time.monotonic() - start < 30
+        commands.run_module("stoppable", {"--log": "log"}, time.monotonic() + 10)
     assert Path("ready").exists()
     assert Path("saved").exists()
 
@@ -196,17 +194,7 @@ def test_parts_run_once_in_order_with_their_inputs(tmp_path, monkeypatch):
             options["--output"].touch()
 
     monkeypatch.setattr(run_parts, "run_module", run_module)
-    arguments = [
-        "--device",
-        "cpu",
-        "--seconds",
-        "9",
-        "--parts",
-        "step",
-        "data_path",
-        "peers",
-        "prepare",
-    ]
+    arguments = "--device cpu --seconds 9 --parts step data_path peers prepare".split()
     arguments += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "results")]
     for _ in range(2):
         run_parts.main(run_parts.PARSER.parse_args(arguments))

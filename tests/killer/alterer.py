@@ -17,6 +17,7 @@ from pathlib import Path
 
 from conftest import Project
 
+SHOWN = (".csv", ".png", ".svg", ".txt")  # suffixes of results that are compared
 MAX_ALTERATIONS = 5  # between two runs
 MAX_REFUSALS = 20  # in a row; each names another file
 REFUSAL = re.compile(r"^(?:error|configuration): (results/[^:]+): .*(?:Delete|Run)", re.MULTILINE)
@@ -120,7 +121,7 @@ def alter_repeatedly(
 
     def read_shown_results() -> dict[str, object]:
         made = read_results(project)
-        return {name: made[name] for name in made if name.endswith((".csv", ".png", ".svg"))}
+        return {name: made[name] for name in made if name.endswith(SHOWN)}
 
     results = project.folder / "results"
     project.run()

@@ -39,7 +39,8 @@ STRIKES = [
     *["SIGINT process", "SIGINT group", "SIGUSR1 process"],
 ]
 OPERATIONS = {"data": 12, "training": 25, "analysis": 5}  # every job of the stage has more
-LONGEST_RUN = 180.0  # seconds; an undisturbed run takes less than a minute
+HASHED = (".pt", ".png", ".svg", ".txt")  # suffixes of results that are compared by their bytes
+LONGEST_RUN = 300.0  # seconds; an undisturbed run takes less than a minute
 MAX_WAIT = 10.0  # seconds until a kill at a random moment
 EXPERIMENT = """
 experiment: tiny
@@ -96,7 +97,8 @@ class KilledProject(Project):
             file.write("start\n")
         with (self.folder / "output").open("w+") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", "tiny.yaml"],
+                [sys.executable, "-m", "snakemake", "--configfile", "tiny.yaml",
+                 "--cores", "1" if kill else "2"],  # which changes no result
                 cwd=self.folder, env=os.environ | environment,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
@@ -172,7 +174,7 @@ def read_results(project: Project) -> dict[str, object]:
     """Read all results of a run that kills must not change, by file."""
     results = project.folder / "results" / "tiny"
     made: dict[str, object] = {}
-    for path in sorted([*results.rglob("*.pt"), *results.rglob("*.png"), *results.rglob("*.svg")]):
+    for path in sorted(p for suffix in HASHED for p in results.rglob(f"*{suffix}")):
         name = path.relative_to(results).as_posix()
         made[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in sorted(results.rglob("*.csv")):

@@ -478,7 +478,3 @@ class TestPlan:
         assert json.loads(plan.read_text())["finished_sessions"] == 10
         page = (project.folder / "results/tiny/report.html").read_text()
         assert "The plan was written when 10 sessions had already finished" in page
-
-    def test_a_later_change_is_compared_with_it(self, finished):
-        jobs = count_jobs(finished, "--config", "equivalence_margin=0.02")
-        assert jobs["report"] == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from cluster import Cluster, Unavailable, run_slurm
 
@@ -82,6 +83,8 @@ def describe_job(job: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    if torch.cuda.is_available():
+        pytest.skip("the sessions would train on the real GPU, and not on the simulated ones")
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         try:
             with Cluster(Path(folder)) as cluster:

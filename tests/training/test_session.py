@@ -295,12 +295,17 @@ def test_bfloat16_training_keeps_float32_weights(tmp_path, arrays):
 
 
 def test_norms_are_recorded_early_and_every_tenth_step(tmp_path, arrays):
-    output = train(tmp_path, replace(FIRST, num_epochs=14, augment="none"), arrays)
-    steps = read_rows(output / "steps.csv")
-    recorded = [int(row["step"]) for row in steps if row["update_norm"]]
-    assert recorded == [*range(1, 51)]
+    first = train(tmp_path, replace(FIRST, num_epochs=16, augment="none"), arrays)
+    steps = read_rows(first / "steps.csv")
+    assert list_recorded(steps) == [*range(1, 51), 60]
     assert all(bool(row["grad_norm"]) == bool(row["update_norm"]) for row in steps)
-    assert len(steps) == 56
+    assert len(steps) == 64
+    second = train(tmp_path, SECOND, arrays, previous=first)
+    assert list_recorded(read_rows(second / "steps.csv")) == [*range(65, 73)]
+
+
+def list_recorded(steps: list[dict]) -> list[int]:
+    return [int(row["step"]) for row in steps if row["update_norm"]]
 
 
 def test_the_time_of_fetching_records_changes_no_result(tmp_path, arrays, monkeypatch):

@@ -709,6 +709,9 @@ def test_the_example_of_the_readme_is_valid(tmp_path):
     assert load(overlay)["methods"] == ["constant-new", "constant-preserve"]
 
 
-def test_the_demo_has_only_known_keys():
-    demo = yaml.safe_load(Path(ROOT / "config/demo.yaml").read_text())
-    assert demo.keys() <= ARTICLE.keys()
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "config").rglob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_projects_own_configurations_are_valid(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    load(path)
