@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -35,7 +36,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def measure_rates(settings: dict[str, Any]) -> dict[int, list[float]]:
-    """Measure the images per second of 1, 2, ... jobs together, in each round."""
+    """Measure the images per second of 1, 2, ... jobs together, in each round.
+
+    The rates of more jobs than can start, for example because the GPU's memory is full, are NaN.
+    """
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for _ in range(max(NUM_JOBS)):
@@ -44,15 +48,23 @@ def measure_rates(settings: dict[str, Any]) -> dict[int, list[float]]:
         processes[-1].start()
         theirs.close()
         pipes.append(ours)
-    for pipe in pipes:
-        pipe.recv()  # waits until the job is ready
+    ready = [pipe for pipe in pipes if is_ready(pipe)]
     rates: dict[int, list[float]] = {number: [] for number in NUM_JOBS}
     for _ in range(NUM_ROUNDS):
         for number in NUM_JOBS:
-            rates[number].append(measure_rate(pipes[:number]))
+            is_possible = number <= len(ready)
+            rates[number].append(measure_rate(ready[:number]) if is_possible else math.nan)
     for process in processes:
         process.terminate()
     return rates
+
+
+def is_ready(pipe: Any) -> bool:
+    """Wait until the job at the pipe is ready. Returns False if it has ended instead."""
+    try:
+        return bool(pipe.recv())
+    except EOFError:
+        return False
 
 
 def measure_rate(pipes: Sequence[Any]) -> float:

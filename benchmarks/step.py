@@ -7,6 +7,8 @@ already on the device. Every training loop needs at least this.
 import argparse
 import dataclasses
 import json
+import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ NUM_CLASSES = 10
 NUM_WARM_UP = 3  # steps, in which kernels are chosen and memory is allocated
 NUM_ROUNDS = 6
 NUM_STEPS = 3  # of each way, in a round
+OF_COMPILATION = ("compile_gain", "compile_seconds", "compile_break_even_steps")
 
 Step = Callable[[], None]
 
@@ -108,20 +111,31 @@ def with_threads(number: int, step: Step, usual: int) -> Step:
 
 
 def measure_compilation(spec: SessionSpec, compute: Compute, usual: Step) -> list[Measure]:
-    """Measure the gain of ``compile: true``, its cost, and the steps until it has paid off."""
+    """Measure the gain of ``compile: true``, its cost, and the steps until it has paid off.
+
+    The measures are NaN if the model cannot be compiled, for example without a C++ compiler.
+    """
     compiled = make_bare_step(spec, dataclasses.replace(compute, is_compiled=True))
     start = now(compute.device)
-    compiled()
+    try:
+        compiled()
+    except RuntimeError as error:
+        logging.warning("not compiled: %s", str(error).partition("\n")[0])
+        nothing = (math.nan, math.nan, math.nan)
+        return [Measure(name, compute.device.type, *nothing) for name in OF_COMPILATION]
     cost = now(compute.device) - start
     eager_seconds, compiled_seconds = time_in_turns(usual, compiled, compute.device)
     saved = [(e - c) / NUM_STEPS for e, c in zip(eager_seconds, compiled_seconds, strict=True)]
     steps = [cost / s if s > 0 else float("inf") for s in reversed(median(saved))]
-    rows = {
-        "compile_gain": ratio_of_sums(eager_seconds, compiled_seconds),
-        "compile_seconds": (cost, cost, cost),
-        "compile_break_even_steps": (steps[2], steps[0], steps[1]),
-    }
-    return [Measure(name, compute.device.type, *values) for name, values in rows.items()]
+    values = [
+        ratio_of_sums(eager_seconds, compiled_seconds),
+        (cost, cost, cost),
+        (steps[2], steps[0], steps[1]),
+    ]
+    return [
+        Measure(name, compute.device.type, *of_measure)
+        for name, of_measure in zip(OF_COMPILATION, values, strict=True)
+    ]
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
