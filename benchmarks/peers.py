@@ -1,10 +1,10 @@
 """Compare the time of a training epoch of this project with that of its peers.
 
 All contestants train the same model on the same images, with the same batch size and precision.
-Each is a process, and libraries have environments of their own. They take turns of one epoch and sleep while they wait.
-The speed of a machine may change by a tenth within minutes, so each epoch of a peer is paired with
-the epoch of this project right before or after it. This project comes first in every other round,
-so that a steady drift cancels. The first round warms up and is not counted.
+Each is a process, and libraries have environments of their own. They take turns of one epoch and
+sleep while they wait. The speed of a machine may change by a tenth within minutes, so each epoch of
+a peer is paired with the epoch of this project right before or after it. This project comes first
+in every other round, so that a steady drift cancels. The first round warms up and is not counted.
 
 A peer's epoch is its training alone. This project's epoch includes saving the state after it.
 """

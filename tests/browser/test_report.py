@@ -128,12 +128,10 @@ def test_percentages_are_sorted_as_numbers(page):
     for name in ("final top-1", "best top-1 (epoch)"):
         head = next(h for h in box.find_elements(By.TAG_NAME, "th") if h.text == name)
         head.find_element(By.TAG_NAME, "button").click()
-        values = page.execute_script(
-            "return [...arguments[0].tBodies[0].rows].map(r => r.cells[arguments[1]].dataset.value)",
-            box.find_element(By.TAG_NAME, "table"),
-            [h.text.rstrip(" ▲▼") for h in box.find_elements(By.TAG_NAME, "th")].index(name),
-        )
-        numbers = [float(value) for value in values]
+        column = [h.text.rstrip(" ▲▼") for h in box.find_elements(By.TAG_NAME, "th")].index(name)
+        rows = box.find_elements(By.CSS_SELECTOR, "tbody tr")
+        cells = [row.find_elements(By.TAG_NAME, "td")[column] for row in rows]
+        numbers = [float(cell.get_attribute("data-value")) for cell in cells]
         assert len(numbers) == 4
         assert numbers == sorted(numbers)
         assert max(numbers) <= 1

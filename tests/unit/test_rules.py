@@ -78,9 +78,7 @@ def test_a_shared_session_writes_the_curves_of_all_its_runs():
     assert own == [f"{root}/constant-uninterrupted/seed0"]
 
 
-def test_a_session_that_is_trained_again_leaves_the_curves_of_finished_runs(
-    tmp_path, monkeypatch
-):
+def test_a_session_that_is_trained_again_leaves_the_curves_of_finished_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = CONFIG | {"methods": ["constant-new", "constant-preserve"]}
     finished = tmp_path / "results/article/runs/imagewoof/constant-new/seed0/session3"
@@ -94,9 +92,11 @@ def test_a_session_that_is_trained_again_leaves_the_curves_of_finished_runs(
 
 
 def test_an_expected_error_exits_in_one_line(tmp_path):
-    with pytest.raises(SystemExit, match=f"^error: {tmp_path}: Is a directory$"):
-        with rules.exit_in_one_line("error"):
-            tmp_path.write_text("")
+    with (
+        pytest.raises(SystemExit, match=f"^error: {tmp_path}: Is a directory$"),
+        rules.exit_in_one_line("error"),
+    ):
+        tmp_path.write_text("")
 
 
 @pytest.mark.parametrize(

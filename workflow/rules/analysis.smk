@@ -113,7 +113,7 @@ rule collect:
     conda:
         "../../envs/optstate.yaml"
     params:
-        runs_folder=experiment.runs_folder,
+        runs_folder=lambda wildcards: experiment.runs_folder,
         runs=RUNS_JSON,
         epochs=config["sessions"],
         validate_every=config["validate_every"],
@@ -413,7 +413,7 @@ rule report:
         config=lambda wildcards: json.dumps(config),
         tables=subpath(input.summary, parent=True),
         figures=subpath(input.learning_rate, parent=True),
-        runs_folder=experiment.runs_folder,
+        runs_folder=lambda wildcards: experiment.runs_folder,
         runs=RUNS_JSON,
         plan=lambda wildcards: json.dumps(experiment.plan),
         planned=untracked(lambda _: f"{RESULTS}/plan.json"),  # Snakemake writes it when it starts

@@ -146,4 +146,5 @@ def count_pairs_to_decide(found: Difference, margin: float | None, family: int) 
 def _probability_within(limit: np.ndarray, mean: float, error: np.ndarray) -> np.ndarray:
     """Return the probability that a normal variable lies within ± ``limit``; 0 if negative."""
     limit = np.maximum(limit, 0)
-    return stats.norm.cdf(limit, mean, error) - stats.norm.cdf(-limit, mean, error)
+    low, high = (stats.norm.cdf(sign * limit, mean, error) for sign in (-1, 1))
+    return np.asarray(high - low)

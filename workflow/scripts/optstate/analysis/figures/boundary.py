@@ -46,10 +46,10 @@ def select_steps(steps: pd.DataFrame, first_boundary: int) -> pd.DataFrame:
     """
     steps = steps[steps["boundary"] != UNINTERRUPTED]
     parts = []
-    sessions = range(first_boundary, int(steps["session"].max()) + 1)
+    sessions = list(range(first_boundary, int(steps["session"].max()) + 1))
     if len(sessions) > MAX_BOUNDARIES:
         half = MAX_BOUNDARIES // 2
-        sessions = [*sessions[:half], *sessions[-half:]]
+        sessions = sessions[:half] + sessions[-half:]
     for session in sessions:
         x = steps["step"] - steps.loc[steps["session"] == session, "step"].min() + 1
         is_near = (x > -STEPS_BEFORE) & (x <= STEPS_AFTER)
