@@ -58,7 +58,10 @@ def list_costs(study: str) -> Iterator[dict[str, Any]]:
         # A boundary that loses the state may be compared with the one that keeps it.
         sign = -1 if losses[row.boundary] else 1
         lost = row.boundary if losses[row.boundary] else row.baseline
-        label = SCHEDULES[row.schedule] + (f", {lost}" if len(losses) > 2 else "")
+        label = SCHEDULES[row.schedule]
+        if len(losses) > 2:
+            number = len(losses[lost])
+            label += f", lost {number} times" if number > 1 else f", lost once, {lost}"
         if row.measure.startswith("end_"):
             label += f", end of session {row.measure.partition('_session')[2]}"
         yield describe(row, TRAINED[study], label, sign)

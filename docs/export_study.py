@@ -3,11 +3,13 @@
     .venv/bin/python docs/export_study.py config/studies/resets.yaml docs/studies/resets
 
 This writes the complete configuration, the plan, the descriptions of the data sets, and all tables.
-Long tables are compressed. The page and its figures are not made by this command.
+Long tables are compressed, and steps have nine significant digits. The page and its figures are
+not made by this command.
 """
 
 import argparse
 import lzma
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from optstate.checksums import verify
 from optstate.job import InputError
 
 MAX_BYTES = 300_000  # of a table that is not compressed
+FLOAT = re.compile(rb"\d+\.\d+(e-?\d+)?")
 
 
 def main(overlay: Path, study: Path, root: Path = ROOT) -> None:
@@ -43,11 +46,18 @@ def main(overlay: Path, study: Path, root: Path = ROOT) -> None:
     for table in sorted((results / "tables").glob("*.csv")):
         verify(table)
         content = table.read_bytes()
+        if table.stem == "steps":
+            content = FLOAT.sub(shorten, content)
         if len(content) <= MAX_BYTES:
             shutil.copy(table, study / "tables")
         else:
             path = study / "tables" / f"{table.name}.xz"
             path.write_bytes(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME))
+
+
+def shorten(number: re.Match[bytes]) -> bytes:
+    """Return a number with nine significant digits, which determine a float32."""
+    return f"{float(number[0]):.9g}".encode()
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -34,6 +35,7 @@ from optstate.experiment.runs import choose_plain, find_first_boundary  # noqa: 
 from optstate.experiment.schema import Config  # noqa: E402
 
 COMPUTED = ("boundaries", "pairs", "comparisons")
+FLOAT32 = ["loss", "grad_norm", "update_norm"]  # columns of steps.csv
 
 
 def main(study: Path, output: Path, with_figures: bool) -> None:
@@ -66,12 +68,19 @@ def read_committed(study: Path, name: str) -> pd.DataFrame:
 
 
 def restore_tables(study: Path, folder: Path) -> None:
-    """Write the tables from which the others are computed, with their checksums."""
+    """Write the tables from which the others are computed, with their checksums.
+
+    Losses and norms of steps are those of float32. The committed ones may have fewer digits.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.csv" for name in ("steps", "epochs", "summary")]
     for path in paths:
         (committed,) = (study / "tables").glob(f"{path.stem}.csv*")
-        pd.read_csv(committed, dtype=str, keep_default_na=False).to_csv(path, index=False)
+        table = pd.read_csv(committed, dtype=str, keep_default_na=False)
+        if path.stem == "steps":
+            for column in FLOAT32:
+                table[column] = [text and str(float(np.float32(text))) for text in table[column]]
+        table.to_csv(path, index=False)
     write_checksums(folder / "collect.sha256", paths)
 
 

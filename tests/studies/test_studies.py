@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT / "docs"))
 import export_study
 import recompute
 
+from optstate.experiment import configuration
+
 FIRST = ROOT / "docs/study"
 STUDIES = {FIRST: ROOT / "config/study.yaml"} | {
     path: ROOT / "config/studies" / f"{path.name}.yaml"
@@ -106,6 +108,38 @@ def test_a_page_has_the_gap_after_some_epochs(study, after, num_rows):
     assert len(expected) == num_rows
     page = read_page(study).replace("\N{MINUS SIGN}", "-")
     assert expected <= {line.strip() for line in page.splitlines()}
+
+
+def test_the_resets_page_has_the_cost_of_each_boundary():
+    study = ROOT / "docs/studies/resets"
+    losses = configuration.losses(recompute.read_config(study))
+    found = recompute.read_committed(study, "comparisons")
+    keep = "preserve"
+
+    def measure(boundary: str, schedule: str, name: str, scale: int, digits: int) -> str:
+        """Return boundary - preserve, with its interval unless it is a loss."""
+        of_measure = found.query("schedule == @schedule and measure == @name")
+        arms = of_measure[["boundary", "baseline"]].apply(set, axis=1)
+        (row,) = of_measure[arms == {boundary, keep}].itertuples()
+        sign = -scale if row.boundary == keep else scale
+        mean, *ends = (sign * value for value in (row.mean_difference, row.t_low, row.t_high))
+        interval = f" [{min(ends):+.{digits}f}, {max(ends):+.{digits}f}]"
+        return f"{mean:+.{digits}f}" + interval * (name != "final_valid_loss")
+
+    measures = [
+        ("final_valid_top1", 100, 2),
+        ("final_valid_loss", 1, 2),
+        ("steps_lost_session24", 1, 0),
+    ]
+    expected = []
+    for boundary in sorted(losses.keys() - {keep}, key=lambda one: (len(losses[one]), losses[one])):
+        cells = [measure(boundary, s, *m) for m in measures for s in ("constant", "cosine")]
+        expected.append(f"| {boundary} | {len(losses[boundary])} | {' | '.join(cells)} |")
+    assert len(expected) == 7
+    lines = read_page(study).replace("\N{MINUS SIGN}", "-").splitlines()
+    assert [
+        line for line in lines if line.startswith(("| early", "| late", "| every", "| new"))
+    ] == expected
 
 
 def test_the_attribution_page_has_the_parts_of_the_train_loss():
