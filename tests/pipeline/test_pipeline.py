@@ -185,7 +185,7 @@ def test_removing_checkpoints_changes_no_table(tmp_path, images):
     assert tables[0] == tables[1] == tables[2]
     # Another method needs a checkpoint that was removed.
     added = ("--config", 'methods=["constant-new", "constant-preserve", "constant-cold"]',
-             'boundaries={"cold": {"keep": []}}')  # fmt: skip
+             'boundaries={"cold": {"keep": [], "lr_factor": 0.5}}')  # fmt: skip
     path = "results/tiny/runs/noise/constant/seed0/session1/checkpoint.pt"
     everything = {"first_session": 1, "last_session": 3, "collect": 1}
     assert count_jobs(project, *added, "--until", "collect") == everything

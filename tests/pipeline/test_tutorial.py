@@ -64,7 +64,7 @@ def test_what_it_names_exists(done):
     assert "results/mine/report.html" in printed
     page = (folder / "results/mine/report.html").read_text()
     assert '<h2 id="photos">photos</h2>' in page
-    assert "photos: train loss of the steps around each boundary" in page
+    assert "photos: train loss of the steps around the boundaries" in page
 
 
 def test_the_changes_at_its_end_are_valid(done, num_seeds):

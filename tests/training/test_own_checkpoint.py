@@ -1,5 +1,6 @@
 """Sessions that start from a checkpoint that a plain training loop saved, and from an own model."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -86,7 +87,7 @@ def mine(tmp_path, arrays):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
     for epoch in (1, 2):
         take_epoch(model, optimizer, arrays, 99, epoch)
-    saved = optimizer.state_dict()
+    saved = copy.deepcopy(optimizer.state_dict())
     for entries in saved["state"].values():  # as in a plain loop, whose model is not channels-last
         entries |= {name: value.contiguous() for name, value in entries.items()}
     path = tmp_path / "mine.pt"
