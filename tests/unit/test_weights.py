@@ -52,29 +52,31 @@ class TestWeights:
         assert self.load(target, tmp_path / "weights.pt") == []
 
     def test_a_model_that_cannot_be_copied_is_loaded(self, tmp_path):
-        (tmp_path / "net.py").write_text(
+        self.assert_loads_own_model(
+            tmp_path,
             "import threading\nfrom torch import nn\n\n\n"
             "def make(num_classes, image_size):\n    net = nn.Linear(3, num_classes)\n"
-            "    net.lock = threading.Lock()\n    return net\n"
+            "    net.lock = threading.Lock()\n    return net\n",
         )
-        name = f"{tmp_path}/net.py:make"
-        source, target = make_model(name, 32, 4), make_model(name, 32, 4)
-        torch.save(source.state_dict(), tmp_path / "weights.pt")
-        assert load_weights(target, name, 32, 4, tmp_path / "weights.pt") == []
-        assert torch.equal(target.weight, source.weight)
 
     def test_a_prefix_of_the_model_itself_stays(self, tmp_path):
-        (tmp_path / "net.py").write_text(
+        self.assert_loads_own_model(
+            tmp_path,
             "from torch import nn\n\n\nclass Net(nn.Module):\n"
             "    def __init__(self, num_classes):\n        super().__init__()\n"
             "        self.model = nn.Linear(3, num_classes)\n\n\n"
-            "def make(num_classes, image_size):\n    return Net(num_classes)\n"
+            "def make(num_classes, image_size):\n    return Net(num_classes)\n",
         )
+
+    def assert_loads_own_model(self, tmp_path, text):
+        """Check that a model of the Python file ``text`` gets all weights of another one."""
+        (tmp_path / "net.py").write_text(text)
         name = f"{tmp_path}/net.py:make"
         source, target = make_model(name, 8, 2), make_model(name, 8, 2)
         torch.save(source.state_dict(), tmp_path / "weights.pt")
         assert load_weights(target, name, 8, 2, tmp_path / "weights.pt") == []
-        assert torch.equal(target.model.weight, source.model.weight)
+        pairs = zip(target.parameters(), source.parameters(), strict=True)
+        assert all(torch.equal(loaded, given) for loaded, given in pairs)
 
     def test_weights_of_another_model_are_an_error(self, tmp_path):
         torch.save(make_model("resnet34", 32, 4).state_dict(), tmp_path / "weights.pt")
