@@ -2,10 +2,11 @@
 
 One interval decides each comparison, Student's t interval. Comparisons that are tested together are
 a family of m, and their intervals are simultaneous (Bonferroni): each has the confidence
-1 - 0.05 / m. So the probability that any of them misses its true mean is at most 5 %, and so is the
-probability of any false statement that follows from them: that a boundary is better (the interval
-excludes zero), or that two are equivalent (it lies within the margin). The interval excludes zero
-if, and only if, the p-value of the paired t test, multiplied by m, is below 0.05.
+1 - 0.05 / m. If differences are normal, the probability that any of them misses its true mean is at
+most 5 %, and so is the probability of any false statement that follows from them: that a boundary
+is better (the interval excludes zero), or that two are equivalent (it lies within the margin). The
+interval excludes zero if, and only if, the p-value of the paired t test, multiplied by m, is below
+0.05.
 
 Two more methods are computed as a check, and decide nothing. The sign-flip permutation test assumes
 only that, without an effect, each difference could equally well have the opposite sign. The BCa
