@@ -165,9 +165,11 @@ def describe_machine() -> dict[str, Any]:
     """Return the hardware and the versions that determine how fast a measurement runs."""
     import torch
 
+    from optstate.training.compute import read_cpu_name
+
     on_gpu = torch.cuda.is_available()
     return {
-        "processor": _read_processor(),
+        "processor": read_cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
@@ -175,12 +177,6 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
     }
-
-
-def _read_processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def session_spec(settings: Settings, **changes: Any) -> SessionSpec:

@@ -18,16 +18,10 @@ from optstate import job
 from optstate.checksums import file_sha256, write_checksums
 from optstate.experiment import configuration
 from optstate.experiment.consistency import is_published, list_files
-from optstate.experiment.runs import Runs, Session
+from optstate.experiment.runs import SESSION_FILES, Runs, Session
 from optstate.experiment.schema import Config
 
 COLLECT_SECONDS = 600  # allowed after the time limit
-TABLES = (
-    "steps.csv",
-    "epochs.csv",
-    "made_by.json",
-    "session.sha256",
-)  # of a session, next to its checkpoint
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,8 @@ class Experiment:
 
     def is_done(self, session: Session) -> bool:
         """Whether a session has all its outputs."""
-        return all((self.folder(session) / name).exists() for name in (*TABLES, "checkpoint.pt"))
+        names = (*SESSION_FILES, "checkpoint.pt")
+        return all((self.folder(session) / name).exists() for name in names)
 
     def count_followed(self, session: Session) -> int:
         """Return how many sessions must come first because of ``step_size``."""
@@ -196,7 +191,7 @@ def copy_results(experiment: Experiment, output: Path) -> None:
     runs = experiment.runs
     done = [session for session in runs.sessions if experiment.is_done(session)]
     for session in done:
-        for name in TABLES:
+        for name in SESSION_FILES:
             target = output / "runs" / session.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(experiment.folder(session) / name, target)

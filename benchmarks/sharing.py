@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Measure, interval, ratio_of_sums, session_spec, write_measures
+from benchmarks.measure import Measure, interval, now, ratio_of_sums, session_spec, write_measures
 from optstate import job
 
 NUM_JOBS = (1, 2, 3)
@@ -76,7 +76,7 @@ def measure_rate(pipes: Sequence[Any]) -> float:
 
 def work(pipe: Any, settings: dict[str, Any]) -> None:
     """Train for as many seconds as the pipe says, and answer with images per second, repeatedly."""
-    from benchmarks.step import NUM_WARM_UP, make_bare_step, now
+    from benchmarks.step import NUM_WARM_UP, make_bare_step
     from optstate.training.compute import set_up
 
     spec = session_spec(settings)

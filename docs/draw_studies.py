@@ -51,7 +51,7 @@ def main() -> None:
 
 def list_costs(study: str) -> Iterator[dict[str, Any]]:
     """Yield the primary differences in top-1 between keeping and losing the state, in points."""
-    losses = configuration.losses(recompute.read_config(DOCS / study))
+    losses = configuration.list_resets(recompute.read_config(DOCS / study))
     for row in read_comparisons(study):
         if not row.primary or not {row.boundary, row.baseline} <= losses.keys():
             continue

@@ -18,6 +18,7 @@ import yaml
 from recompute import ROOT, configuration
 
 from optstate.checksums import verify
+from optstate.experiment.rules import Experiment
 from optstate.job import InputError
 
 MAX_BYTES = 300_000  # of a table that is not compressed
@@ -31,15 +32,16 @@ def main(overlay: Path, study: Path, root: Path = ROOT) -> None:
         InputError: a table or a description of a data set has changed since it was made.
     """
     config = configuration.load(overlay)
-    results = root / "results" / config["experiment"]
+    hashes = {name: source["sha256"] for name, source in config["datasets"].items()}
+    experiment = Experiment(config, hashes)
+    results = root / experiment.results
     study.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
     (study / "configuration.yaml").write_text(text)
     shutil.copy(results / "plan.json", study)
     (study / "datasets").mkdir(exist_ok=True)
-    for name, source in config["datasets"].items():
-        folder = root / "results/datasets" / name / source["sha256"][:16]
-        card = folder / f"{config['image_size']}px/dataset.json"
+    for name in config["datasets"]:
+        card = root / experiment.prepared(name) / "dataset.json"
         verify(card)
         shutil.copy(card, study / f"datasets/{name}.json")
     (study / "tables").mkdir(exist_ok=True)

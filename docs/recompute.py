@@ -109,7 +109,7 @@ def list_measures(config: Config) -> list[str]:
 
 def compute_tables(folder: Path, cards: list[Path], config: Config) -> None:
     """Compute the tables in ``COMPUTED`` from the others."""
-    preserved = choose_plain(config, keep="all", usual="preserve")
+    preserved = choose_plain(config, keep="all")
     call(boundaries, "--tables", folder, "--preserved", preserved,
          "--first-boundary", find_first_boundary(config))  # fmt: skip
     outcomes = [[*outcome.values()] for outcome in configuration.list_outcomes(config)]
@@ -125,7 +125,7 @@ def compute_tables(folder: Path, cards: list[Path], config: Config) -> None:
 def draw_figures(output: Path, config: Config) -> None:
     """Draw the figures into ``output / "figures"``."""
     options = ["--tables", output / "tables", "--output"]
-    losses = configuration.losses(config)
+    losses = configuration.list_resets(config)
     for dataset in config["datasets"]:
         of_dataset = [*options, output / "figures" / dataset, "--dataset", dataset]
         call(curves, *of_dataset)

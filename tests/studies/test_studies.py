@@ -112,7 +112,7 @@ def test_a_page_has_the_gap_after_some_epochs(study, after, num_rows):
 
 def test_the_resets_page_has_the_cost_of_each_boundary():
     study = ROOT / "docs/studies/resets"
-    losses = configuration.losses(recompute.read_config(study))
+    losses = configuration.list_resets(recompute.read_config(study))
     found = recompute.read_committed(study, "comparisons")
     keep = "preserve"
 

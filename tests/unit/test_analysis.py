@@ -224,6 +224,16 @@ def drawn(diverged) -> Path:
     return diverged / "figures"
 
 
+@pytest.fixture
+def results(diverged, drawn, tmp_path) -> Path:
+    """An experiment that a test may alter."""
+    shutil.copytree(diverged, tmp_path / "results")
+    (tmp_path / "results/tables").mkdir()
+    for path in [*diverged.glob("*.csv"), *diverged.glob("*.sha256")]:
+        shutil.copy(path, tmp_path / "results/tables")
+    return tmp_path / "results"
+
+
 def read_rows(path: Path) -> list[dict]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -483,7 +493,7 @@ class TestAlteredSessions:
         assert sessions.count_steps(CARD, batch_size, per_class) == num_steps
 
     def test_epochs_are_counted_through_all_sessions(self):
-        plan = sessions.Plan([3, 1, 2], {"noise": 50}, validate_every=1)
+        plan = sessions.Layout([3, 1, 2], {"noise": 50}, validate_every=1)
         third = Session("noise", "constant-new", 0, 3)
         assert list(plan.list_epochs(third)) == [5, 6]
         rows = list(plan.list_rows(third, "steps"))
@@ -502,7 +512,7 @@ class TestAlteredSessions:
     def test_epochs_divisible_by_validate_every_and_last_ones_are_validated(
         self, name, number, every, validated
     ):
-        plan = sessions.Plan([3, 1, 3], {"noise": 50}, every)
+        plan = sessions.Layout([3, 1, 3], {"noise": 50}, every)
         rows = list(plan.list_rows(Session("noise", name, 0, number), "epochs"))
         found = {
             split: [int(row["epoch"]) for row in rows if row["split"] == split]
@@ -517,7 +527,7 @@ class TestAlteredSessions:
             collect, "check_sessions", lambda *arguments: plans.append(arguments[2])
         )
         collect_tables(runs, tmp_path / "tables", name_runs(), "--validate-every", 2)
-        assert plans == [sessions.Plan([1, 1], {"noise": STEPS_PER_EPOCH}, validate_every=2)]
+        assert plans == [sessions.Layout([1, 1], {"noise": STEPS_PER_EPOCH}, validate_every=2)]
 
 
 READERS = {  # command: the tables that it reads
@@ -1106,15 +1116,6 @@ def write_report(
 
 
 class TestReport:
-    @pytest.fixture
-    def results(self, diverged, drawn, tmp_path) -> Path:
-        """An experiment that a test may alter."""
-        shutil.copytree(diverged, tmp_path / "results")
-        (tmp_path / "results/tables").mkdir()
-        for path in [*diverged.glob("*.csv"), *diverged.glob("*.sha256")]:
-            shutil.copy(path, tmp_path / "results/tables")
-        return tmp_path / "results"
-
     def change_made_by(self, results: Path, session: str, compute: list) -> None:
         folder = results / "runs/noise" / session
         (folder / "made_by.json").write_text(json.dumps(MADE_BY | {"compute": compute}))
@@ -1704,12 +1705,8 @@ class TestWarnings:
         (warning,) = answers.list_warnings(summary, found, self.CHANCES, OUTCOMES, True)
         assert "late \N{MINUS SIGN} preserve in final valid loss" in warning
 
-    def test_they_are_above_the_answers_in_the_report(self, diverged, drawn, tmp_path):
-        shutil.copytree(diverged, tmp_path / "results")
-        (tmp_path / "results/tables").mkdir()
-        for path in [*diverged.glob("*.csv"), *diverged.glob("*.sha256")]:
-            shutil.copy(path, tmp_path / "results/tables")
-        page = write_report(tmp_path / "results", tmp_path / "report.html")
+    def test_they_are_above_the_answers_in_the_report(self, results):
+        page = write_report(results, results / "report.html")
         assert page.index("1 of 6 runs diverged") < page.index('<div class="answer">')
 
 
@@ -1727,13 +1724,14 @@ def test_arms_are_named_by_what_they_do(boundary, words):
 
 
 class TestPlan:
-    def test_the_report_says_what_was_planned(self, diverged, drawn, tmp_path):
-        page = self.write(diverged, tmp_path)
+    def test_the_report_says_what_was_planned(self, results):
+        page = write_report(results, results / "report.html")
         assert "Planned before the first run, on 2026-01-31 at commit <code>1a2b</code>" in page
         assert "Nothing was changed since." in page
 
-    def test_the_report_says_what_was_changed(self, diverged, drawn, tmp_path):
-        page = self.write(diverged, tmp_path, changes={"seeds": [7], "equivalence_margin": 0.02})
+    def test_the_report_says_what_was_changed(self, results):
+        changes = {"seeds": [7], "equivalence_margin": 0.02}
+        page = write_report(results, results / "report.html", changes=changes)
         assert "Changed since: equivalence_margin was 0.02, is 0.01; seeds was [7], is [0]." in page
 
     def test_every_setting_is_part_of_the_plan(self):
@@ -1748,22 +1746,15 @@ class TestPlan:
         moved = unused | {"mirror": "/elsewhere", "keep_checkpoints": "none"}
         assert report.find_changes(plan, make_plan(moved)) == []
 
-    def test_an_older_plan_lacks_some_settings(self, diverged, drawn, tmp_path):
-        page = self.write(diverged, tmp_path, left_out=["settings"])
+    def test_an_older_plan_lacks_some_settings(self, results):
+        page = write_report(results, results / "report.html", left_out=["settings"])
         assert "and seeds were not changed since. The plan does not have the other" in page
         assert "Nothing was changed" not in page
 
-    def test_a_late_plan_is_called_late(self, diverged, drawn, tmp_path):
-        page = self.write(diverged, tmp_path, late=3)
+    def test_a_late_plan_is_called_late(self, results):
+        page = write_report(results, results / "report.html", late=3)
         assert "The plan was written when 3 sessions had already finished" in page
         assert "before the first run" not in page
-
-    def write(self, diverged: Path, folder: Path, **options) -> str:
-        shutil.copytree(diverged, folder / "results")
-        (folder / "results/tables").mkdir()
-        for path in [*diverged.glob("*.csv"), *diverged.glob("*.sha256")]:
-            shutil.copy(path, folder / "results/tables")
-        return write_report(folder / "results", folder / "report.html", **options)
 
 
 class TestValidity:

@@ -113,7 +113,7 @@ def test_a_plain_boundary_is_found(boundaries, expected):
     """A boundary with another option is not plain, whatever its name."""
     plain = {name: {"keep": "all", "baseline": "new"} for name in boundaries}
     others = {"new": {"keep": []}, "preserve": {"keep": "all", "warmup_steps": 5}}
-    assert find_plain(others | plain, keep="all", usual="preserve") == expected
+    assert find_plain(others | plain, keep="all") == expected
 
 
 class TestSharedSessions:

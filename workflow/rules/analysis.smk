@@ -1,7 +1,7 @@
 # Turn sessions into tables, figures and the report. These rules run on the submitting host, even with
 # a cluster, because they take seconds.
 
-from optstate.analysis.figures import BOUNDARY, CURVES
+from optstate.analysis.figures import BOUNDARY, CURVES, name_differences
 
 
 localrules:
@@ -19,8 +19,8 @@ localrules:
 
 BASELINES = configuration.baselines(config)
 OUTCOMES = configuration.list_outcomes(config)
-PRESERVED = choose_plain(config, keep="all", usual="preserve")
-LOSSES = {b: at for b, at in configuration.losses(config).items() if b in BOUNDARIES}
+PRESERVED = choose_plain(config, keep="all")
+LOSSES = {b: at for b, at in configuration.list_resets(config).items() if b in BOUNDARIES}
 # A figure of resets compares at least two boundaries that lose the state with the one that keeps it.
 HAS_RESETS = any(
     len(found) > 2 and not all(map(LOSSES.get, found))
@@ -33,8 +33,7 @@ TABLES = [
 ]
 OVERVIEWS = [f"overview_{boundary}" for boundary in BOUNDARIES]
 RESETS = ["resets"] if HAS_RESETS else []
-_, *OTHERS = dict.fromkeys(outcome["measure"] for outcome in OUTCOMES)
-DIFFERENCES = ["differences", *[f"differences_{measure}" for measure in OTHERS]]
+DIFFERENCES = name_differences(outcome["measure"] for outcome in OUTCOMES)
 OF_DATASET = [
     *[*CURVES, "overview", *OVERVIEWS, *DIFFERENCES, *RESETS],
     *(BOUNDARY if HAS_BOUNDARIES else []),
@@ -291,8 +290,7 @@ use rule curves as differences with:
         f"{LOGS}/figures/{{dataset}}-differences.log",
     params:
         module="differences",
-        options="--dataset {dataset} --measures "
-        + " ".join(dict.fromkeys(outcome["measure"] for outcome in OUTCOMES)),
+        options="--dataset {dataset} --measures " + " ".join(DIFFERENCES.values()),
 
 
 use rule curves as resets with:

@@ -44,7 +44,7 @@ def list_warnings(
         outcomes: ``boundary``, ``baseline`` and ``measure`` of each primary outcome.
         has_boundaries: whether any session begins with a boundary.
     """
-    primary = comparisons[comparisons["primary"].eq(True)]
+    primary = tables.select_primary(comparisons)
     found = []
     if not has_boundaries:
         found.append("No session begins with a boundary, so no state can be lost or kept.")
@@ -73,14 +73,14 @@ def list_warnings(
         f"pair of runs in {tables.label_measure(row.measure)}."
         for row in tables.iterate_rows(primary[primary["verdict"].str.startswith(NO_DIFFERENCE)])
     ]
-    if number := int(summary["diverged"].eq(True).sum()):
+    if number := int(summary["diverged"].sum()):
         found.append(f"{number} of {len(summary)} runs diverged: a loss was not finite.")
     return found
 
 
 def list_answers(comparisons: pd.DataFrame, config: Config) -> dict[str, list[str]]:
     """Return, for each data set, a sentence for each primary comparison."""
-    primary = comparisons[comparisons["primary"].eq(True)]
+    primary = tables.select_primary(comparisons)
     return {
         str(dataset): [describe_answer(row, config) for row in tables.iterate_rows(rows)]
         for dataset, rows in primary.groupby("dataset")

@@ -15,7 +15,7 @@ from typing import IO
 
 from optstate import job
 from optstate.analysis.files import Row, read_json, read_rows
-from optstate.analysis.sessions import Plan, check_sessions, count_steps
+from optstate.analysis.sessions import Layout, check_sessions, count_steps
 from optstate.checksums import verify, write_checksums
 from optstate.experiment.runs import Run, Runs
 
@@ -63,8 +63,8 @@ def verify_sessions(arguments: argparse.Namespace, runs: Runs) -> None:
         )
         for dataset, card in zip(sorted(runs.datasets), arguments.cards, strict=True)
     }
-    plan = Plan(arguments.epochs, num_steps, arguments.validate_every)
-    check_sessions(arguments.runs_folder, runs.sessions, plan)
+    layout = Layout(arguments.epochs, num_steps, arguments.validate_every)
+    check_sessions(arguments.runs_folder, runs.sessions, layout)
 
 
 def read_run(runs_folder: Path, run: Run, name: str) -> list[Row]:

@@ -10,7 +10,7 @@ have an estimate and an interval for themselves alone, and no verdict.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,8 @@ def main(arguments: argparse.Namespace) -> None:
     }
     pairs = pair_runs(stack_measures(summary, boundaries), json.loads(arguments.baselines))
     outcomes = json.loads(arguments.primary)
-    comparisons = compare_pairs(pairs, json.loads(arguments.margin), outcomes, chances)
     at_chance = tables.list_at_chance(summary, chances)
-    cells = zip(comparisons["dataset"], comparisons["schedule"], strict=True)
-    is_void = np.array([cell in at_chance for cell in cells], bool)
-    is_void &= comparisons["primary"] == "true"
-    lost = comparisons["verdict"].str.extract("(; .*)", expand=False).fillna("")
-    comparisons.loc[is_void, "verdict"] = AT_CHANCE + lost
-    comparisons.loc[is_void, "seeds_to_decide"] = np.nan
+    comparisons = compare_pairs(pairs, json.loads(arguments.margin), outcomes, chances, at_chance)
     outputs = [arguments.tables / f"{name}.csv" for name in ("pairs", "comparisons")]
     for output, table in zip(outputs, (pairs, comparisons), strict=True):
         with write_atomically(output) as path:
@@ -106,6 +100,7 @@ def compare_pairs(
     margin: float | dict[str, float],
     outcomes: Sequence[Sequence[str]],
     chances: dict[str, tables.Chance],
+    at_chance: Collection[tuple[str, str]] = (),
 ) -> pd.DataFrame:
     """Compare each boundary with its baselines, for each data set, schedule and measure.
 
@@ -114,6 +109,7 @@ def compare_pairs(
         margin: the key ``equivalence_margin`` of the configuration.
         outcomes: boundary, baseline and measure of each primary outcome.
         chances: the level of chance of each data set.
+        at_chance: the data sets and schedules without a verdict, because no run beats chance.
 
     Returns:
         A row for each comparison, with the columns ``COLUMNS``.
@@ -126,6 +122,7 @@ def compare_pairs(
     for (names, group), is_primary in zip(groups, primary, strict=True):
         row = dict(zip(COMPARISON, names, strict=True))
         row |= {"primary": is_primary, "family": sum(primary) if is_primary else 1}
+        row["is_void"] = names[: len(CELL)] in at_chance
         row["margin"] = find_margin(group, margin, chances)
         rows.append(row | estimate_row(group, row))
     table = pd.DataFrame(rows)
@@ -178,7 +175,8 @@ def count_seeds_to_decide(row: Any) -> float:
         The number of seeds. NaN if there is already a verdict, if there is none to expect, or if
         the noise is unknown.
     """
-    if not row.primary or np.isnan(row.low) or is_different(row) or is_equivalent(row):
+    is_open = row.primary and not row.is_void
+    if not is_open or np.isnan(row.low) or is_different(row) or is_equivalent(row):
         return np.nan
     margin = None if np.isnan(row.margin) else row.margin
     return count_pairs_to_decide(row.found, margin, row.family)
@@ -202,6 +200,8 @@ def describe_verdict(row: Any) -> str:
     note = f"; {num_lost} of {row.num_pairs} pairs {reason}" if num_lost else ""
     if not row.primary:
         return EXPLORATORY + note
+    if row.is_void:
+        return AT_CHANCE + note
     if row.n < 2:
         return ("one seed: no interval" if row.n else "no pair") + note
     if np.isnan(row.low):

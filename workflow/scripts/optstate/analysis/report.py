@@ -17,7 +17,7 @@ import yaml
 from docutils.core import publish_parts
 
 from optstate.analysis import answers, tables
-from optstate.analysis.figures import CURVES
+from optstate.analysis.figures import CURVES, name_differences
 from optstate.analysis.files import read_json
 from optstate.analysis.validity import describe_validity
 from optstate.checksums import verify, write_checksums
@@ -42,7 +42,6 @@ def main(arguments: argparse.Namespace) -> None:
     cards = read_cards(sorted(config["datasets"]), arguments.cards)
     made_by = read_made_by(arguments.runs_folder, runs)
     plan = json.loads(arguments.plan)
-    _, *others = dict.fromkeys(outcome["measure"] for outcome in plan["primary"])
     verify(arguments.planned)
     planned = read_json(arguments.planned, "plan", "date", "commit", "finished_sessions")
     read = {name: tables.read_verified(arguments.tables / f"{name}.csv") for name in TABLES}
@@ -51,7 +50,7 @@ def main(arguments: argparse.Namespace) -> None:
         dataset: tables.compute_chance(card, config["valid_per_class"])
         for dataset, card in cards.items()
     }
-    primary = comparisons[comparisons["primary"].eq(True)]
+    primary = tables.select_primary(comparisons)
     warnings = answers.list_warnings(
         summary, comparisons, chances, plan["primary"], runs.have_boundaries
     )
@@ -64,7 +63,7 @@ def main(arguments: argparse.Namespace) -> None:
         warnings=warnings,
         answers=found,
         accuracies=accuracies,
-        differences=["differences", *[f"differences_{name}" for name in others]],
+        differences=list(name_differences(outcome["measure"] for outcome in plan["primary"])),
         outcomes=[o | {"label": tables.label_measure(o["measure"])} for o in plan["primary"]],
         family=len(primary),
         margins=describe_margins(primary, chances),
@@ -177,8 +176,7 @@ def list_comparisons(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
 
     A column is sorted by the values under ``value of COLUMN``, if there are any.
     """
-    rows = comparisons.assign(is_secondary=~comparisons["primary"].eq(True))
-    rows = rows.sort_values("is_secondary", kind="stable")
+    rows = comparisons.sort_values("primary", ascending=False, kind="stable")
     return [
         {
             "dataset": row.dataset,

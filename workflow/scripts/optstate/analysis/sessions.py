@@ -14,7 +14,7 @@ NUMBERS = {"steps": ("loss",), "epochs": ("loss", "top1", "seconds")}  # columns
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """The configured epochs of all sessions and steps of all epochs.
 
     Attributes:
@@ -67,7 +67,7 @@ def count_steps(card: dict[str, Any], batch_size: int, train_per_class: int | No
     return num_images // batch_size + (num_images % batch_size > 1)
 
 
-def check_sessions(runs_folder: Path, sessions: Sequence[Session], plan: Plan) -> None:
+def check_sessions(runs_folder: Path, sessions: Sequence[Session], layout: Layout) -> None:
     """Check that all tables of all sessions are complete, and have the same columns.
 
     Raises:
@@ -78,7 +78,7 @@ def check_sessions(runs_folder: Path, sessions: Sequence[Session], plan: Plan) -
         for name in NUMBERS:
             path = runs_folder / session.folder / f"{name}.csv"
             rows = read_rows(path)
-            check_rows(path, rows, plan.list_rows(session, name))
+            check_rows(path, rows, layout.list_rows(session, name))
             check_numbers(path, rows, NUMBERS[name])
             if list(rows[0]) != columns.setdefault(name, list(rows[0])):
                 raise InputError(f"{path}: has other columns than the other sessions. {FIX}")

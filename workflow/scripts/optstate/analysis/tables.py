@@ -183,6 +183,11 @@ def read_verified(path: Path) -> pd.DataFrame:
     return table
 
 
+def select_primary(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the primary outcomes."""
+    return comparisons[comparisons["primary"].eq(True)]  # without rows, it is not boolean
+
+
 def iterate_rows(table: pd.DataFrame) -> Iterator[Any]:
     """Yield the rows of a table, with an attribute for each column."""
     return table.itertuples()  # its type says nothing of the columns

@@ -8,6 +8,7 @@ import pandas as pd
 
 from optstate import UNINTERRUPTED
 from optstate.analysis import tables
+from optstate.experiment.runs import find_optimizer
 
 MEMORIZED = 0.99  # train top-1 from which a run knows its images by heart
 SPIKE_WINDOW = 50  # earlier steps with which a loss is compared
@@ -62,7 +63,7 @@ def describe_validity(
     for (dataset, schedule), of_cell in epochs.groupby(["dataset", "schedule"]):
         is_compared = of_cell["boundary"].isin(compared)
         of_arms = of_cell[is_compared] if is_compared.any() else of_cell
-        own = config["schedules"][schedule].get("optimizer", config["optimizer"])
+        _, own = find_optimizer(config, str(schedule))
         in_cell = steps[(steps["dataset"] == dataset) & (steps["schedule"] == schedule)]
         counts = count_session_steps(in_cell)
         memory = compute_memory(own, in_cell["momentum"].max())

@@ -36,7 +36,8 @@ def list_changes(
     """
     changed: dict[Session, list[tuple[str, str]]] = {}
     for session in runs.sessions:
-        if before := read_made_by(results / "runs" / session.folder, "configuration"):
+        made_by = results / "runs" / session.folder / "made_by.json"
+        if before := read_value(made_by, "configuration"):
             changed[session] = list(_compare_session(before, specs[session.folder]))
     counts: Counter[tuple[str, str]] = Counter()
     for session in changed:  # a session is also trained again if an earlier one is
@@ -70,9 +71,9 @@ def count_sessions(number: int) -> str:
     return f"{number} finished session{'s' * (number > 1)}"
 
 
-def read_made_by(session: Path, key: str) -> Any:
-    """Return what a session's ``made_by.json`` has under ``key``. None if it cannot be read."""
-    return _read(session / "made_by.json", lambda text: json.loads(text)[key])
+def read_value(path: Path, key: str) -> Any:
+    """Return what a JSON file has under ``key``. None if it cannot be read."""
+    return _read(path, lambda text: json.loads(text)[key])
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from optstate.experiment.consistency import is_published, list_files
-from optstate.experiment.runs import split_method
+from optstate.experiment.runs import find_optimizer, split_method
 from optstate.experiment.schema import Config, suggest
 from optstate.job import InputError
 from optstate.training.boundary import fill_state
@@ -51,9 +51,7 @@ def check(config: Config) -> None:
     for method in config["methods"]:
         schedule_name, boundary = split_method(method)
         schedule = config["schedules"][schedule_name]
-        has_own = "optimizer" in schedule
-        key = f"schedules.{schedule_name}.optimizer" if has_own else "optimizer"
-        optimizer = schedule["optimizer"] if has_own else config["optimizer"]
+        key, optimizer = find_optimizer(config, schedule_name)
         entries = list_state_entries(key, optimizer, schedule)
         options = config["boundaries"].get(boundary, {"keep": "all"})
         for name in options["keep"] if options["keep"] != "all" else []:
@@ -79,7 +77,7 @@ def require_loads(config: Config) -> None:
     model = make_model(name, image_size, num_classes)
     load_weights(model, name, image_size, num_classes, Path(weights))
     for schedule in {split_method(method)[0] for method in config["methods"]}:
-        optimizer = config["schedules"][schedule].get("optimizer", config["optimizer"])
+        _, optimizer = find_optimizer(config, schedule)
         if state := list_files(config).get("optimizer_state"):
             read_optimizer_state(Path(state), optimizer, model.named_parameters())
 

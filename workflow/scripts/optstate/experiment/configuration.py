@@ -7,15 +7,14 @@ import json
 from pathlib import Path
 
 from optstate import UNINTERRUPTED
-from optstate.data import packaged
-from optstate.experiment import consistency
-from optstate.experiment.consistency import KEYS_OF_KIND, require_consistent
+from optstate.experiment.consistency import KEYS_OF_KIND, list_given_outcomes, require_consistent
 from optstate.experiment.runs import (
     Runs,
     Session,
     choose_plain,
     cross_boundary,
     find_first_boundary,
+    find_optimizer,
     list_baselines,
     list_schedules,
     name_sessions,
@@ -83,13 +82,8 @@ def validate(given: Config) -> Config:
                 if entry.get(key) == default:
                     del entry[key]
     require_consistent(config)
-    list_outcomes(config)  # checks them
+    _require_compared(config)
     return config
-
-
-def archive_sha256(source: dict[str, str]) -> str:
-    """Return the expected SHA-256 of a data set's archive, as 64 hexadecimal digits."""
-    return packaged.SHA256[source["packaged"]] if "packaged" in source else source["sha256"]
 
 
 def targets(config: Config) -> dict[str, float]:
@@ -125,7 +119,7 @@ def baselines(config: Config) -> dict[str, list[str]]:
         name: {key: value for key, value in boundary.items() if key != "baseline"}
         for name, boundary in config["boundaries"].items()
     }
-    usual = choose_plain(config, keep=[], usual="new") or "new"
+    usual = choose_plain(config, keep=[]) or "new"
     found = {UNINTERRUPTED: [usual]}
     for name, boundary in options.items():
         twins = [
@@ -139,17 +133,29 @@ def baselines(config: Config) -> dict[str, list[str]]:
 
 
 def list_outcomes(config: Config) -> list[dict[str, str]]:
-    """Return ``boundary``, ``baseline`` and ``measure`` of each primary outcome.
+    """Return ``boundary``, ``baseline`` and ``measure`` of each primary outcome."""
+    known = baselines(config)
+    return [
+        {
+            "boundary": given["boundary"],
+            "baseline": given.get("baseline", known[given["boundary"]][0]),
+            "measure": given["measure"],
+        }
+        for given in list_given_outcomes(config).values()
+    ]
+
+
+def _require_compared(config: Config) -> None:
+    """Check that each primary outcome is a comparison that is made.
 
     Raises:
         InputError: an outcome has a baseline with which its boundary is not compared, or a measure
             that one of them does not have, or is listed twice.
     """
-    outcomes: list[dict[str, str]] = []
-    for key, given in consistency.list_outcomes(config).items():
-        boundary, measure = given["boundary"], given["measure"]
+    outcomes = list_outcomes(config)
+    for index, (key, outcome) in enumerate(zip(list_given_outcomes(config), outcomes, strict=True)):
+        boundary, baseline, measure = outcome["boundary"], outcome["baseline"], outcome["measure"]
         known = baselines(config)[boundary]
-        baseline = given.get("baseline", known[0])
         if baseline == boundary:
             raise InputError(f"{key}: {boundary} is compared with itself. Choose another boundary.")
         if baseline not in known:
@@ -165,17 +171,14 @@ def list_outcomes(config: Config) -> list[dict[str, str]]:
                 f"{key}.measure: {measure}: an uninterrupted run has no such session. Choose a "
                 "measure of the whole run."
             )
-        outcome = {"boundary": boundary, "baseline": baseline, "measure": measure}
-        if outcome in outcomes:
+        if outcome in outcomes[:index]:
             raise InputError(f"{key}: the same outcome as an earlier one. Remove it.")
-        outcomes.append(outcome)
-    return outcomes
 
 
 def list_unanswered(config: Config) -> list[str]:
     """Return a line for each primary outcome whose boundaries no schedule has."""
     methods = set(config["methods"])
-    keys, outcomes = consistency.list_outcomes(config), list_outcomes(config)
+    keys, outcomes = list_given_outcomes(config), list_outcomes(config)
     return [
         f"{key}: no schedule has both {outcome['boundary']} and {outcome['baseline']} among the "
         "methods, so this outcome gets no verdict."
@@ -214,7 +217,7 @@ def make_plan(config: Config) -> Config:
     }
 
 
-def losses(config: Config) -> dict[str, list[int]]:
+def list_resets(config: Config) -> dict[str, list[int]]:
     """Return the sessions before which the optimizer's state is lost, by boundary.
 
     Boundaries that differ in more than ``at`` from the one that keeps nothing are left out, except
@@ -227,7 +230,7 @@ def losses(config: Config) -> dict[str, list[int]]:
         for name, boundary in boundaries.items()
         if boundary["keep"] == [] and boundary.keys() <= {"keep", "at", "baseline"}
     }
-    keeping = choose_plain(config, keep="all", usual="preserve")
+    keeping = choose_plain(config, keep="all")
     return found | ({keeping: []} if keeping in boundaries else {})
 
 
@@ -282,7 +285,7 @@ def session_spec(
         "session": session.number,
         "num_epochs": all_epochs if session.is_whole_run else config["sessions"][index],
         "file_hashes": used,
-        "optimizer": schedule.get("optimizer", config["optimizer"]),
+        "optimizer": find_optimizer(config, session.schedule)[1],
         "learning_rate": _choose_learning_rate(schedule, index, all_epochs),
         "all_norms": "step_size" in crossed or is_followed(config, session),
     }  # fmt: skip

@@ -9,6 +9,7 @@ from optstate.experiment.runs import (
     Boundary,
     cross_boundary,
     find_first_boundary,
+    find_optimizer,
     list_baselines,
     list_schedules,
     split_method,
@@ -85,8 +86,7 @@ def list_notes(config: Config) -> list[str]:
     for method in config["methods"]:
         schedule, name = split_method(method)
         values = config["schedules"][schedule]
-        key = f"schedules.{schedule}.optimizer" if "optimizer" in values else "optimizer"
-        optimizer = values.get("optimizer", config["optimizer"])
+        key, optimizer = find_optimizer(config, schedule)
         kept = [crossed["keep"] for crossed in _cross_boundaries(name, config)]
         if optimizer["name"] == "Rprop" and any(k == "all" or "step_size" in k for k in kept):
             found.add(
@@ -211,7 +211,7 @@ def _cross_boundaries(name: str, config: Config) -> list[Boundary]:
     return [cross_boundary(config["boundaries"][name], number) for number in numbers]
 
 
-def list_outcomes(config: Config) -> dict[str, dict[str, str]]:
+def list_given_outcomes(config: Config) -> dict[str, dict[str, str]]:
     """Return ``measure``, ``boundary`` and possibly ``baseline`` of each outcome, by its key."""
     given = config["primary"]
     if not isinstance(given, list):
@@ -222,7 +222,7 @@ def list_outcomes(config: Config) -> dict[str, dict[str, str]]:
 def _require_outcomes(config: Config) -> None:
     """Check the boundaries and sessions that the primary outcomes name."""
     known, num_sessions = [*config["boundaries"], UNINTERRUPTED], len(config["sessions"])
-    for key, outcome in list_outcomes(config).items():
+    for key, outcome in list_given_outcomes(config).items():
         for name in ("boundary", "baseline"):
             if name in outcome and outcome[name] not in known:
                 raise InputError(

@@ -17,7 +17,7 @@ import torch
 from optstate.experiment import configuration
 from optstate.experiment.check import check
 from optstate.experiment.configuration import all_runs, followed_session, session_spec
-from optstate.experiment.runs import Runs, Session, list_schedules
+from optstate.experiment.runs import Runs, Session, find_optimizer, list_schedules
 from optstate.experiment.schema import Config
 from optstate.job import InputError, explain_os_error
 from optstate.training.model import make_model
@@ -94,7 +94,7 @@ def checkpoint_bytes(config: Config) -> int:
         parameter.grad = torch.zeros_like(parameter)
     state_bytes = []
     for name in list_schedules(config["methods"]):
-        own = config["schedules"][name].get("optimizer", config["optimizer"])
+        _, own = find_optimizer(config, name)
         optimizer = make_optimizer(model.parameters(), own, {"kind": "constant", "lr": 0.0})
         optimizer.step()  # creates the state
         entries = [entry for state in optimizer.state.values() for entry in state.values()]

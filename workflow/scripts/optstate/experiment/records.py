@@ -9,7 +9,7 @@ from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 
 from optstate.checksums import file_sha256, hash_files, read_checksums
-from optstate.experiment.changes import read_made_by
+from optstate.experiment.changes import read_value
 from optstate.experiment.lock import is_held
 from optstate.training.spec import SessionSpec
 
@@ -73,5 +73,5 @@ def _make_stale(output: Path, records: FilePersistence) -> None:
 
 def _differs(session: Path, key: str, expected: Any) -> bool:
     """Whether a session was made by something else. If one of both is not known, it was not."""
-    found = read_made_by(session, key)
+    found = read_value(session / "made_by.json", key)
     return None not in (found, expected) and found != expected

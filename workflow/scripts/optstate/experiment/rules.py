@@ -25,10 +25,11 @@ from snakemake.iocontainers import Wildcards
 from snakemake.settings.types import ConfigSettings
 
 from optstate.checksums import SUFFIX, hash_files, read_checksums
+from optstate.data import packaged
 from optstate.data.manifest import folder_sha256
 from optstate.experiment import changes, configuration, integrity, lock, plan, records
 from optstate.experiment.consistency import is_published, list_files, list_notes
-from optstate.experiment.runs import Runs, Session, choose_plain
+from optstate.experiment.runs import SESSION_FILES, Runs, Session, choose_plain
 from optstate.experiment.schema import Config
 from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError, explain_os_error
@@ -417,10 +418,9 @@ class Experiment:
         keep = self.config["keep_checkpoints"]
         checkpoint = f"{folder}/checkpoint.pt"
         is_kept = keep == "all" or (keep == "last" and is_last)
-        others = ("steps.csv", "epochs.csv", "made_by.json", "session.sha256")
         return [
             checkpoint if is_kept else temp(checkpoint),
-            *[f"{folder}/{name}" for name in others],
+            *[f"{folder}/{name}" for name in SESSION_FILES],
         ]
 
     def of_all_sessions(self, name: str) -> list[str]:
@@ -440,7 +440,7 @@ class Experiment:
 
         Later ones are those of the method with the boundary that keeps nothing, if there is one.
         """
-        usual = choose_plain(self.config, keep=[], usual="new")
+        usual = choose_plain(self.config, keep=[])
         candidates = [
             run
             for run in self.runs
@@ -484,7 +484,8 @@ class Experiment:
             path = Path(self.tests_folder, LR_RANGE_TEST.format(**wanted) + ".png")
             listed = read_checksums(path.parent).get(path.name)
             key = self.test_key(Wildcards(fromdict=wanted))
-            if path.exists() and listed and read_key(path) == key:
+            made_with = changes.read_value(path.with_suffix(".json"), "key")
+            if path.exists() and listed and made_with == key:
                 found.append(wanted | {"figure": str(path), "sha256": listed})
         return json.dumps(found)
 
@@ -498,14 +499,6 @@ def print_answer(results: Path) -> None:
     print(f"Report: {results}/report.html")
     print(f"Figures: {results}/figures")
     print(f"Tables: {results}/tables")
-
-
-def read_key(figure: Path) -> str | None:
-    """Return the key of the LR range test that made ``figure``; None if it cannot be read."""
-    try:
-        return json.loads(figure.with_suffix(".json").read_text())["key"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def require_works(config: Config, file_hashes: dict[str, str]) -> str | None:
@@ -557,8 +550,10 @@ def content_sha256(dataset: str, source: Config) -> str:
     Raises:
         InputError: the layout of the folder is wrong.
     """
-    if "folder" not in source:
-        return configuration.archive_sha256(source)
+    if "packaged" in source:
+        return packaged.SHA256[source["packaged"]]
+    if "archive" in source:
+        return source["sha256"]
     has_valid_folder = "valid_fraction" not in source
     return folder_sha256(Path(source["folder"]), CACHE / f"{dataset}.json", has_valid_folder)
 

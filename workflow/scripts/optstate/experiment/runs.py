@@ -22,6 +22,7 @@ Boundary = dict[str, Any]  # an entry of the configuration's `boundaries`
 LASTING = ("reshuffle", "step_size")
 
 FOLDER = "{dataset}/{name}/seed{seed}/session{number}"  # of a session, below the folder of all runs
+SESSION_FILES = ("steps.csv", "epochs.csv", "made_by.json", "session.sha256")  # and checkpoint.pt
 
 
 def split_method(method: str) -> tuple[str, str]:
@@ -38,6 +39,13 @@ def list_schedules(methods: Sequence[str]) -> list[str]:
 def find_first_boundary(config: dict[str, Any]) -> int:
     """Return the number of the first session that begins with a boundary."""
     return 1 if config["optimizer_state"] else 2
+
+
+def find_optimizer(config: dict[str, Any], schedule: str) -> tuple[str, dict[str, Any]]:
+    """Return the key and the value of a schedule's optimizer: its own, or else that of all."""
+    if "optimizer" in config["schedules"][schedule]:
+        return f"schedules.{schedule}.optimizer", config["schedules"][schedule]["optimizer"]
+    return "optimizer", config["optimizer"]
 
 
 def cross_boundary(boundary: Boundary, number: int) -> Boundary:
@@ -66,12 +74,13 @@ def list_baselines(boundary: Boundary) -> list[str]:
     return given if isinstance(given, list) else [given]
 
 
-def find_plain(boundaries: dict[str, Boundary], keep: str | list[str], usual: str) -> str:
+def find_plain(boundaries: dict[str, Boundary], keep: str | list[str]) -> str:
     """Return the name of the boundary that has no option but ``keep``.
 
-    Of several, return ``usual`` if it is one of them, and the first by name otherwise. If there is
-    none, return an empty string.
+    Of several, return the one with the usual name, ``preserve`` or ``new``, and the first by name
+    otherwise. If there is none, return an empty string.
     """
+    usual = "preserve" if keep == "all" else "new"
     plain = [
         name
         for name, boundary in boundaries.items()
@@ -80,12 +89,12 @@ def find_plain(boundaries: dict[str, Boundary], keep: str | list[str], usual: st
     return usual if usual in plain else min(plain, default="")
 
 
-def choose_plain(config: dict[str, Any], keep: str | list[str], usual: str) -> str:
+def choose_plain(config: dict[str, Any], keep: str | list[str]) -> str:
     """Return what :func:`find_plain` finds in the boundaries that methods use, or else in all."""
     boundaries = config["boundaries"]
     used = {split_method(method)[1] for method in config["methods"]}
     of_methods = {name: boundary for name, boundary in boundaries.items() if name in used}
-    return find_plain(of_methods, keep, usual) or find_plain(boundaries, keep, usual)
+    return find_plain(of_methods, keep) or find_plain(boundaries, keep)
 
 
 def name_sessions(
@@ -110,7 +119,7 @@ def name_sessions(
 
     later = range(first_boundary, num_sessions + 1)
     several = sorted(m for m in methods if split_method(m)[1] != UNINTERRUPTED)
-    keeping = find_plain(boundaries, keep="all", usual="preserve")
+    keeping = find_plain(boundaries, keep="all")
     keepers = [f"{split_method(method)[0]}-{keeping}" for method in several]
     owners: dict[str, str] = {}
     for method in (*keepers, *several) if keeping in boundaries else several:

@@ -17,7 +17,7 @@ from optstate.job import run
 
 MAX_POINTS_PER_EPOCH = 10  # of the train curves; each point is a mean over steps
 MIN_STEPS_PER_POINT = 5  # single steps are mostly noise
-METHOD = ["schedule", "boundary", "seed", "session"]
+SESSION = ["schedule", "boundary", "seed", "session"]
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -49,7 +49,7 @@ def stack_curves(steps: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     valid = epochs[epochs["split"] == "valid"].assign(x=epochs["epoch"].astype(float))
     return pd.concat(
         table.rename(columns={"loss": f"{split}_loss", "top1": f"{split}_accuracy"}).melt(
-            [*METHOD, "x"], [f"{split}_loss", f"{split}_accuracy"], "measure"
+            [*SESSION, "x"], [f"{split}_loss", f"{split}_accuracy"], "measure"
         )
         for split, table in (("train", train), ("valid", valid))
     )
@@ -57,13 +57,13 @@ def stack_curves(steps: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
 
 def average_steps(steps: pd.DataFrame) -> pd.DataFrame:
     """Average loss and top-1 over equal parts of each epoch; ``x`` is a part's end, in epochs."""
-    in_epoch = steps.groupby([*METHOD, "epoch"])["step"]
+    in_epoch = steps.groupby([*SESSION, "epoch"])["step"]
     num_steps = in_epoch.transform("size")
     fraction = (steps["step"] - in_epoch.transform("min") + 1) / num_steps
     num_parts = (num_steps // MIN_STEPS_PER_POINT).clip(1, MAX_POINTS_PER_EPOCH)
     part = np.ceil(fraction * num_parts - 1e-9)
     x = steps["epoch"] - 1 + part / num_parts
-    means = steps.groupby([*METHOD, x.rename("x")])[["loss", "top1"]].mean(skipna=False)
+    means = steps.groupby([*SESSION, x.rename("x")])[["loss", "top1"]].mean(skipna=False)
     return means.reset_index()
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from optstate.analysis import tables
-from optstate.analysis.figures import style
+from optstate.analysis.figures import name_differences, style
 from optstate.checksums import write_checksums
 from optstate.job import run
 
@@ -25,10 +25,9 @@ def main(arguments: argparse.Namespace) -> None:
         tables.read_verified(arguments.tables / f"{name}.csv") for name in ("comparisons", "pairs")
     )
     written: list[Path] = []
-    for measure in arguments.measures:
+    for name, measure in name_differences(arguments.measures).items():
         compared, of_pairs = (table[table["measure"] == measure] for table in (comparisons, pairs))
         figure = draw_differences(compared, of_pairs, arguments.dataset, measure)
-        name = "differences" if not written else f"differences_{measure}"
         written += style.save(figure, arguments.output / name)
     write_checksums(arguments.output / "differences.sha256", written)
 
@@ -55,7 +54,7 @@ def draw_differences(
     figure, panels = style.make_panels(labels or [[]])
     for axes, ((boundary, baseline), rows) in zip(panels, groups.items(), strict=False):
         axes.axvline(0, color=style.NEUTRAL, linewidth=1)
-        role = "" if rows["primary"].eq(True).any() else " (exploratory)"
+        role = "" if rows["primary"].any() else " (exploratory)"
         title = name_sides(boundary, baseline, measure.better) + role
         style.set_panel_title(axes, title, width=style.PANEL)
         colour = style.get_look(boundary, boundaries)["color"]
@@ -79,7 +78,7 @@ def group_comparisons(comparisons: pd.DataFrame) -> dict[tuple[str, str], pd.Dat
         (str(boundary), str(baseline)): rows
         for (boundary, baseline), rows in comparisons.groupby(["boundary", "baseline"])
     }
-    return dict(sorted(groups.items(), key=lambda group: not group[1]["primary"].eq(True).any()))
+    return dict(sorted(groups.items(), key=lambda group: not group[1]["primary"].any()))
 
 
 def select_pairs(pairs: pd.DataFrame, row: Any) -> pd.Series:
