@@ -6,14 +6,15 @@ SNAKEMAKE := $(BIN)/snakemake
 LOCK := envs/requirements.lock
 export PYTHONPATH := workflow/scripts
 
-.PHONY: install demo quick test test-slurm bench check estimate lock
+.PHONY: install demo unlock quick test test-slurm bench check estimate lock
 
 install: .venv/installed ## install the lock file into .venv
 
-# A killed Snakemake leaves its lock. It is removed unless another Snakemake is running.
-demo: .venv/installed ## run the whole pipeline on small, real images
-	@! $(BIN)/python -m optstate.experiment.lock || $(SNAKEMAKE) --unlock
+demo: unlock ## run the whole pipeline on small, real images
 	$(SNAKEMAKE) --cores 2 --configfile config/demo.yaml
+
+unlock: .venv/installed ## clear the lock of a killed Snakemake, unless another one is running
+	@! $(BIN)/python -m optstate.experiment.lock || $(SNAKEMAKE) --unlock
 
 quick: check ## run the checks, and the tests that neither train nor start a process
 	$(BIN)/python -m pytest -q -n 2 tests/unit

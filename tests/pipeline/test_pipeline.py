@@ -238,7 +238,7 @@ device: cpu
     epochs = read(results / "tables/epochs.csv")
     assert {(r["split"], r["images"]) for r in epochs} == {("train", "14"), ("valid", "6")}
     log = (project.folder / "logs/other/train/noise/adam/seed0-session1.log").read_text()
-    assert "newly initialized: fc.bias, fc.weight" in log
+    assert "classes: fc.bias, fc.weight" in log
     assert "a single image" in log
     saved = torch.load(results / "runs/noise/adam-part/seed1/session2/checkpoint.pt",
                        weights_only=True)  # fmt: skip

@@ -56,6 +56,25 @@ def test_a_required_gpu_must_exist(monkeypatch):
         set_up(make_spec(device="cuda"))
 
 
+@pytest.mark.parametrize(
+    ("given", "is_loaded"), [("0", True), ("0", False), ("-1", True), ("", True), (None, True)]
+)
+def test_a_given_gpu_that_does_not_work_is_an_error(monkeypatch, tmp_path, given, is_loaded):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    driver = tmp_path / "version"
+    if is_loaded:
+        driver.touch()
+    if given == "0" and is_loaded:
+        with pytest.raises(InputError, match="device: this job has GPU 0, but torch .* choose cpu"):
+            set_up(make_spec(device="auto"), driver)
+    else:
+        assert set_up(make_spec(device="auto"), driver).device.type == "cpu"
+    assert set_up(make_spec(device="cpu"), driver).device.type == "cpu"
+
+
 def test_the_configuration_sets_the_number_of_threads():
     set_up(make_spec(cpu_threads=3))
     assert torch.get_num_threads() == 3

@@ -39,6 +39,22 @@ def test_handlers_survive_a_second_signal_and_are_restored():
     assert [signal.getsignal(number) for number in progress.SIGNALS] == before
 
 
+@pytest.mark.parametrize("is_detached", [False, True])
+def test_a_closed_terminal_stops_the_job_unless_it_is_detached(is_detached):
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if is_detached else signal.SIG_DFL)
+    try:
+        with stop_on_signals() as stop_if_asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            if is_detached:
+                stop_if_asked()
+            else:
+                with pytest.raises(progress.Interrupted, match="SIGHUP"):
+                    stop_if_asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_last_two_are_kept_and_named_by_their_checksums(tmp_path):
     kept = open_progress(tmp_path)
     (tmp_path / ".of-a-killed-job.tmp").touch()

@@ -83,6 +83,18 @@ class TestWeights:
         with pytest.raises(InputError, match=r"weights.pt: these are not weights of resnet18"):
             self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
 
+    def test_names_that_the_model_does_not_have_are_shown(self, tmp_path):
+        state = {f"net.{k}": v for k, v in make_model("resnet18", 32, 4).state_dict().items()}
+        torch.save(state, tmp_path / "weights.pt")
+        error = "for example 'bn1.bias' of the model and 'net.bn1.bias' of the file. Correct "
+        with pytest.raises(InputError, match=error):
+            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.pt")
+
+    def test_safetensors_are_an_error_that_says_how_to_convert_them(self, tmp_path):
+        (tmp_path / "weights.safetensors").write_bytes(b"hello")
+        with pytest.raises(InputError, match=r"safetensors: this format is not read. Convert it"):
+            self.load(make_model("resnet18", 32, 4), tmp_path / "weights.safetensors")
+
     def test_weights_for_another_image_size_are_an_error_that_names_it(self, tmp_path):
         torch.save(make_model("vit_b_16", 64, 4).state_dict(), tmp_path / "weights.pt")
         error = (
@@ -181,7 +193,7 @@ class TestOptimizerState:
         [
             lambda state: state,
             lambda state: {"optimizer": state, "model": {}},
-            lambda state: {"optimizer_state_dict": state, "epoch": 3},
+            lambda state: {"optimizer_state_dict": state, "optimizer": "Adam", "epoch": 3},
             lambda state: {"optimizer_states": [state], "state_dict": {}},
         ],
     )

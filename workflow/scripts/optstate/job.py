@@ -128,7 +128,7 @@ def hold_lock(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: another process has held this lock for {LOCK_SECONDS} s. Wait until it ends, "
             f"or stop it (`fuser {path}` prints its process ID; on a cluster, `squeue --me`), then "
-            "run again."
+            "run again. If the machine that held it has crashed, delete this file."
         )
     with lock:
         try:
@@ -152,6 +152,7 @@ def start_log(path: Path) -> None:
     to_stderr.setFormatter(logging.Formatter("%(message)s"))
     to_stderr.setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal, to_stderr], force=True)
+    logging.raiseExceptions = False  # on a full disk, each message would print a traceback
 
 
 def show_progress(

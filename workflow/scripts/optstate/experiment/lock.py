@@ -1,6 +1,6 @@
 """Allow one Snakemake at a time in an experiment, and handle what a killed one leaves behind.
 
-Also run by ``make demo``: exit code 0 if Snakemake's own lock was left behind and may be cleared.
+Also run by ``make unlock``: exit code 0 if Snakemake's own lock was left behind and may be cleared.
 """
 
 import atexit

@@ -96,17 +96,27 @@ class Compute:
         return {"name": name, "capability": capability, "variables": variables}
 
 
-def set_up(spec: SessionSpec) -> Compute:
+def set_up(spec: SessionSpec, driver: Path = Path("/proc/driver/nvidia/version")) -> Compute:
     """Choose the device, and configure torch's threads and determinism globally.
 
+    Args:
+        spec: the session's settings.
+        driver: a file that exists if an NVIDIA driver is loaded.
+
     Raises:
-        InputError: the configuration requires a GPU, but torch finds none.
+        InputError: the configuration requires a GPU or the job was given one, and torch finds none.
     """
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "device: cuda is configured, but torch finds no CUDA GPU. Choose auto or cpu."
         )
     on_gpu = spec.device != "cpu" and torch.cuda.is_available()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "-1")
+    if spec.device == "auto" and not on_gpu and given not in ("", "-1") and driver.exists():
+        raise InputError(
+            f"device: this job has GPU {given}, but torch for CUDA {torch.version.cuda} cannot use "
+            "it. Is the driver (`nvidia-smi`) too old? Update it, or choose cpu."
+        )
     torch.set_num_threads(spec.cpu_threads)
     is_deterministic = not on_gpu if spec.deterministic == "auto" else bool(spec.deterministic)
     torch.use_deterministic_algorithms(is_deterministic)

@@ -20,7 +20,7 @@ from optstate.training.checkpoint import Position, copy_to_host, serialize
 
 # Of a job that saved its state and stopped because of a signal. Run the job again to continue.
 EXIT_CODE = os.EX_TEMPFAIL
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -40,7 +40,10 @@ def stop_on_signals() -> Iterator[Callable[[], None]]:
         if received:
             raise Interrupted(signal.Signals(received[0]).name)
 
-    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in SIGNALS}
+    # After `nohup`, SIGHUP is ignored, and a closed terminal must not stop the job.
+    is_detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    handled = [s for s in SIGNALS if not (s == signal.SIGHUP and is_detached)]
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in handled}
     try:
         yield stop_if_asked
     finally:

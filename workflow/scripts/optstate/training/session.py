@@ -284,7 +284,12 @@ def make_state(
     elif path := files.get("weights"):
         with checkpoint.fork_random_states():  # it makes more models
             new = load_weights(model, spec.model, spec.image_size, train.num_classes, path)
-        logging.info("weights from %s; newly initialized: %s", path, ", ".join(new) or "none")
+        logging.info("weights from %s", path)
+        if new:
+            logging.log(
+                job.PROGRESS, "%s: newly initialized for %d classes: %s",
+                path, train.num_classes, ", ".join(new),
+            )  # fmt: skip
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     optimizer = make_optimizer(model.parameters(), spec.optimizer, spec.learning_rate)
@@ -322,7 +327,10 @@ def require_unchanged(spec: SessionSpec, files: Mapping[str, Path]) -> None:
     own = split_model(spec.model)
     for key, file in [*files.items(), *([("model", Path(own[0]))] if own else [])]:
         if not checksums.file_sha256(file).startswith(spec.file_hashes[key]):
-            raise job.InputError(f"{key}: {file} has changed since Snakemake started. Run again.")
+            raise job.InputError(
+                f"{key}: {file} has changed since Snakemake started. Restore it, or run again to "
+                "begin every run with the new file."
+            )
 
 
 def read_update_norms(

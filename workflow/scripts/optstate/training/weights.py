@@ -78,8 +78,11 @@ def _describe_differences(
     """Return how many entries of two state dicts differ, with an example and the fix."""
     key, *others = wrong
     number = f"{len(wrong)} entries differ, for example" if others else "one entry differs,"
-    if not all(name in own and name in given for name in wrong):
-        return f"{number} {key!r}. Correct `weights` or `model`."
+    of_model = [f"{name!r} of the model" for name in wrong if name not in given]
+    of_file = [f"{name!r} of the file" for name in wrong if name not in own]
+    if examples := [*of_model[:1], *of_file[:1]]:
+        found = " and ".join(examples)
+        return f"{number} {found}. Correct `weights` or `model`, or rename the file's entries."
     shapes = " instead of ".join(str(tuple(values[key].shape)) for values in (given, own))
     return f"{number} {key!r} of shape {shapes}. Correct `weights`, `model` or `image_size`."
 
@@ -223,7 +226,8 @@ def _make_state(
 def _find_optimizer(path: Path, content: Any) -> dict[str, Any]:
     """Return the one optimizer state dict in the content of a file."""
     for key in OPTIMIZER_KEYS:
-        if isinstance(content, dict) and key in content:
+        # A file may also have the name of the optimizer, as text.
+        if isinstance(content, dict) and isinstance(content.get(key), (dict, list)):
             content = content[key]
     if isinstance(content, list):  # Lightning's
         if len(content) != 1:
@@ -286,6 +290,11 @@ def _read_weights(path: Path, own: dict[str, torch.Tensor]) -> dict[str, torch.T
 
 def _read_file(path: Path) -> Any:
     """Load the content of a file that ``torch.save`` wrote, without running code in it."""
+    if path.suffix == ".safetensors":
+        raise InputError(
+            f"{path}: this format is not read. Convert it with "
+            "`torch.save(safetensors.torch.load_file(PATH), NEW_PATH)`."
+        )
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
