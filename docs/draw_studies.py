@@ -29,12 +29,13 @@ TRAINED = {  # what each study trained
     ),
     "studies/article": "small network, all images, sessions of 950, 950, 475 steps",
     "studies/resets": "small network, all images, 24 sessions of 95 steps, schedules over the run",
+    "studies/remedies": "small network, all images, 24 sessions of 95 steps, other seeds",
 }
 SCHEDULES = {
     "constant": "Adam, constant", "onecycle": "Adam, OneCycle", "cosine": "Adam, cosine",
     "sgd": "SGD with momentum",
 }  # fmt: skip
-REMEDIES = ["studies/attribution", "studies/article"]
+REMEDIES = ["studies/attribution", "studies/article", "studies/remedies"]
 COLOURS = {"imagenette": "#0072B2", "imagewoof": "#D55E00"}
 
 

@@ -1,6 +1,7 @@
 """The committed studies: their tables follow from their steps, and the pages from their tables."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -110,36 +111,66 @@ def test_a_page_has_the_gap_after_some_epochs(study, after, num_rows):
     assert expected <= {line.strip() for line in page.splitlines()}
 
 
+TOP1, LOSS, LOST = (
+    ("final_valid_top1", 100, 2), ("final_valid_loss", 1, 2), ("steps_lost_session24", 1, 0),
+)  # fmt: skip
+
+
+def subtract(
+    study: Path, schedule: str, boundary: str, baseline: str, measure: tuple[str, int, int]
+) -> str:
+    """Return boundary - baseline as a page has it, with its interval unless it is a loss."""
+    name, scale, digits = measure
+    found = recompute.read_committed(study, "comparisons")
+    found = found[(found["schedule"] == schedule) & (found["measure"] == name)]
+    arms = found[["boundary", "baseline"]].apply(set, axis=1)
+    row = next(found[arms == {boundary, baseline}].itertuples())
+    sign = scale if row.boundary == boundary else -scale
+    mean, *ends = (sign * value for value in (row.mean_difference, row.t_low, row.t_high))
+    interval = f" [{min(ends):+.{digits}f}, {max(ends):+.{digits}f}]"
+    return f"{mean:+.{digits}f}" + interval * (measure != LOSS)
+
+
+def list_rows(study: Path, boundaries: Iterable[str]) -> list[str]:
+    """Return the rows of a page's tables that begin with one of the boundaries."""
+    lines = read_page(study).replace("\N{MINUS SIGN}", "-").splitlines()
+    starts = tuple(f"| {boundary} |" for boundary in boundaries)
+    return [line for line in lines if line.startswith(starts)]
+
+
 def test_the_resets_page_has_the_cost_of_each_boundary():
     study = ROOT / "docs/studies/resets"
     losses = configuration.list_resets(recompute.read_config(study))
-    found = recompute.read_committed(study, "comparisons")
-    keep = "preserve"
-
-    def measure(boundary: str, schedule: str, name: str, scale: int, digits: int) -> str:
-        """Return boundary - preserve, with its interval unless it is a loss."""
-        of_measure = found.query("schedule == @schedule and measure == @name")
-        arms = of_measure[["boundary", "baseline"]].apply(set, axis=1)
-        (row,) = of_measure[arms == {boundary, keep}].itertuples()
-        sign = -scale if row.boundary == keep else scale
-        mean, *ends = (sign * value for value in (row.mean_difference, row.t_low, row.t_high))
-        interval = f" [{min(ends):+.{digits}f}, {max(ends):+.{digits}f}]"
-        return f"{mean:+.{digits}f}" + interval * (name != "final_valid_loss")
-
-    measures = [
-        ("final_valid_top1", 100, 2),
-        ("final_valid_loss", 1, 2),
-        ("steps_lost_session24", 1, 0),
-    ]
+    lost = sorted(losses.keys() - {"preserve"}, key=lambda one: (len(losses[one]), losses[one]))
     expected = []
-    for boundary in sorted(losses.keys() - {keep}, key=lambda one: (len(losses[one]), losses[one])):
-        cells = [measure(boundary, s, *m) for m in measures for s in ("constant", "cosine")]
+    for boundary in lost:
+        cells = [
+            subtract(study, schedule, boundary, "preserve", measure)
+            for measure in (TOP1, LOSS, LOST)
+            for schedule in ("constant", "cosine")
+        ]
         expected.append(f"| {boundary} | {len(losses[boundary])} | {' | '.join(cells)} |")
     assert len(expected) == 7
-    lines = read_page(study).replace("\N{MINUS SIGN}", "-").splitlines()
-    assert [
-        line for line in lines if line.startswith(("| early", "| late", "| every", "| new"))
-    ] == expected
+    assert list_rows(study, lost) == expected
+
+
+def test_the_remedies_page_has_the_effect_of_each_boundary():
+    study = ROOT / "docs/studies/remedies"
+    compared = [
+        "preserve", "preserve-at-new-norm", "reset-first-moment", "new-at-preserved-norm",
+        "rebuild-20", "warmup-20", "third-of-lr",
+    ]  # fmt: skip
+    expected = []
+    for boundary in compared:
+        cells = [subtract(study, "constant", boundary, "new", TOP1)]
+        cells.append(
+            subtract(study, "constant", boundary, "preserve", TOP1)
+            if boundary != "preserve"
+            else "0"
+        )
+        cells += [subtract(study, "constant", boundary, "new", m) for m in (LOSS, LOST)]
+        expected.append(f"| {boundary} | {' | '.join(cells)} |")
+    assert list_rows(study, compared) == expected
 
 
 def test_the_attribution_page_has_the_parts_of_the_train_loss():

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from optstate import checksums
 from optstate.data.manifest import folder_sha256
 from optstate.job import InputError
 
@@ -99,6 +100,26 @@ def test_unchanged_files_are_not_read_again(images, tmp_path, monkeypatch):
     before = folder_sha256(images, cache)
     monkeypatch.setattr("optstate.checksums._hash_file", lambda path: "read again")
     assert folder_sha256(images, cache) == before
+
+
+def test_an_interrupted_reading_is_continued(images, tmp_path, monkeypatch):
+    expected = folder_sha256(images)
+    hash_file, cache, read = checksums._hash_file, tmp_path / "cache.json", []
+
+    def fail_at_the_last(path):
+        read.append(path)
+        if path.endswith(last):
+            raise OSError
+        return hash_file(path)
+
+    last = str(max(path for path in images.glob("val/*/*")).relative_to(images))
+    monkeypatch.setattr(checksums, "_hash_file", fail_at_the_last)
+    with pytest.raises(OSError):
+        folder_sha256(images, cache)
+    read.clear()
+    monkeypatch.setattr(checksums, "_hash_file", lambda path: read.append(path) or hash_file(path))
+    assert folder_sha256(images, cache) == expected
+    assert [path.endswith(last) for path in read] == [True]
 
 
 def test_a_missing_folder_is_an_error(tmp_path):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -23,10 +23,10 @@ CACHE = ".verified.json"  # in the folder of large files that several jobs read
 
 def file_sha256(file: Path, cache: Path | None = None) -> str:
     """Return the SHA-256 of a file. With ``cache``, read the file only if it has changed."""
-    return hash_files([str(file)], cache)[0]
+    return hash_files([file], cache)[0]
 
 
-def hash_files(files: Sequence[str], cache: Path | None = None) -> list[str]:
+def hash_files(files: Sequence[str | Path], cache: Path | None = None) -> list[str]:
     """Return the SHA-256 of each file, as 64 hexadecimal digits.
 
     Args:
@@ -36,13 +36,16 @@ def hash_files(files: Sequence[str], cache: Path | None = None) -> list[str]:
             change time, so an old modification time does not hide a change.
     """
     if cache is None:
-        return _read_and_hash(files)
+        return list(_read_and_hash(files))
     known = _read_cache(cache)
     keys = [_make_cache_key(file) for file in files]
     changed = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
     if changed:
-        known.update(zip(changed, _read_and_hash(list(changed.values())), strict=True))
-        _write_cache(cache, known)
+        try:
+            for key, sha256 in zip(changed, _read_and_hash([*changed.values()]), strict=True):
+                known[key] = sha256
+        finally:  # after an interruption, the next call continues
+            _write_cache(cache, known)
     return [known[key] for key in keys]
 
 
@@ -53,11 +56,15 @@ def write_checksums(path: Path, files: Iterable[Path]) -> None:
     what it made its outputs from.
     """
     sorted_files = sorted(files)
-    hashes = hash_files([str(file) for file in sorted_files])
     names = [os.path.relpath(file, path.parent) for file in sorted_files]
-    lines = [f"{sha}  {name}\n" for sha, name in zip(hashes, names, strict=True)]
+    listed = dict(zip(names, hash_files(sorted_files), strict=True))
     with write_atomically(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_text(format_listing(listed), encoding="utf-8")
+
+
+def format_listing(hashes: Mapping[str, str]) -> str:
+    """Return the lines of a listing of SHA-256 by file name, as ``sha256sum`` prints them."""
+    return "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items())
 
 
 def verify(*files: Path, cache: bool = False) -> None:
@@ -79,7 +86,7 @@ def verify(*files: Path, cache: bool = False) -> None:
             raise InputError(
                 f"{file}: no {SUFFIX} file in its folder lists it. Delete it, then run again."
             )
-    hashes = hash_files([str(file) for file in files], files[0].parent / CACHE if cache else None)
+    hashes = hash_files(files, files[0].parent / CACHE if cache else None)
     for file, sha256 in zip(files, hashes, strict=True):
         if sha256 != listed[file.parent][file.name]:
             raise InputError(
@@ -131,18 +138,18 @@ def _write_cache(cache: Path, known: dict[str, str]) -> None:
         temporary.replace(cache)
 
 
-def _make_cache_key(file: str) -> str:
+def _make_cache_key(file: str | Path) -> str:
     """Return a key that changes whenever the file is written or replaced."""
     stat = Path(file).stat()
     return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
-def _read_and_hash(files: Sequence[str]) -> list[str]:
+def _read_and_hash(files: Sequence[str | Path]) -> Iterator[str]:
     threads = max(min(len(files), os.cpu_count() or 1), 1)
     with ThreadPool(threads) as pool:  # hashlib releases the GIL
-        return pool.map(_hash_file, files, chunksize=16 if len(files) > 100 else 1)
+        yield from pool.imap(_hash_file, files, chunksize=16 if len(files) > 100 else 1)
 
 
-def _hash_file(file: str) -> str:
+def _hash_file(file: str | Path) -> str:
     with Path(file).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

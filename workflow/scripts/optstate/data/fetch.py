@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import requests
 import urllib3
 
-from optstate.checksums import file_sha256
+from optstate.checksums import file_sha256, format_listing
 from optstate.data import packaged
 from optstate.job import (
     InputError,
@@ -49,7 +49,7 @@ def main(arguments: argparse.Namespace) -> None:
             source = resolve_mirror(arguments.archive, arguments.mirror)
             sha256 = fetch(source, arguments.sha256, output)
         with write_atomically(output.with_name(output.name + ".sha256")) as path:
-            path.write_text(f"{sha256}  {output.name}\n")
+            path.write_text(format_listing({output.name: sha256}))
 
 
 def resolve_mirror(archive: str, mirror: str | None) -> str:

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from optstate.checksums import file_sha256, verify
+from optstate.checksums import file_sha256, format_listing, verify
 from optstate.data.manifest import Listing, folder_sha256, list_dataset
 from optstate.data.unpack import unpack_temporarily
 from optstate.job import (
@@ -172,8 +172,8 @@ def prepare(
         }
         path = add("dataset.json")
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        listed = sorted({**checksums, "dataset.json": file_sha256(path)}.items())
-        listing.write_text("".join(f"{sha256}  {name}\n" for name, sha256 in listed))
+        listed = {**checksums, "dataset.json": file_sha256(path)}
+        listing.write_text(format_listing(dict(sorted(listed.items()))))
     log_card(card, output / "dataset.json")
 
 

@@ -24,7 +24,7 @@ def require_unchanged(listings: Iterable[Path], cache: Path) -> None:
         InputError: one line that names the first file that has changed, and how many more have.
     """
     listed = dict(list_finished_files(listings))
-    hashes = hash_files([str(file) for file in listed], cache)
+    hashes = hash_files([*listed], cache)
     changed = [
         file for (file, expected), sha256 in zip(listed.items(), hashes, strict=True)
         if sha256 != expected

@@ -56,7 +56,7 @@ def distrust_tables(results: Path) -> None:
     folder = results / "tables"
     listed = {folder / name: sha for name, sha in read_checksums(folder).items() if "/" in name}
     present = [path for path in listed if path.is_file()]  # a missing session is trained again
-    is_same = hash_files([*map(str, present)]) == [listed[path] for path in present]
+    is_same = hash_files(present) == [listed[path] for path in present]
     if not listed or (present and is_same):
         return
     if not any(map(is_held, results.glob(".lock"))):
