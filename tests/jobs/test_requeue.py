@@ -1,10 +1,11 @@
-"""The signal before a SLURM job's time limit reaches the session, and the job is requeued."""
+"""The signals with which SLURM ends a job reach the session, which saves."""
 
 import os
 import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from conftest import ROOT
@@ -23,10 +24,15 @@ print("saved", flush=True)
 sys.exit(75)
 """
 # The Snakemake in the job. It starts the session and another process, which gets no signal.
-SNAKEMAKE = f"""
-import subprocess, sys
-from optstate.experiment.requeue import requeue_when_warned
-requeue_when_warned()
+HANDLERS = """
+import signal, subprocess, sys, threading, types
+from snakemake.scheduling.job_scheduler import JobScheduler
+from optstate.experiment.requeue import save_when_warned
+save_when_warned()
+scheduler = types.SimpleNamespace(_lock=threading.Lock(), _open_jobs=threading.Semaphore(0))
+signal.signal(signal.SIGTERM, types.MethodType(JobScheduler.exit_gracefully, scheduler))
+"""
+SNAKEMAKE = f"""{HANDLERS}
 session = [sys.executable, "-c", {SESSION!r}, "optstate.training.session"]
 with subprocess.Popen(session) as session, subprocess.Popen(["sleep", "600"]) as other:
     print("started", flush=True)
@@ -67,3 +73,26 @@ def test_a_warned_session_saves_and_its_job_is_requeued(tmp_path, environment, j
     assert process.returncode == 0
     assert (saved, ended) == ("saved", "ended 75")
     assert (tmp_path / "orders").read_text() == f"requeue {job}\n"
+
+
+def test_a_preempted_session_saves_and_its_job_waits_until_slurm_ends_it():
+    """If the job ended by itself, SLURM would not requeue it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")}
+    command = [sys.executable, "-c", SNAKEMAKE]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGTERM)
+        assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "saved\n"]
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        psutil.Process(process.pid).children()[0].kill()
+        process.kill()
+
+
+def test_a_preempted_job_that_does_not_train_is_left_to_snakemake():
+    script = HANDLERS + "signal.raise_signal(signal.SIGTERM); print(scheduler._user_kill)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("graceful\n", "")

@@ -154,6 +154,8 @@ def test_jobs_that_slurm_interrupts_continue_by_themselves(cluster, source, expe
         project.wait_until_both_train()
         run_slurm("sbatch", "--partition=urgent", "--gpus=2", "--output=/dev/null", "--wrap=true")
         wait_until(lambda: not project.find_trainers())
+        for schedule in SCHEDULES:
+            assert "interrupted: SIG" in project.read_log(schedule)
         project.wait_until_both_train()
         cluster.kill_node()
         assert not project.find_trainers()

@@ -49,7 +49,7 @@ prefix = (
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))
 
 if not workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
-    requeue.requeue_when_warned()
+    requeue.save_when_warned()
 
 if workflow.is_main_process:
     terminal.shorten_messages(workflow, experiment.count_epochs)

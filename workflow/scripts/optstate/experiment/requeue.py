@@ -1,4 +1,4 @@
-"""Pass SLURM's time-limit warning to the session of this job, then requeue the job."""
+"""Let the session of a SLURM job save its state before SLURM ends the job."""
 
 import contextlib
 import os
@@ -8,29 +8,48 @@ import time
 from pathlib import Path
 
 import psutil
+from snakemake.scheduling.job_scheduler import JobScheduler
 
 WARNING = signal.SIGUSR1  # requested by profiles/slurm with `--signal`
 POLL_SECONDS = 0.5
 
 
-def requeue_when_warned() -> None:
-    """Handle SLURM's warning on behalf of the processes that this one starts.
+def save_when_warned() -> None:
+    """Handle SLURM's signals on behalf of the processes that this one starts.
 
-    SLURM sends the warning only to a job's first process (under proctrack/cgroup, the usual
-    setting). This is the job's Snakemake, not the session. Without a handler, the warning would end
-    Snakemake.
+    SLURM sends them only to a job's first process (under proctrack/cgroup, the usual setting). This
+    is the job's Snakemake, not the session. A warning before the time limit would end Snakemake.
+    After SIGTERM, with which SLURM announces that it will preempt or cancel the job, Snakemake
+    would wait for the session to end.
     """
     signal.signal(WARNING, _save_and_requeue)
+    wait_for_jobs = JobScheduler.exit_gracefully  # Snakemake's handler of SIGTERM
+
+    def save_and_wait(scheduler: JobScheduler, *arguments: object) -> None:
+        if not _stop_sessions():
+            wait_for_jobs(scheduler, *arguments)
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:  # until SLURM kills this process; a job that ends by itself is not requeued
+            signal.pause()
+
+    JobScheduler.exit_gracefully = save_and_wait
 
 
 def _save_and_requeue(*_: object) -> None:
-    """Let the sessions save and stop, then requeue this SLURM job.
+    """Let the sessions save and stop, then requeue this SLURM job."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a job that is cancelled now stays cancelled
+    if _stop_sessions():
+        subprocess.run(["scontrol", "requeue", _get_job_id()])  # noqa: S607 - SLURM's PATH has it
 
-    Snakemake's main thread runs this handler, so Snakemake cannot report the job as failed in the
-    meantime. A session that has just started gets the signal once it has a handler for it.
+
+def _stop_sessions() -> bool:
+    """Let the sessions save and stop. Returns whether there were any.
+
+    Snakemake's main thread runs this in a handler, so Snakemake cannot report the job as failed in
+    the meantime. A session that has just started gets the signal once it has a handler for it.
     """
     signal.signal(WARNING, signal.SIG_IGN)  # some proctrack plugins send it repeatedly
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a job that is cancelled now stays cancelled
     has_trained = False
     while sessions := list(filter(_is_session, psutil.Process().children())):
         has_trained = True
@@ -38,8 +57,7 @@ def _save_and_requeue(*_: object) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 session.send_signal(WARNING)
         time.sleep(POLL_SECONDS)
-    if has_trained:
-        subprocess.run(["scontrol", "requeue", _get_job_id()])  # noqa: S607 - SLURM's PATH has it
+    return has_trained
 
 
 def _get_job_id() -> str:
