@@ -73,9 +73,9 @@ def make_bare_step(
     labels = torch.arange(spec.batch_size, device=device) % NUM_CLASSES
 
     def step() -> None:
+        optimizer.zero_grad()
         with compute.autocast():
             logits = forward(images)
-        optimizer.zero_grad()
         cross_entropy(logits.float(), labels).backward()
         optimizer.step()
 

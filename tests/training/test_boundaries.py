@@ -270,9 +270,9 @@ WITH_STATE = {
 class TestStateWithLearningRate:
     """ASGD and Rprop have entries that are computed from the learning rate."""
 
-    def read_etas(self, starts, boundary: str) -> tuple[float, float]:
-        """Return LR and ``eta`` of the first step of session 2."""
-        optimizer = starts[boundary, 2]
+    def read_etas(self, starts, boundary: str, session: int = 2) -> tuple[float, float]:
+        """Return LR and ``eta`` of the first step of a session."""
+        optimizer = starts[boundary, session]
         (eta,) = {float(entries["eta"]) for entries in optimizer["state"].values()}
         return optimizer["param_groups"][0]["lr"], eta
 
@@ -305,6 +305,8 @@ class TestStateWithLearningRate:
             changed = lr * factor
             expected = changed / (1 + changed * steps) ** 0.75
             assert self.read_etas(starts, name) == pytest.approx((changed, expected)), name
+        lr, eta = self.read_etas(starts, "slow", session=3)  # its LR is not scaled any more
+        assert eta == pytest.approx(lr / (1 + lr * 16) ** 0.75)
 
     def test_entries_that_are_not_kept_begin_with_the_sessions_learning_rate(
         self, tmp_path, arrays, starts

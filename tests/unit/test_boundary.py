@@ -8,6 +8,7 @@ from optstate.training.boundary import (
     apply_learning_rate,
     carry_over,
     fill_state,
+    load_state,
     make_initial_state,
 )
 from optstate.training.schedule import make_optimizer, make_scheduler
@@ -234,3 +235,24 @@ def test_adagrad_starts_from_zero_when_nothing_is_kept():
     before, after = cross_boundary({"name": "Adagrad"}, CONSTANT, [])
     assert before.state_dict()["state"][0]["sum"].any()
     assert not after.state_dict()["state"][0]["sum"].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "ASGD"])
+def test_entries_of_any_type_are_loaded_to_the_bit(name, dtype):
+    """torch would cast NAdam's and ASGD's float32 entries to the type of the parameters."""
+
+    def make() -> torch.optim.Optimizer:
+        parameters = [nn.Parameter(torch.ones(3, dtype=dtype))]
+        return make_optimizer(parameters, {"name": name, "foreach": False}, CONSTANT)
+
+    trained, loaded = make(), make()
+    for _ in range(3):
+        trained.param_groups[0]["params"][0].sum().backward()
+        trained.step()
+    state = trained.state_dict()
+    load_state(loaded, state)
+    for key, value in state["state"][0].items():
+        found = loaded.state_dict()["state"][0][key]
+        assert found.dtype == value.dtype
+        assert torch.equal(found, value)

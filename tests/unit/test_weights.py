@@ -35,6 +35,17 @@ class TestWeights:
         torch.save(body, tmp_path / "weights.pt")
         assert count_classes("resnet18", 32, tmp_path / "weights.pt") is None
 
+    def test_the_classes_are_counted_wherever_the_head_has_them(self, tmp_path):
+        (tmp_path / "net.py").write_text(
+            "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+            "    def __init__(self, num_classes):\n        super().__init__()\n"
+            "        self.head = nn.Parameter(torch.ones(7, 2 * num_classes + 1))\n\n\n"
+            "def make(num_classes, image_size):\n    return Net(num_classes)\n"
+        )
+        name = f"{tmp_path}/net.py:make"
+        torch.save(make_model(name, 32, 10).state_dict(), tmp_path / "weights.pt")
+        assert count_classes(name, 32, tmp_path / "weights.pt") == 10
+
     @pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
     @pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.", "module._orig_mod."])
     def test_usual_keys_and_prefixes_are_recognized(self, tmp_path, key, prefix):
@@ -233,6 +244,9 @@ class TestOptimizerState:
         )
         net = self.make_net()
         assert list(self.read(tmp_path, given, sgd | {"foreach": True}, net)) == [0, 2, 3]
+        self.check_refused(
+            tmp_path, given, "no momentum", optimizer=sgd | {"foreach": False, "fused": True}
+        )
         net[0].bias.requires_grad = False
         assert list(self.read(tmp_path, given, sgd, net)) == [0, 2, 3]
 

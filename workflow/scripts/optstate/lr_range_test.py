@@ -28,7 +28,7 @@ from torch_lr_finder import LRFinder, TrainDataLoaderIter
 
 from optstate import job
 from optstate.checksums import write_checksums
-from optstate.training.batches import ImageSet, iterate_endlessly, load_split, place_split
+from optstate.training.batches import iterate_endlessly, load_split, place_split
 from optstate.training.compute import Compute, set_up
 from optstate.training.schedule import make_optimizer
 from optstate.training.session import (
@@ -50,18 +50,6 @@ MIN_CHANGE = 0.01  # of the loss at the start; without noise, any change would b
 LR_KEYS = ("lr", "initial_lr", "max_lr", "final_lr")  # of schedules
 TITLE_WIDTH = 90  # characters
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Endless batches of a session, in the order of epochs 1, 2, ..."""
-
-    spec: SessionSpec
-    images: ImageSet
-    device: torch.device
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return iterate_endlessly(self.images, self.spec, self.device, first_epoch=1)
 
 
 @dataclass(frozen=True)
@@ -123,7 +111,9 @@ def main(arguments: argparse.Namespace) -> None:
     files = {"weights": arguments.weights} if arguments.weights else {}
     with explain_errors(spec):
         model = make_state(spec, train, before, files, compute.device).model
-        batches = Batches(spec, place_split(train, compute.device), compute.device)
+        del before  # as large as the model and the optimizer's state
+        images = place_split(train, compute.device)
+        batches = iterate_endlessly(images, spec, compute.device, first_epoch=1)
         curve = run_test(spec, compute, model, batches)
     write_outputs(curve, spec, arguments.key, arguments.output)
 
@@ -219,7 +209,10 @@ def mark_configured(axes: Axes, configured: dict[str, float]) -> None:
 
 
 def run_test(
-    spec: SessionSpec, compute: Compute, model: torch.nn.Module, batches: Batches
+    spec: SessionSpec,
+    compute: Compute,
+    model: torch.nn.Module,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
 ) -> Curve:
     """Run the test with a new optimizer of the session's kind.
 

@@ -42,7 +42,22 @@ def carry_over(
         state = {index: initial[index] | entries for index, entries in state.items()}
     settings = optimizer.state_dict()["param_groups"]
     # load_state_dict also loads settings, so keep the old learning rate and betas out of it.
-    optimizer.load_state_dict({"state": state, "param_groups": settings})
+    load_state(optimizer, {"state": state, "param_groups": settings})
+
+
+def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load a state dict, and keep the types of its entries.
+
+    ``load_state_dict`` casts them to the type of the parameters, but NAdam and ASGD have float32
+    entries for parameters of any type.
+    """
+    optimizer.load_state_dict(saved)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, entries in saved["state"].items():
+        loaded = optimizer.state[parameters[index]]
+        for name, value in entries.items():
+            if torch.is_tensor(value) and loaded[name].dtype != value.dtype:
+                loaded[name] = value.to(loaded[name].device)
 
 
 def fill_state(optimizer: torch.optim.Optimizer, losses: Iterable[torch.Tensor]) -> None:

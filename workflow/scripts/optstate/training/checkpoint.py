@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from optstate.job import InputError, write_atomically
+from optstate.training.boundary import load_state
 from optstate.training.schedule import ScaledLR
 from optstate.training.spec import SessionSpec
 
@@ -56,7 +57,7 @@ class TrainingState:
     def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
         """Continue from ``checkpoint``."""
         self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_state(self.optimizer, checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.position = Position(**checkpoint["position"])
         set_random_states(checkpoint["random"])

@@ -54,8 +54,8 @@ class Session:
         made_by: what makes the results, for the checkpoint and ``made_by.json``.
         first_epoch: the session's first epoch, counted through all sessions from 1.
         first_step: the session's first step, counted through all sessions from 1.
-        stop_if_asked: called after every step and before every validation batch. Raises
-            ``Interrupted`` if the session must stop there.
+        stop_if_asked: called after every step, and before every batch that is not trained on.
+            Raises ``Interrupted`` if the session must stop there.
     """
 
     spec: SessionSpec
@@ -189,10 +189,10 @@ def train_step(session: Session, inputs: torch.Tensor, labels: torch.Tensor) -> 
         "momentum": get_momentum(optimizer),
     }
     is_full = len(labels) == spec.batch_size  # another size would compile again
+    optimizer.zero_grad()  # now, so that the forward pass can use the gradients' memory
     with session.compute.autocast():
         logits = session.forward(inputs) if is_full else state.model(inputs)
     loss = cross_entropy(logits.float(), labels)
-    optimizer.zero_grad()
     loss.backward()
     norms = session.step_optimizer(
         with_norms=spec.all_norms or has_norms(step - session.first_step + 1),
@@ -225,7 +225,8 @@ def validate(session: Session) -> Row:
             by_class += count_by_class(logits, labels, by_class.shape[1])
     seconds = stopwatch.read_seconds()
     sums, (images, hits) = np.array([len(order), *totals.tolist()]), by_class.cpu().double().numpy()
-    return make_epoch_row(session.epoch, "valid", sums, seconds, class_top1=hits / images)
+    row = make_epoch_row(session.epoch, "valid", sums, seconds)
+    return row | {"balanced_top1": float((hits / images).mean())}
 
 
 def validate_reestimated(session: Session) -> Row:

@@ -123,13 +123,7 @@ def count_by_class(logits: torch.Tensor, labels: torch.Tensor, num_classes: int)
     return torch.stack([members.sum(0), (members * hits).sum(0)])
 
 
-def make_epoch_row(
-    epoch: int,
-    split: str,
-    totals: np.ndarray,
-    seconds: float,
-    class_top1: np.ndarray | None = None,
-) -> Row:
+def make_epoch_row(epoch: int, split: str, totals: np.ndarray, seconds: float) -> Row:
     """Return an epoch's row, with means over its images.
 
     Args:
@@ -137,14 +131,12 @@ def make_epoch_row(
         split: ``train`` or ``valid``.
         totals: sums over the images: their number, loss, and hits for each of ``TOP_K``.
         seconds: the duration of the epoch.
-        class_top1: top-1 of each class (classes,). Its mean is recorded, if it is given.
     """
     images, loss, *correct = totals.tolist()
     top_k = {f"top{k}": number / images for k, number in zip(TOP_K, correct, strict=True)}
     return {
         "epoch": epoch, "split": split, "loss": loss / images, **top_k,
         "images": int(images), "seconds": round(seconds, 3),
-        "balanced_top1": None if class_top1 is None else float(class_top1.mean()),
     }  # fmt: skip
 
 

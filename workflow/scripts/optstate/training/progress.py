@@ -126,7 +126,7 @@ class Progress:
         path = self.folder / f"epoch{position.epoch:06d}-step{position.step:09d}.{digest}.pt"
         with write_atomically(path) as temporary:
             temporary.write_bytes(content)
-        self.kept = [*(p for p in self.kept if p != path), path][-2:]
+        self.kept = [*self.kept[-1:], path]
         for other in self.folder.iterdir():
             if other not in self.kept:
                 other.unlink()

@@ -42,7 +42,7 @@ from optstate.training.progress import (
     stop_on_signals,
 )
 from optstate.training.recording import Curves, Recorder, read_rows
-from optstate.training.schedule import ScaledLR, make_optimizer, make_scheduler
+from optstate.training.schedule import make_optimizer, make_scheduler
 from optstate.training.spec import SessionSpec, split_model
 from optstate.training.weights import load_weights, read_optimizer_state
 
@@ -180,6 +180,7 @@ def open_session(
         kinds = saved["compute"]
         is_finished = state.position.epoch == start.epoch + spec.num_epochs
         made_by["compute"] = kinds if is_finished else add_kind(kinds, compute.describe_kind())
+    del saved  # as large as `before`
     try:
         yield Session(
             spec=spec,
@@ -312,8 +313,8 @@ def make_state(
     if previous:
         # Some entries begin with a value that depends on the LR, so the scheduler sets it first.
         carry_over(optimizer, previous, spec.keep)
-        goes_on = before and spec.learning_rate.get("over") == "run"
-        if not goes_on or isinstance(scheduler, ScaledLR):
+        next_lr = before["optimizer"]["param_groups"][0]["lr"] if before else None
+        if optimizer.param_groups[0]["lr"] != next_lr:
             apply_learning_rate(optimizer)
     return TrainingState(model, optimizer, scheduler, position)
 

@@ -11,8 +11,8 @@ class SessionSpec:
     """Everything that determines the results of a session, except for its input files.
 
     This is the only list of what a session depends on. A field that has the name of a key of the
-    configuration, of its ``boundaries`` or of its ``schedules`` takes that key's value. The other
-    fields identify the session.
+    configuration or of its ``boundaries`` takes that key's value. ``optimizer`` is the schedule's,
+    if it has its own. The other fields identify the session, or are derived from several keys.
 
     In a first session that all boundaries of a schedule share, ``boundary`` is empty and ``method``
     is the schedule's name. A later session that several methods share has the names of

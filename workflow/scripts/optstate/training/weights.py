@@ -51,7 +51,8 @@ def load_weights(
         InputError: the file cannot be loaded safely, or belongs to another model.
     """
     own = model.state_dict()
-    head = _find_head(name, image_size, num_classes)
+    other = make_model(name, image_size, num_classes + 1).state_dict()
+    head = {key for key, value in own.items() if value.shape != other[key].shape}
     upgraded = _upgrade(_read_weights(path, own), make_model(name, image_size, num_classes), path)
     given = {
         key: value
@@ -115,10 +116,14 @@ def _upgrade(
 
 def count_classes(name: str, image_size: int, path: Path) -> int | None:
     """Return the number of classes of the head in the file ``path``; None if it has no head."""
-    own = make_model(name, image_size, 2).state_dict()
-    given = _read_weights(path, own)
-    sizes = (given[key].shape[0] for key in _find_head(name, image_size, 2) if key in given)
-    return next(sizes, None)
+    two, three = (make_model(name, image_size, number).state_dict() for number in (2, 3))
+    given = _read_weights(path, two)
+    for key in [key for key in two if key in given]:
+        sizes = zip(given[key].shape, two[key].shape, three[key].shape, strict=False)
+        for size, with_two, with_three in sizes:
+            if with_two != with_three:
+                return 2 + (size - with_two) // (with_three - with_two)
+    return None
 
 
 def find_address(name: str, weights: str) -> str:
@@ -194,8 +199,9 @@ def read_optimizer_state(
 
 def _needs_all_state(optimizer: dict[str, Any]) -> bool:
     """Whether an optimizer fails if only some parameters have state, as torch's fused SGD does."""
-    is_fused = not {"foreach", "differentiable"} & optimizer.keys() and optimizer.get("fused", True)
-    return bool(optimizer["name"] == "SGD" and optimizer.get("momentum") and is_fused)
+    constant = {"kind": "constant", "lr": 0.0}
+    group = make_optimizer([nn.Parameter(torch.empty(0))], optimizer, constant).param_groups[0]
+    return bool(optimizer["name"] == "SGD" and group["momentum"] and group["fused"])
 
 
 def _compare_entries(given: dict[str, Any], expected: dict[str, Any]) -> str:
@@ -241,15 +247,6 @@ def _find_optimizer(path: Path, content: Any) -> dict[str, Any]:
             "Save it with `torch.save(optimizer.state_dict(), PATH)`."
         )
     return content
-
-
-def _find_head(name: str, image_size: int, num_classes: int) -> set[str]:
-    """Return the names of the parameters whose shape depends on the number of classes."""
-    shapes, others = (
-        {key: value.shape for key, value in make_model(name, image_size, n).state_dict().items()}
-        for n in (num_classes, num_classes + 1)
-    )
-    return {key for key in shapes if shapes[key] != others[key]}
 
 
 def _read_weights(path: Path, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
