@@ -29,7 +29,7 @@ TRAINED = {  # what each study trained
     ),
     "studies/article": "small network, all images, sessions of 950, 950, 475 steps",
     "studies/resets": "small network, all images, 24 sessions of 95 steps, schedules over the run",
-    "studies/remedies": "small network, all images, 24 sessions of 95 steps, other seeds",
+    "studies/remedies": "the same with other seeds, state lost 23 times",
 }
 SCHEDULES = {
     "constant": "Adam, constant", "onecycle": "Adam, OneCycle", "cosine": "Adam, cosine",
@@ -101,7 +101,12 @@ def draw(differences: list[dict[str, Any]], label: str) -> Figure:
         style.set_panel_title(axes, panel, width=style.PANEL)
         draw_rows(axes, rows, labels[panel])
     grid[-1].set_xlabel(f"{label} (points)")
-    handles = [Line2D([], [], color=c, label=d, **style.PAIRS_MEAN) for d, c in COLOURS.items()]
+    drawn = {row["dataset"] for row in differences}
+    handles = [
+        Line2D([], [], color=colour, label=dataset, **style.PAIRS_MEAN)
+        for dataset, colour in COLOURS.items()
+        if dataset in drawn
+    ]
     if not all(row["primary"] for row in differences):
         look = style.PAIRS_MEAN | {"markerfacecolor": "white"}
         handles.append(Line2D([], [], color=style.NEUTRAL, label="exploratory", **look))

@@ -171,6 +171,18 @@ def test_the_remedies_page_has_the_effect_of_each_boundary():
         cells += [subtract(study, "constant", boundary, "new", m) for m in (LOSS, LOST)]
         expected.append(f"| {boundary} | {' | '.join(cells)} |")
     assert list_rows(study, compared) == expected
+    steps = recompute.read_committed(study, "steps")
+    steps["in_session"] = (steps["step"] - 1) % 95 + 1
+    norms = steps.pivot_table("update_norm", ["session", "in_session"], "boundary")
+    ratios = norms.div(norms["preserve"], axis="index")
+    rows = {
+        f"| {boundary}, step {step} | "
+        + " | ".join(f"{ratios.loc[(session, step), boundary]:.2f}" for session in (2, 8, 16, 24))
+        + " |"
+        for boundary in ("new", "warmup-20", "rebuild-20")
+        for step in (1, 90)
+    }
+    assert rows <= {line.strip() for line in read_page(study).splitlines()}
 
 
 def test_the_attribution_page_has_the_parts_of_the_train_loss():
