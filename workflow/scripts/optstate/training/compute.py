@@ -114,8 +114,8 @@ def set_up(spec: SessionSpec, driver: Path = Path("/proc/driver/nvidia/version")
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "-1")
     if spec.device == "auto" and not on_gpu and given not in ("", "-1") and driver.exists():
         raise InputError(
-            f"device: this job has GPU {given}, but torch {torch.__version__} cannot use it. Is the "
-            "driver (`nvidia-smi`) too old for it? Update one of them, or choose cpu."
+            f"device: this job has GPU {given}, but torch {torch.__version__} cannot use it. Is "
+            "the driver (`nvidia-smi`) too old for it? Update one of them, or choose cpu."
         )
     torch.set_num_threads(spec.cpu_threads)
     is_deterministic = not on_gpu if spec.deterministic == "auto" else bool(spec.deterministic)
