@@ -20,7 +20,7 @@ class Measure(NamedTuple):
     """The words and the direction with which a measure is presented.
 
     Attributes:
-        label: its name, or definition, in prose.
+        label: its name, or definition, in prose. ``{}`` stands for the session, if it has one.
         better: ``"higher"`` or ``"lower"``; empty if neither is better.
         is_top1: whether the measure is a top-1 accuracy. Such a measure is a fraction, is shown in
             points, and is tested for equivalence.
@@ -42,31 +42,32 @@ OF_RUNS = {
     "epochs_to_target": Measure("epochs to the target", "lower"),
 }
 OF_BOUNDARIES = {  # in comparisons.csv followed by _session2 for the first boundary, and so on
-    "train_loss_first_40_steps": Measure("mean train loss of the first 40 steps", "lower"),
+    "train_loss_first_40_steps": Measure("mean train loss of the first 40 steps of {}", "lower"),
     "excess_loss_area": Measure(
-        "train loss minus that of the run that keeps all state, summed over the first 200 steps",
+        "train loss minus that of the run that keeps all state, summed over the first 200 steps of "
+        "{}",
         "lower",
     ),
     "excess_loss_peak": Measure(
         "largest excess of the train loss over that of the run that keeps all state, in one of the "
-        "first 200 steps",
+        "first 200 steps of {}",
         "lower",
     ),
     "recovery_steps": Measure(
-        "steps until the mean train loss of ten steps is within the noise of that of the run that "
-        "keeps all state",
+        "steps of {} until the mean train loss of ten steps is within the noise of that of the run "
+        "that keeps all state",
         "lower",
     ),
     "update_norm_ratio": Measure(
-        "norm of the first update, divided by that of the run that keeps all state"
+        "norm of the first update of {}, divided by that of the run that keeps all state"
     ),
     "steps_lost": Measure(
-        "steps by which the train loss at the end of the session is behind that of the run that "
-        "keeps all state",
+        "steps by which the train loss at the end of {} is behind that of the run that keeps all "
+        "state",
         "lower",
     ),
-    "end_valid_top1": Measure("valid top-1 at the end of the session", "higher", is_top1=True),
-    "end_valid_loss": Measure("valid loss at the end of the session", "lower"),
+    "end_valid_top1": Measure("valid top-1 at the end of {}", "higher", is_top1=True),
+    "end_valid_loss": Measure("valid loss at the end of {}", "lower"),
 }
 OF_LIMITS = {"final_valid_top1": "limit", "final_valid_balanced_top1": "balanced_limit"}
 
@@ -79,8 +80,7 @@ def get_measure(name: str) -> Measure:
 def label_measure(name: str) -> str:
     """Return a measure of ``comparisons.csv`` in words, with its session if it has one."""
     _, _, session = name.partition("_session")
-    label = get_measure(name).label
-    return f"session {session}: {label}" if session else label
+    return get_measure(name).label.format(f"session {session}")
 
 
 def format_margin(margin: float) -> str:

@@ -10,7 +10,7 @@ from optstate import UNINTERRUPTED
 from optstate.analysis import tables
 from optstate.experiment.runs import find_optimizer
 
-MEMORIZED = 0.99  # train top-1 from which a run knows its images by heart
+MEMORIZED = 0.99  # train top-1 from which a run has memorized its images
 SPIKE_WINDOW = 50  # earlier steps with which a loss is compared
 SPIKE_FACTOR = 6  # median absolute deviations above their median
 # The coefficient with which each optimizer averages squared gradients, or else gradients.
@@ -77,14 +77,18 @@ def describe_validity(
             "dataset": str(dataset),
             "schedule": str(schedule),
             "memory": f"{memory:,.0f} steps ({own['name']})" if memory else own["name"],
-            "session_steps": ", ".join(f"{number:,}" for number in counts),
-            "train_top1": ", ".join(measured) or "no boundary",
-            "last_steps": f"{counts[-1]:,}",
+            "session_steps": join_shortened([f"{number:,}" for number in counts]),
+            "train_top1": join_shortened(measured) or "no boundary",
             "above_chance": f"{100 * final:+.1f} points",
             "spikes": describe_spikes(in_cell[in_cell["boundary"] == preserved]),
             "gap": describe_gap(of_cell, outcome),
             "remarks": "; ".join(list_remarks(memory, after, before)) or "none",
         }
+
+
+def join_shortened(texts: list[str]) -> str:
+    """Join texts with commas. Of more than six, only the first three and the last three stay."""
+    return ", ".join(texts if len(texts) <= 6 else [*texts[:3], "…", *texts[-3:]])
 
 
 def list_remarks(memory: float | None, counts: list[int], train_top1: list[float]) -> list[str]:
@@ -99,7 +103,7 @@ def list_remarks(memory: float | None, counts: list[int], train_top1: list[float
     if memory and counts and max(counts) < memory:
         found.append("no session after a boundary is as long as the optimizer's memory")
     if max(train_top1, default=0) >= MEMORIZED:
-        found.append("the training images were known by heart at a boundary")
+        found.append("the training images were memorized before a boundary")
     return found
 
 

@@ -65,9 +65,6 @@ OTHER_LOOKS: list[Look] = [
     {"color": "#999933", "linestyle": (0, (4, 1.5, 4, 4))},
     {"color": "#5D3A9B", "linestyle": (0, (1.5, 3))},
 ]
-LABELS = {
-    "new": "new optimizer", "preserve": "preserved optimizer", UNINTERRUPTED: "one session",
-}  # fmt: skip
 FADED = "#C8C8C8"
 NEUTRAL = "#555555"  # colour of lines and text that are not data
 MAX_LEGEND_COLUMNS = 4
@@ -237,11 +234,6 @@ def sort_for_drawing(drawn: Iterable[str], boundaries: Iterable[str]) -> list[st
     return sorted(drawn, key=lambda boundary: (-get_inked_part(boundary), boundary))
 
 
-def get_label(boundary: str) -> str:
-    """Return a boundary's name for a legend."""
-    return LABELS.get(boundary, boundary)
-
-
 def draw_runs(
     axes: Axes,
     wide: pd.DataFrame,
@@ -320,9 +312,7 @@ def describe_coinciding(drawn: dict[str, pd.DataFrame]) -> str:
 
 def join_names(boundaries: Iterable[str]) -> str:
     """Return the names of boundaries as a list in prose, in alphabetical order."""
-    *first, last = sorted(
-        LABELS[boundary] if boundary == UNINTERRUPTED else boundary for boundary in boundaries
-    )
+    *first, last = sorted(boundaries)
     return f"{', '.join(first)} and {last}" if first else last
 
 
@@ -381,7 +371,7 @@ def add_legend(figure: Figure, boundaries: Iterable[str], *marks: Artist) -> Non
     """Add one legend below all axes: the boundaries, then ``marks``."""
     boundaries = sorted(boundaries, key=lambda b: (list(LOOKS).index(b) if b in LOOKS else 9, b))
     lines = [
-        Line2D([], [], label=get_label(boundary), **get_look(boundary, boundaries), **MEAN)
+        Line2D([], [], label=boundary, **get_look(boundary, boundaries), **MEAN)
         for boundary in boundaries
     ]
     place_legend(figure, [*lines, *marks], handlelength=3.5)
