@@ -3,13 +3,14 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from optstate.checksums import write_checksums
+from optstate.checksums import file_sha256, write_checksums
 from optstate.experiment import configuration
 from optstate.experiment.runs import Session
 from optstate.training import batches, session
@@ -54,6 +55,13 @@ def write_arrays(folder: Path, valid_labels: list[int] | None = None, card: str 
     return folder
 
 
+def make_own_spec(folder: Path, text: str) -> SessionSpec:
+    """Write a model of one's own next to the arrays. Returns the settings of its first session."""
+    file = folder / "net.py"
+    file.write_text(text)
+    return replace(FIRST, model=":make", file_hashes={"model": file_sha256(file)})
+
+
 def train(
     root: Path,
     spec: SessionSpec,
@@ -77,10 +85,10 @@ def train(
     ]  # fmt: skip
     if every:
         arguments += ["--checkpoint-every", json.dumps(every)]
-    if weights:
-        arguments += ["--weights", weights]
-    if optimizer_state:
-        arguments += ["--optimizer-state", optimizer_state]
+    model = arrays.with_name("net.py") if spec.model.startswith(":") else None
+    files = {"--model": model, "--weights": weights, "--optimizer-state": optimizer_state}
+    for option, file in files.items():
+        arguments += [option, file] if file else []
     if previous:
         made = read_made_by(previous)["configuration"]
         expected = previous_spec or SessionSpec(**made)

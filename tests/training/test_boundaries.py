@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sessions import (
     assert_equal_bits,
     flip_a_byte,
     load_checkpoint,
+    make_own_spec,
     read_rows,
     train,
     train_methods,
@@ -195,6 +197,29 @@ def test_an_altered_table_of_norms_is_refused(tmp_path, arrays, rescaled):
         train(tmp_path / "a", spec, arrays, rescaled["run-new"][0], step_sizes=folder)
 
 
+SELF_CHANGING = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(3, num_classes)
+        self.average = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, images):
+        means = images.mean((2, 3))
+        if self.training:
+            self.average.lerp_(means.mean(0), 0.5)
+        return self.linear(means / self.average)
+
+
+def make(num_classes, image_size):
+    return Net(num_classes)
+"""
+
+
 class TestRebuilding:
     def test_the_state_equals_that_of_an_independent_loop(self, tmp_path, arrays, monkeypatch):
         """Weights, buffers and random state stay equal to the bit; the state counts the batches."""
@@ -230,6 +255,17 @@ class TestRebuilding:
         assert_equal_bits(found["optimizer"]["state"], optimizer.state_dict()["state"])
         assert {int(s["step"]) for s in found["optimizer"]["state"].values()} == {num_batches}
         assert found["optimizer"]["param_groups"][0]["lr"] == 1e-3
+
+    def test_weights_that_a_forward_pass_changes_are_restored(self, tmp_path, arrays):
+        """The first loss is that of a new optimizer, whose state is not rebuilt."""
+        spec = make_own_spec(tmp_path, SELF_CHANGING)
+        losses = [
+            read_column([train(tmp_path / str(steps), replace(spec, num_epochs=1,
+                         rebuild_steps=steps), arrays)], "loss")
+            for steps in (0, 3)
+        ]  # fmt: skip
+        assert losses[0][0] == losses[1][0]
+        assert losses[0] != losses[1]
 
     def test_kept_entries_go_on(self, tmp_path, arrays):
         config = make_config(

@@ -12,10 +12,10 @@ from conftest import file_sha256
 from optstate.job import InputError
 from optstate.training.batches import IMAGENET
 from sessions import (
-    FIRST,
     assert_equal_bits,
     flip_a_byte,
     load_checkpoint,
+    make_own_spec,
     read_rows,
     train,
     write_arrays,
@@ -42,12 +42,7 @@ def arrays(tmp_path):
 @pytest.fixture
 def own(tmp_path):
     """Settings for a model of one's own, without augmentation."""
-    file = tmp_path / "net.py"
-    file.write_text(OWN_MODEL)
-    return replace(
-        FIRST, model=f"{file}:make", augment="none", learning_rate=LR,
-        file_hashes={"model": file_sha256(file)},
-    )  # fmt: skip
+    return replace(make_own_spec(tmp_path, OWN_MODEL), augment="none", learning_rate=LR)
 
 
 def load_batches(arrays, seed: int, epoch: int):
@@ -143,17 +138,14 @@ def make(num_classes, image_size):
 
 def test_dropout_and_tensors_that_a_model_keeps_are_as_in_plain_pytorch(tmp_path, arrays):
     """Loading the weights draws no random number, and evaluating them leaves usable tensors."""
-    file = tmp_path / "net.py"
-    file.write_text(CACHING_MODEL)
+    own = make_own_spec(tmp_path, CACHING_MODEL)
     namespace: dict = {}
     exec(CACHING_MODEL, namespace)  # noqa: S102 - written above
     torch.set_num_threads(1)
     path = tmp_path / "mine.pt"
     torch.save(namespace["make"](2, 32).state_dict(), path)
-    spec = replace(
-        FIRST, model=f"{file}:make", augment="none", learning_rate=LR, num_epochs=1,
-        file_hashes={"model": file_sha256(file), "weights": file_sha256(path)},
-    )  # fmt: skip
+    hashes = own.file_hashes | {"weights": file_sha256(path)}
+    spec = replace(own, augment="none", learning_rate=LR, num_epochs=1, file_hashes=hashes)
     rows = read_rows(train(tmp_path / "out", spec, arrays, weights=path) / "steps.csv")
 
     torch.manual_seed(spec.seed)

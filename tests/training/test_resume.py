@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import torch
 
 from optstate import job
 from optstate.checksums import verify
+from optstate.job import InputError
 from optstate.training import loop, measuring, session
 from optstate.training.compute import Compute, set_up
 from optstate.training.progress import EXIT_CODE, Interrupted, Progress
@@ -19,6 +22,7 @@ from sessions import (
     CURVES,
     FIRST,
     SECOND,
+    flip_a_byte,
     list_files,
     load_checkpoint,
     progress_folder,
@@ -261,8 +265,25 @@ class TestProgress:
         other = replace(SPEC, batch_size=8)
         output = train(tmp_path, other, arrays)
         assert_same(output, train(tmp_path / "uninterrupted", other, arrays))
-        # Only the final state is kept, since these files can be large.
-        assert len(list((tmp_path / "in_progress").rglob("*.pt"))) == 1
+        # Only the final state is kept, since these files can be large, and that of the other
+        # configuration, which may come back.
+        counts = Counter(path.parent for path in (tmp_path / "in_progress").rglob("*.pt"))
+        assert sorted(counts.values()) == [1, 2]
+
+    def test_arrays_that_change_while_a_session_trains_are_refused(
+        self, tmp_path, arrays, monkeypatch
+    ):
+        copied = shutil.copytree(arrays, tmp_path / "arrays")
+        finish_epoch = loop.finish_epoch
+
+        def alter_then_finish(*arguments):
+            flip_a_byte(copied / "train_images.npy")
+            finish_epoch(*arguments)
+
+        monkeypatch.setattr(loop, "finish_epoch", alter_then_finish)
+        with pytest.raises(InputError, match=r"train_images.npy: changed since it was made"):
+            train(tmp_path, SPEC, copied)
+        assert not list(tmp_path.rglob("*.pt"))
 
     @pytest.mark.parametrize(
         ("what", "is_loaded"),

@@ -27,6 +27,7 @@ from sessions import (
     flip_a_byte,
     list_files,
     load_checkpoint,
+    make_own_spec,
     read_made_by,
     read_points,
     read_rows,
@@ -259,7 +260,7 @@ def test_training_continues_with_a_loss_that_is_not_finite(tmp_path, arrays):
         ),
         (
             RuntimeError("cumsum_cuda does not have a deterministic implementation, but you set"),
-            "model: shufflenet_v2_x0_5 uses cumsum_cuda, .* Set `deterministic` to false",
+            "model: it uses cumsum_cuda, which .* Set `deterministic` to false",
         ),
     ],
 )
@@ -333,9 +334,16 @@ def test_random_states_continue_at_the_fork(tmp_path, arrays):
     assert not torch.equal(torch.get_rng_state(), saved)
 
 
-def test_reestimated_statistics_are_those_of_the_final_weights(tmp_path, arrays):
-    """A model whose statistics are re-estimated is validated, and then restored."""
-    output = train(tmp_path, FIRST, arrays)
+@pytest.mark.parametrize(("batch_size", "num_batches"), [(4, 4), (15, 1)])
+def test_reestimated_statistics_are_those_of_the_final_weights(
+    tmp_path, arrays, batch_size, num_batches
+):
+    """A model whose statistics are re-estimated is validated, and then restored.
+
+    Statistics come from the full batches of an epoch of 17 images.
+    """
+    spec = replace(FIRST, batch_size=batch_size)
+    output = train(tmp_path, spec, arrays)
     *others, last = [row for row in read_rows(output / "epochs.csv") if row["split"] == "valid"]
     assert {row["reestimated_top1"] for row in others} == {""}
     saved = load_checkpoint(output)
@@ -349,10 +357,10 @@ def test_reestimated_statistics_are_those_of_the_final_weights(tmp_path, arrays)
     stream = batches.REESTIMATING
     train_set = load_split(arrays, "train", None)
     endless = batches.iterate_endlessly(
-        train_set, FIRST, torch.device("cpu"), first_epoch=3, stream=stream
+        train_set, spec, torch.device("cpu"), first_epoch=3, stream=stream
     )
     with torch.no_grad():
-        for _ in range(4):  # an epoch
+        for _ in range(num_batches):
             model(next(endless)[0])
         images = torch.from_numpy(np.load(arrays / "valid_images.npy"))
         labels = torch.from_numpy(np.load(arrays / "valid_labels.npy"))
@@ -367,3 +375,41 @@ def test_a_model_without_batch_norm_has_no_reestimated_statistics(tmp_path, arra
     spec = replace(FIRST, model="squeezenet1_0", image_size=32, num_epochs=1)
     rows = read_rows(train(tmp_path, spec, arrays) / "epochs.csv")
     assert {row["reestimated_loss"] for row in rows} == {""}
+
+
+NORMS = """
+from torch import nn
+
+
+class Norm(nn.BatchNorm2d):
+    def forward(self, x):
+        self.num_batches_tracked.add_(self.training)
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+            self.momentum,
+        )
+
+
+class Frozen(Norm):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def make(num_classes, image_size):
+    return nn.Sequential(
+        NORM, nn.Conv2d(3, num_classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    ("norm", "is_trained"),
+    [("Norm(3)", True), ("Frozen(3)", False), ("Norm(3, momentum=0)", False)],
+)
+def test_only_statistics_that_are_trained_are_reestimated(tmp_path, arrays, norm, is_trained):
+    spec = replace(make_own_spec(tmp_path, NORMS.replace("NORM", norm)), num_epochs=1)
+    output = train(tmp_path / "out", spec, arrays)
+    last = read_rows(output / "epochs.csv")[-1]
+    assert bool(last["reestimated_loss"]) is is_trained
+    kept = load_checkpoint(output)["model"]["0.running_mean"]
+    assert bool(kept.any()) is is_trained

@@ -29,7 +29,8 @@ def test_norms_are_recorded_early_and_every_tenth_step():
 def test_norms_are_those_of_gradient_and_update(optimizer):
     parameters = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(5))]
     unused = torch.nn.Parameter(torch.randn(2))
-    made = getattr(torch.optim, optimizer)([*parameters, unused], lr=0.1)
+    table = torch.nn.Parameter(torch.arange(3), requires_grad=False)
+    made = getattr(torch.optim, optimizer)([*parameters, unused, table], lr=0.1)
     step = OptimizerStep(made)
     for with_norms in (True, False, True, True):
         before = [p.detach().clone() for p in parameters]

@@ -8,7 +8,7 @@ import torch
 from optstate.experiment import check as checking
 from optstate.experiment.check import REFUSED, check, list_state_entries
 from optstate.job import InputError
-from optstate.training.model import make_model, require_runs
+from optstate.training.model import make_model, move_channels_last, require_runs
 from optstate.training.schedule import make_optimizer
 
 OWN_MODEL = """
@@ -219,6 +219,41 @@ class TestOwnModel:
         )
         with pytest.raises(InputError, match=error):
             require_runs(f"{tmp_path}/net.py:make", 16, 3)
+
+    @pytest.mark.parametrize(
+        ("old", "new", "error"),
+        [
+            ("self.grid = None", "self.register_buffer('grid', None)", "a new model .*grid"),
+            ("pass", "def get_extra_state(self): return object()\n    set_extra_state = print",
+             "a new model .*Weights only load failed"),
+            ("return Net()", "torch.manual_seed(1); return Net()", "sets torch's seed"),
+        ],
+    )  # fmt: skip
+    def test_a_model_that_sessions_cannot_repeat_is_an_error(self, tmp_path, old, new, error):
+        text = (
+            "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    pass\n\n"
+            "    def __init__(self):\n        super().__init__()\n"
+            "        self.conv = nn.Conv2d(3, 3, 3)\n        self.grid = None\n\n"
+            "    def forward(self, x):\n        self.grid = torch.zeros(2)\n"
+            "        return self.conv(x).mean((2, 3))\n\n\ndef make(**_):\n    return Net()\n"
+        )
+        (tmp_path / "net.py").write_text(text)
+        require_runs(f"{tmp_path}/net.py:make", 16, 3)
+        (tmp_path / "net.py").write_text(text.replace(old, new))
+        with pytest.raises(InputError, match=error):
+            require_runs(f"{tmp_path}/net.py:make", 16, 3)
+
+    def test_a_model_that_ignores_the_number_of_classes_is_an_error(self, tmp_path):
+        (tmp_path / "net.py").write_text(OWN_MODEL.replace("num_classes)", "10)"))
+        with pytest.raises(InputError, match=r"returns \(2, 10\) for 2 images and 7 classes"):
+            check(CONFIG | {"model": f"{tmp_path}/net.py:make"})
+
+    def test_a_model_may_have_tensors_of_five_dimensions(self, tmp_path):
+        conv = "nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 1, 1), nn.Flatten()"
+        text = OWN_MODEL.replace("nn.Flatten()", f"nn.Conv2d(3, 3, 1), {conv}")
+        model = move_channels_last(self.make(tmp_path, text), "cpu")
+        assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+        require_runs(f"{tmp_path}/net.py:make", 16, 3)
 
     @pytest.mark.parametrize(
         ("old", "new", "error"),

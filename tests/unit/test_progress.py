@@ -68,6 +68,14 @@ def test_the_last_two_are_kept_and_named_by_their_checksums(tmp_path):
     assert open_progress(tmp_path).load()["step"] == 15
 
 
+def test_a_state_of_another_folder_is_not_continued_from(tmp_path, caplog):
+    """It was made with other inputs, as the folder's name says."""
+    open_progress(tmp_path / "a").save(make_state(5))
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert open_progress(tmp_path / "b").load() is None
+    assert "damaged or exchanged" in caplog.text
+
+
 def test_the_state_after_a_validation_is_the_newest(tmp_path):
     kept = open_progress(tmp_path)
     kept.save(make_state(10, epoch=0))
@@ -158,8 +166,7 @@ def test_only_the_last_state_of_a_finished_session_stays(tmp_path):
     for step in (5, 10):
         kept.save(make_state(step))
     open_progress(tmp_path / "fedcba9876543210").save(make_state(20))
-    (tmp_path / "something else").mkdir()
     keep_final(kept.folder)
-    assert list_files(tmp_path) == ["0123456789abcdef", "something else"]
+    assert list_files(tmp_path) == ["0123456789abcdef", "fedcba9876543210"]  # of other inputs
     (state,) = list_files(kept.folder)
     assert state.startswith("epoch000000-step000000010.")

@@ -67,6 +67,21 @@ def test_fused_kernels_are_used_where_they_exist(optimizer, fused):
     assert made.param_groups[0].get("fused") is fused
 
 
+@pytest.mark.parametrize(
+    "parameter",
+    [torch.ones(4, 6)[:, :2], torch.ones(8)[::2], torch.ones(1).expand(3), torch.ones(2) + 0j],
+    ids=["slice", "every other", "expanded", "complex"],
+)
+def test_fused_kernels_are_not_used_where_they_would_be_wrong(parameter):
+    """On CPUs they ignore strides, and would update the memory after the parameter's."""
+    rate = {"kind": "constant", "lr": 0.1}
+    made = make_optimizer([nn.Parameter(parameter)], {"name": "Adam"}, rate)
+    assert made.param_groups[0]["fused"] is False
+    dense = [torch.ones(4, 6).T, torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)]
+    made = make_optimizer(map(nn.Parameter, dense), {"name": "Adam"}, rate)
+    assert made.param_groups[0]["fused"] is True
+
+
 def test_constant_is_constant():
     used = run_schedule({"name": "Adam"}, {"kind": "constant", "lr": 3e-4}, 7)
     assert used == [(3e-4, 0.9)] * 7

@@ -184,7 +184,7 @@ class TestOptimizerState:
 
     def train(self, net: nn.Module, name: str = "Adam", groups: int = 1, **arguments) -> dict:
         """Return the state dict of an optimizer after two steps."""
-        parameters = list(net.parameters())
+        parameters = [p for p in net.parameters() if p.requires_grad]
         half = len(parameters) // groups
         lists = [parameters[i : i + half] for i in range(0, len(parameters), half)]
         optimizer = getattr(torch.optim, name)([{"params": p} for p in lists], lr=0.1, **arguments)
@@ -249,6 +249,14 @@ class TestOptimizerState:
         )
         net[0].bias.requires_grad = False
         assert list(self.read(tmp_path, given, sgd, net)) == [0, 2, 3]
+
+    def test_parameters_that_are_not_trained_may_be_left_out(self, tmp_path):
+        net = self.make_net()
+        net[0].requires_grad_(False)
+        given = self.train(net)
+        state = self.read(tmp_path, given, net=net)
+        assert [*state] == [2, 3]
+        assert torch.equal(state[2]["exp_avg"], given["state"][0]["exp_avg"])
 
     def check_refused(self, tmp_path, content, error, **options):
         with pytest.raises(InputError, match=rf"mine.pt: .*{error}"):

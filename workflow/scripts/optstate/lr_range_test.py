@@ -108,7 +108,8 @@ def main(arguments: argparse.Namespace) -> None:
     compute = set_up(spec)
     train = load_split(arguments.arrays, "train", spec.train_per_class, spec.subset_seed)
     before = load_previous(arguments.arrays, arguments.previous, arguments.previous_spec)
-    files = {"weights": arguments.weights} if arguments.weights else {}
+    given = {"model": arguments.model, "weights": arguments.weights}
+    files = {key: path for key, path in given.items() if path}
     with explain_errors(spec):
         model = make_state(spec, train, before, files, compute.device).model
         del before  # as large as the model and the optimizer's state
@@ -261,6 +262,7 @@ PARSER.add_argument("--key", required=True, help="identifies the settings of all
 PARSER.add_argument("--arrays", type=Path, required=True, help="folder of the data set's arrays")
 PARSER.add_argument("--previous", type=Path, help="output folder of the previous session")
 PARSER.add_argument("--previous-spec", help="JSON of the settings of the previous session")
+PARSER.add_argument("--model", type=Path, help="the user's file that makes the model")
 PARSER.add_argument("--weights", type=Path, help="state dict that the first session starts from")
 PARSER.add_argument("--output", type=Path, required=True, help="CSV file")
 

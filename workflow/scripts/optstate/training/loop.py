@@ -51,6 +51,7 @@ class Session:
     Attributes:
         forward: the model, compiled if configured, for full batches.
         update_norms: for each step, the norm that its update gets. None: that of the optimizer.
+        require_unchanged: called before each save. Raises if the arrays have changed.
         made_by: what makes the results, for the checkpoint and ``made_by.json``.
         first_epoch: the session's first epoch, counted through all sessions from 1.
         first_step: the session's first step, counted through all sessions from 1.
@@ -67,6 +68,7 @@ class Session:
     step_optimizer: OptimizerStep
     records: StepRecords
     progress: Progress
+    require_unchanged: Callable[[], None]
     update_norms: dict[int, float] | None
     made_by: dict[str, Any]
     first_epoch: int
@@ -89,7 +91,12 @@ class Session:
             self.save()
 
     def save(self) -> None:
-        """Save the state in progress, unless it is already saved."""
+        """Save the state in progress, unless it is already saved.
+
+        Raises:
+            InputError: the arrays have changed since they were prepared.
+        """
+        self.require_unchanged()
         if self.state.position != self.progress.position:
             self.records.fetch()
             self.progress.save(
@@ -138,13 +145,15 @@ def rebuild_state(session: Session) -> None:
                 logits = model(inputs)
             yield cross_entropy(logits.float(), labels)
 
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    tensors = [*model.parameters(), *model.buffers()]  # a forward pass may change either
+    copies = [tensor.detach().clone() for tensor in tensors]
     model.train()
     with fork_random_states():
         torch.manual_seed(spec.seed)
         fill_state(session.state.optimizer, compute_losses())
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+    with torch.no_grad():
+        for tensor, before in zip(tensors, copies, strict=True):
+            tensor.copy_(before)
 
 
 def train_epoch(session: Session) -> Row:
@@ -242,10 +251,14 @@ def validate_reestimated(session: Session) -> Row:
         Interrupted: a signal was received. The session can be saved.
     """
     model = session.state.model
+    model.train()  # some models leave norms that they do not train in evaluation mode
     norms = [
         module
         for module in model.modules()
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        and module.track_running_stats
+        and module.training
+        and module.momentum != 0
     ]
     if not norms:
         return {}
@@ -272,15 +285,17 @@ def reestimate_statistics(session: Session, norms: Sequence[Any]) -> None:
     batches = iterate_endlessly(
         session.train, spec, compute.device, first_epoch=session.epoch, stream=REESTIMATING
     )
-    num_steps = min(REESTIMATION_STEPS, count_batches(len(session.train), spec.batch_size))
+    # A partial batch, the last of an epoch, would have the weight of a full one.
+    num_steps = min(REESTIMATION_STEPS, max(len(session.train) // spec.batch_size, 1))
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
         norm.train()
     with fork_random_states(), compute.autocast():
-        for inputs, _ in islice(batches, num_steps):
+        for number, (inputs, _) in enumerate(islice(batches, num_steps), 1):
             session.stop_if_asked()
+            for norm in norms:
+                norm.momentum = 1 / number  # a plain mean over the batches
             model(inputs)
 
 

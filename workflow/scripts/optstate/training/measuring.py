@@ -50,7 +50,9 @@ class OptimizerStep:
         if not with_norms:
             self.optimizer.step()
             return []
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        given = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # Integers have no norm, and no optimizer changes them.
+        parameters = [p for p in given if p.is_floating_point() or p.is_complex()]
         self.before = self.before or [torch.empty_like(p) for p in parameters]
         torch._foreach_copy_(self.before, parameters)
         # Measure gradients before the step, because an optimizer may change them in place. Avoid

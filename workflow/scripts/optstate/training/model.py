@@ -4,10 +4,12 @@ A model is one of torchvision's, or what a function in a Python file of the user
 """
 
 import inspect
+import io
 import sys
+import textwrap
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -101,6 +103,21 @@ def explain_own_error(file: Path, error: Exception) -> str:
     return f"{where}: {type(error).__name__}: {reason}. Correct the file."
 
 
+def move_channels_last(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a model to a device, and its four-dimensional tensors to channels-last memory.
+
+    ``Module.to`` would refuse a model that also has five-dimensional tensors.
+    """
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        is_image = tensor.dim() == 4
+        return tensor.to(
+            device, memory_format=torch.channels_last if is_image else torch.preserve_format
+        )
+
+    return model._apply(convert)
+
+
 def list_models() -> list[str]:
     """Return the names of torchvision's classification models."""
     return torchvision.models.list_models(module=torchvision.models)
@@ -122,6 +139,9 @@ def require_runs(name: str, image_size: int, num_classes: int) -> None:
         model = make_model(name, image_size, num_classes).to(device)
         images = torch.rand(2, 3, image_size, image_size, device=device)
         outputs = list(_train_and_evaluate(model, images)) if own else [(2, model(images))]
+        if own:
+            _require_restorable(model, make_model(name, image_size, num_classes))
+            _require_seedable(lambda: make_model(name, image_size, num_classes))
     except InputError:
         raise
     except Exception as error:  # each model raises its own errors
@@ -139,7 +159,7 @@ def require_runs(name: str, image_size: int, num_classes: int) -> None:
 
 def _train_and_evaluate(model: nn.Module, images: torch.Tensor) -> Iterator[tuple[int, object]]:
     """Train and evaluate a user's model as sessions do. Yields numbers of images, and outputs."""
-    model = model.to(memory_format=torch.channels_last)
+    model = move_channels_last(model, "cpu")
     images = images.to(memory_format=torch.channels_last)
     saved = model.state_dict().keys()
     unsaved = {name: b.clone() for name, b in model.named_buffers() if name not in saved}
@@ -158,6 +178,35 @@ def _train_and_evaluate(model: nn.Module, images: torch.Tensor) -> Iterator[tupl
     with torch.no_grad():
         yield len(images), model(images)
         yield 1, model(images[:1])  # the last batch of a validation may be a single image
+
+
+def _require_restorable(model: nn.Module, new: nn.Module) -> None:
+    """Check that a trained ``model`` can be saved, and loaded into a ``new`` one."""
+    file = io.BytesIO()
+    try:
+        torch.save(model.state_dict(), file)
+        file.seek(0)
+        new.load_state_dict(torch.load(file, weights_only=True))
+    except Exception as error:  # pickle and torch raise many types
+        raise InputError(
+            "model: after training, its `state_dict()` cannot be saved and loaded into a new model "
+            f"({textwrap.shorten(str(error), 200)}). Register the same entries in every model, and "
+            "store only tensors and plain Python values."
+        ) from error
+
+
+def _require_seedable(make: Callable[[], nn.Module]) -> None:
+    """Check that ``make`` leaves torch's random state to the seed."""
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        make()
+        states.append(torch.get_rng_state())
+    if torch.equal(*states):
+        raise InputError(
+            "model: its file sets torch's seed, so all `seeds` would begin with the same weights. "
+            "Remove `torch.manual_seed` from it."
+        )
 
 
 def _require_output(name: str, output: object, num_images: int, num_classes: int) -> None:

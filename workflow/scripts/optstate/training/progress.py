@@ -5,7 +5,6 @@ import hashlib
 import io
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -85,10 +84,13 @@ class Progress:
                 content = b""
             if hashlib.sha256(content).hexdigest() == path.name.split(".")[1]:
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-                self.kept = [path]
-                self._note_save(Position(**state["training"]["position"]))
-                return state
-            logging.warning("%s: damaged: continuing from the previous state, or the start", path)
+                if state.pop("folder", None) == self.folder.name:
+                    self.kept = [path]
+                    self._note_save(Position(**state["training"]["position"]))
+                    return state
+            logging.warning(
+                "%s: damaged or exchanged: continuing from the previous state, or the start", path
+            )
         return None
 
     def is_due(self, position: Position) -> bool:
@@ -104,6 +106,7 @@ class Progress:
         """Save ``state``. Keeps the previous state and removes all other files in the folder."""
         self.finish()
         position = Position(**state["training"]["position"])
+        state = state | {"folder": self.folder.name}  # to recognize a state that was exchanged
         if self.writer:
             self.writing = self.writer.submit(self._write, position, copy_to_host(state))
         else:
@@ -136,13 +139,6 @@ class Progress:
 
 
 def keep_final(folder: Path) -> None:
-    """Remove all states of a finished session except the last one.
-
-    States of the session with other inputs are removed too. They are next to ``folder``, in folders
-    named by 16 hexadecimal digits.
-    """
-    for other in folder.parent.glob("[0-9a-f]" * 16):
-        if other != folder:
-            shutil.rmtree(other)
+    """Remove all states of a finished session except the last one."""
     for earlier in sorted(folder.glob("epoch*.pt"))[:-1]:
         earlier.unlink()

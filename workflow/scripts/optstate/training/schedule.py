@@ -26,11 +26,18 @@ def make_optimizer(
     learning_rate: dict[str, Any],
 ) -> torch.optim.Optimizer:
     """Make the ``torch.optim`` optimizer called ``name``, with the configured keyword arguments."""
+    given = list(parameters)
     arguments = {key: value for key, value in optimizer.items() if key != "name"}
     if optimizer["name"] in FUSED and not KERNELS & arguments.keys():
-        arguments["fused"] = True
+        arguments["fused"] = all(map(_fits_fused_kernel, given))
     lr = learning_rate["initial_lr" if learning_rate["kind"] == "onecycle" else "lr"]
-    return getattr(torch.optim, optimizer["name"])(parameters, lr=lr, **arguments)
+    return getattr(torch.optim, optimizer["name"])(given, lr=lr, **arguments)
+
+
+def _fits_fused_kernel(parameter: torch.Tensor) -> bool:
+    """Whether fused kernels can update ``parameter``. On CPUs they ignore its strides."""
+    is_dense = torch.ops.aten.is_non_overlapping_and_dense.default(parameter)
+    return parameter.is_floating_point() and is_dense
 
 
 def make_scheduler(

@@ -33,7 +33,7 @@ from optstate.training.checkpoint import Position, TrainingState
 from optstate.training.compute import Compute, add_kind, set_up
 from optstate.training.loop import Session, train_session, validate
 from optstate.training.measuring import OptimizerStep, StepRecords
-from optstate.training.model import make_model
+from optstate.training.model import make_model, move_channels_last
 from optstate.training.progress import (
     EXIT_CODE,
     Interrupted,
@@ -43,9 +43,10 @@ from optstate.training.progress import (
 )
 from optstate.training.recording import Curves, Recorder, read_rows
 from optstate.training.schedule import make_optimizer, make_scheduler
-from optstate.training.spec import SessionSpec, split_model
+from optstate.training.spec import SessionSpec
 from optstate.training.weights import load_weights, read_optimizer_state
 
+FILES = ("model", "weights", "optimizer_state")  # keys of the configuration that name files
 OUTPUTS = ("checkpoint.pt", "steps.csv", "epochs.csv", "made_by.json")  # in session.sha256
 
 
@@ -60,6 +61,7 @@ class Paths:
         previous: the output folder of the previous session.
         previous_spec: JSON of the settings with which the previous session was trained.
         previous_progress: the previous session's ``progress``, removed when this session begins.
+        model: the user's file that makes the model. None: the model is torchvision's.
         weights: a file with the weights that the first session starts from.
         optimizer_state: a file with the optimizer state that the first session starts from.
         step_sizes: the output folder of the session whose update norms this one takes over.
@@ -73,6 +75,7 @@ class Paths:
     previous: Path | None = None
     previous_spec: str | None = None
     previous_progress: Path | None = None
+    model: Path | None = None
     weights: Path | None = None
     optimizer_state: Path | None = None
     step_sizes: Path | None = None
@@ -80,10 +83,9 @@ class Paths:
     curves: Sequence[Path] = ()
 
     @property
-    def start(self) -> dict[str, Path]:
-        """The user's files that the first session starts from, by their keys."""
-        given = {"weights": self.weights, "optimizer_state": self.optimizer_state}
-        return {key: path for key, path in given.items() if path}
+    def files(self) -> dict[str, Path]:
+        """The user's files, by their keys."""
+        return {key: path for key in FILES if (path := getattr(self, key))}
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -161,9 +163,9 @@ def open_session(
     train = load_split(paths.arrays, "train", spec.train_per_class, spec.subset_seed)
     valid = load_split(paths.arrays, "valid", spec.valid_per_class)
     log_plan(spec, train, valid, compute.device)
-    made_by = describe(spec, compute, paths.arrays)
+    made_by = describe(spec, compute, paths)
     before = load_previous(paths.arrays, paths.previous, paths.previous_spec)
-    state = make_state(spec, train, before, paths.start, compute.device)
+    state = make_state(spec, train, before, paths.files, compute.device)
     del before  # as large as the model and the optimizer's state
     start = state.position
     num_steps = spec.num_epochs * count_batches(len(train), spec.batch_size)
@@ -192,6 +194,7 @@ def open_session(
             step_optimizer=OptimizerStep(state.optimizer),
             records=records,
             progress=progress,
+            require_unchanged=lambda: verify_arrays(paths.arrays),
             update_norms=update_norms,
             made_by=made_by,
             first_epoch=start.epoch + 1,
@@ -268,8 +271,7 @@ def make_state(
         spec: the session's settings.
         train: the training split.
         before: the previous session's checkpoint. None: this is the first session.
-        files: the user's files that the first session starts from, ``weights`` and
-            ``optimizer_state``.
+        files: the user's files, by those of ``FILES`` that are given.
         device: the device of the model.
 
     Raises:
@@ -279,19 +281,20 @@ def make_state(
     random.seed(spec.seed)
     np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
-    model = make_model(spec.model, spec.image_size, train.num_classes)
+    name = f"{files.get('model', '')}{spec.model}"
+    model = make_model(name, spec.image_size, train.num_classes)
     if before:
         model.load_state_dict(before["model"])
     elif path := files.get("weights"):
         with checkpoint.fork_random_states():  # it makes more models
-            new = load_weights(model, spec.model, spec.image_size, train.num_classes, path)
+            new = load_weights(model, name, spec.image_size, train.num_classes, path)
         logging.info("weights from %s", path)
         if new:
             logging.log(
                 job.PROGRESS, "%s: newly initialized for %d classes: %s",
                 path, train.num_classes, ", ".join(new),
             )  # fmt: skip
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = move_channels_last(model, device)
 
     optimizer = make_optimizer(model.parameters(), spec.optimizer, spec.learning_rate)
     position, previous = Position(session=spec.session), None
@@ -325,8 +328,7 @@ def require_unchanged(spec: SessionSpec, files: Mapping[str, Path]) -> None:
     Raises:
         InputError: a file is not.
     """
-    own = split_model(spec.model)
-    for key, file in [*files.items(), *([("model", Path(own[0]))] if own else [])]:
+    for key, file in files.items():
         if not checksums.file_sha256(file).startswith(spec.file_hashes[key]):
             raise job.InputError(
                 f"{key}: {file} has changed since Snakemake started. Restore it, or run again to "
@@ -388,16 +390,16 @@ def explain_errors(spec: SessionSpec) -> Iterator[None]:
         if spec.optimizer["name"] != "SGD" or "but got NoneType" not in str(error):
             raise
         raise job.InputError(
-            f"optimizer: the fused SGD needs a gradient of every parameter in its first step, but "
-            f"{spec.model} has some that were not used. Add `foreach: true` to `optimizer`."
+            "optimizer: the fused SGD needs a gradient of every parameter in its first step, but "
+            "the model has some that were not used. Add `foreach: true` to `optimizer`."
         ) from error
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):
             raise
         operation = str(error).partition(" ")[0]
         raise job.InputError(
-            f"model: {spec.model} uses {operation}, which has no deterministic implementation on "
-            "this device. Set `deterministic` to false, or choose another model."
+            f"model: it uses {operation}, which has no deterministic implementation on this "
+            "device. Set `deterministic` to false, or choose another model."
         ) from error
 
 
@@ -422,8 +424,8 @@ def write_outputs(session: Session, folder: Path) -> None:
     checksums.write_checksums(folder / "session.sha256", [folder / name for name in OUTPUTS])
 
 
-def describe(spec: SessionSpec, compute: Compute, arrays: Path) -> dict[str, Any]:
-    """Return what makes a checkpoint: configuration, data, versions, and how torch computes.
+def describe(spec: SessionSpec, compute: Compute, paths: Paths) -> dict[str, Any]:
+    """Return what makes a checkpoint: configuration, inputs, versions, and how torch computes.
 
     Of a session that was interrupted, ``compute`` lists each kind of processor that took part.
     """
@@ -436,7 +438,9 @@ def describe(spec: SessionSpec, compute: Compute, arrays: Path) -> dict[str, Any
     configuration = dataclasses.asdict(spec)
     return {
         "configuration": configuration,
-        "dataset_sha256": checksums.file_sha256(arrays / "dataset.json"),
+        "dataset_sha256": checksums.file_sha256(paths.arrays / "dataset.json"),
+        "previous_sha256": paths.previous
+        and checksums.read_checksums(paths.previous)["steps.csv"],  # has every loss
         "versions": versions,
         **compute.describe(),
         "compute": [compute.describe_kind()],
@@ -474,6 +478,7 @@ PARSER.add_argument("--previous-spec", help="JSON of the settings of the previou
 PARSER.add_argument(
     "--previous-progress", type=Path, help="the previous session's folder of states, to remove"
 )
+PARSER.add_argument("--model", type=Path, help="the user's file that makes the model")
 PARSER.add_argument("--weights", type=Path, help="weights that the first session starts from")
 PARSER.add_argument(
     "--optimizer-state", type=Path, help="optimizer state that the first session starts from"

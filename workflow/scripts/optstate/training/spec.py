@@ -30,7 +30,7 @@ class SessionSpec:
     image_size: int  # pixels
     train_per_class: int | None  # images; None: all
     valid_per_class: int | None
-    model: str
+    model: str  # of torchvision, or :FUNCTION of the user's file
     file_hashes: dict[str, str]  # first digits of the SHA-256 of each file that a key names
     subset: str
     batch_size: int  # images

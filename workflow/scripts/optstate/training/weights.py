@@ -161,15 +161,17 @@ def read_optimizer_state(
     found = _find_optimizer(path, _read_file(path))
     num_groups = len(found["param_groups"])
     order = [index for group in found["param_groups"] for index in group["params"]]
-    named = list(parameters)
-    if len(order) != len(named):
+    named = list(enumerate(parameters))
+    expected = _make_state(optimizer, [value for _, (_, value) in named])
+    trained = [item for item in named if item[1][1].requires_grad]
+    matched = trained if len(order) == len(trained) else named  # frozen ones may be left out
+    if len(order) != len(matched):
         raise InputError(
             f"{path}: its optimizer has {len(order)} parameters, but the model has {len(named)}. "
             "Correct `optimizer_state` or `model`."
         )
-    expected = _make_state(optimizer, [value for _, value in named])
     state = {}
-    for position, (index, (name, value)) in enumerate(zip(order, named, strict=True)):
+    for index, (position, (name, value)) in zip(order, matched, strict=True):
         given = {k: v for k, v in found["state"].get(index, {}).items() if v is not None}
         is_missing = not given and bool(found["state"]) and value.requires_grad
         if is_missing and _needs_all_state(optimizer):
