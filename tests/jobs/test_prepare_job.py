@@ -38,11 +38,12 @@ def test_archives_folders_and_workers_give_the_same_bytes(images, tmp_path):
     tar = write_tar(images, tmp_path / "a.tgz")
     zipped = Path(shutil.make_archive(str(tmp_path / "z"), "zip", images))
     write_checksums(tmp_path / "archive.sha256", [tar, zipped])
+    sha256 = folder_sha256(images)
     results = [
         run_on_folder(images, tmp_path / "1"),
         run_on_folder(images, tmp_path / "2", workers=2),
-        run(tmp_path / "3", "--archive", tar),
-        run(tmp_path / "4", "--archive", zipped),
+        run(tmp_path / "3", "--archive", tar, "--sha256", sha256),
+        run(tmp_path / "4", "--archive", zipped, "--sha256", sha256),
     ]
     assert [r.returncode for r in results] == [0] * 4
     for name in sorted(p.name for p in (tmp_path / "1").iterdir()):

@@ -112,6 +112,10 @@ def test_the_content_of_a_file_counts_and_not_its_time(project):
     assert {rule: jobs.get(rule) for rule in FOUR_RUNS} == FOUR_RUNS
     (project.folder / "net.py").write_text(MODEL)
     assert NOTHING in project.run("--dry-run")
+    (project.folder / "models").mkdir()
+    (project.folder / "models/moved.py").write_text(MODEL)
+    moved = ("--config", "model=models/moved.py:make")
+    assert not count_jobs(project, *moved).keys() & FOUR_RUNS.keys()
     before = (project.folder / "mine.pt").read_bytes()
     save_checkpoint(project)
     jobs = count_jobs(project)
@@ -151,6 +155,7 @@ def test_remedies_are_compared_where_a_state_was_lost(tmp_path, images):
         ({"model": "net.py:build"}, "model: net.py has no function 'build'"),
         ({"model": "broken.py:make"}, "model: broken.py:2: SyntaxError:"),
         ({"model": "missing.py:make"}, "model: missing.py:1: needs the package nowhere"),
+        ({"model": "split.py:make"}, "model: split.py:1: imports net from its own folder"),
         ({"model": "resnet18"}, "weights.pt: these are not weights of resnet18"),
         ({"optimizer": "{name: SGD, momentum: 0.9}"}, "under SGD: it has exp_avg"),
         ({"optimizer_state": "Makefile"}, "optimizer_state: Makefile is not a file"),
@@ -162,6 +167,7 @@ def test_a_mistake_is_one_line_before_any_job(tmp_path, images, changes, error):
     (project.folder / "net.py").write_text(MODEL)
     (project.folder / "broken.py").write_text("\ndef make(:\n")
     (project.folder / "missing.py").write_text("import nowhere\n")
+    (project.folder / "split.py").write_text("from net import make\n")
     save_checkpoint(project)
     content = torch.load(project.folder / "mine.pt", weights_only=True)
     torch.save(content["model_state_dict"], project.folder / "weights.pt")

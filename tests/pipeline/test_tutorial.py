@@ -63,7 +63,7 @@ def test_what_it_names_exists(done):
         assert (folder / path).exists(), path
     assert "results/mine/report.html" in printed
     page = (folder / "results/mine/report.html").read_text()
-    assert '<h2 id="photos">photos</h2>' in page
+    assert '<h2 id="dataset-photos">photos: curves</h2>' in page
     assert "photos: train loss of the steps around the boundaries" in page
 
 

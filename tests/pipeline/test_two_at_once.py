@@ -111,11 +111,13 @@ def test_an_unrecorded_session_is_stale(project):
     assert "first_session" not in count_jobs(project, *first)
 
 
-@pytest.mark.parametrize("key", ["configuration", "dataset_sha256"])
+@pytest.mark.parametrize("key", ["configuration", "dataset_sha256", "previous_sha256"])
 def test_an_exchanged_session_is_stale(project, key):
     """Its files agree with each other, and their time is that of the session that was there."""
-    first = ("--config", ONE_METHOD, "--until", "first_session")
-    session = project.folder / "results/tiny/runs/noise/constant/seed0/session1"
+    rule = "later_session" if key == "previous_sha256" else "first_session"
+    name = "constant-new/seed0/session2" if rule == "later_session" else "constant/seed0/session1"
+    first = ("--config", ONE_METHOD, "--until", rule)
+    session = project.folder / "results/tiny/runs/noise" / name
     project.run(*first)
     before = {path.name: path.read_bytes() for path in session.iterdir()}
     settings = json.loads(before["made_by.json"])
@@ -131,35 +133,49 @@ def test_an_exchanged_session_is_stale(project, key):
     for path in session.iterdir():
         os.utime(path, (time, time))
     shutil.rmtree(project.folder / "results/tiny/in_progress")
-    assert count_jobs(project, *first)["first_session"] == 1
+    assert count_jobs(project, *first) == {rule: 1}
     project.run(*first)
     assert (session / "made_by.json").read_bytes() == before["made_by.json"]
     assert count_jobs(project, *first) == {}
 
 
-def test_exchanged_tables_are_collected_again(project):
-    """They agree with their checksums, but other sessions made them."""
+def test_exchanged_tables_are_made_again(project):
+    """They agree with their checksums, but were made from other files, or are not listed."""
     compare = ("--config", ONE_METHOD, "--until", "compare")
     tables = project.folder / "results/tiny/tables"
     project.run(*compare)
     assert count_jobs(project, *compare) == {}
     before = {path.name: path.read_bytes() for path in tables.iterdir()}
     times = {path.name: path.stat().st_mtime for path in tables.iterdir()}
-    for name, listing in (("epochs.csv", "collect"), ("comparisons.csv", "compare")):
+
+    def exchange(name, listing, is_listed=True):
         (tables / name).write_bytes(before[name] + before[name].splitlines(True)[-1])
         listed = before[f"{listing}.sha256"].decode()
         for line in listed.splitlines():
             if line.endswith(f"  {name}"):
-                listed = listed.replace(line[:64], file_sha256(tables / name))
-            if line.endswith("session.sha256"):
+                changed = line.replace(line[:64], file_sha256(tables / name)) + "\n"
+                listed = listed.replace(f"{line}\n", changed if is_listed else "")
+            if line.endswith(("session.sha256", "./summary.csv", "./steps.csv")):
                 listed = listed.replace(line[:64], "0" * 64)
         (tables / f"{listing}.sha256").write_text(listed)
-    for path in tables.iterdir():
-        os.utime(path, (times[path.name], times[path.name]))
-    assert count_jobs(project, *compare).keys() == {"collect", "measure_boundaries", "compare"}
-    project.run(*compare)
-    assert {path.name: path.read_bytes() for path in tables.iterdir()} == before
-    assert count_jobs(project, *compare) == {}
+        for path in tables.iterdir():
+            os.utime(path, (times[path.name], times[path.name]))
+
+    def require_made_again(*rules):
+        assert count_jobs(project, *compare).keys() == {*rules}
+        project.run(*compare)
+        assert {path.name: path.read_bytes() for path in tables.iterdir()} == before
+        assert count_jobs(project, *compare) == {}
+        times.update({path.name: path.stat().st_mtime for path in tables.iterdir()})
+
+    exchange("epochs.csv", "collect")
+    require_made_again("collect", "measure_boundaries", "compare")
+    exchange("boundaries.csv", "boundaries")
+    require_made_again("measure_boundaries", "compare")
+    exchange("comparisons.csv", "compare")
+    require_made_again("compare")
+    exchange("comparisons.csv", "compare", is_listed=False)
+    require_made_again("compare")
 
 
 def test_a_configuration_that_is_changed_and_changed_back_makes_nothing_stale(project):

@@ -72,7 +72,7 @@ LR = "schedules.constant.lr"
                 f'datasets.imagewoof.archive: was "{ARTICLE["archive"]}", is "b.tgz". The report '
                 "will be made again.",
                 f'datasets.imagewoof.sha256: was "{ARTICLE["sha256"]}", is "{"1" * 64}". 5 '
-                "finished sessions will be trained again, unless the images are the same.",
+                f"finished sessions {AGAIN}",
             ],
         ),
         (
@@ -81,7 +81,7 @@ LR = "schedules.constant.lr"
                 "methods": ["constant-new", "constant-preserve", "constant-small"],
             },
             [
-                f"boundaries.preserve: `step_size` needs the norm of its every step. 4 finished "
+                f"boundaries.preserve: `step_size` needs the norm of each update. 4 finished "
                 f"sessions {AGAIN}",
                 "boundaries.small.keep: was not set, is []. The report will be made again.",
                 'boundaries.small.step_size: was not set, is "preserve". The report will be made '

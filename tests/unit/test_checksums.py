@@ -1,6 +1,8 @@
 """Finished files are verified before they are read."""
 
+import contextlib
 import hashlib
+import json
 import os
 from multiprocessing.pool import ThreadPool
 
@@ -10,6 +12,7 @@ from optstate.checksums import CACHE, file_sha256, read_checksums, verify, write
 from optstate.experiment.integrity import (
     list_finished_files,
     require_archive,
+    require_prepared,
     require_unchanged,
 )
 from optstate.job import InputError
@@ -129,10 +132,27 @@ class TestWholeExperiment:
         with pytest.raises(InputError, match=f"^{tmp_path}: has another archive. Delete this"):
             require_archive(tmp_path, "0" * 64)
 
+    @pytest.mark.parametrize(
+        ("found", "is_refused"),
+        [
+            ({"source_sha256": "1", "image_size": 8, "split": {"folder": "val"}}, False),
+            ({"source_sha256": "2", "image_size": 8}, True),
+            ({"source_sha256": "1", "image_size": 16}, True),
+            ({}, False),  # of an earlier version
+        ],
+    )
+    def test_arrays_of_another_data_set_are_refused(self, tmp_path, found, is_refused):
+        expected = {"source_sha256": "1", "image_size": 8, "split": None}
+        require_prepared(tmp_path, expected)  # there are none yet
+        (tmp_path / "dataset.json").write_text(json.dumps(found))
+        refusal = pytest.raises(InputError, match=f"^{tmp_path}: has other images. Delete this")
+        with refusal if is_refused else contextlib.nullcontext():
+            require_prepared(tmp_path, expected)
+
     def test_the_number_of_further_files_is_given(self, files, tmp_path):
         for path in files:
             flip_a_byte(path)
-        with pytest.raises(InputError, match="a.csv: .* So have 1 other files"):
+        with pytest.raises(InputError, match="a.csv: .* 1 more changed, too"):
             require_unchanged(tmp_path.glob("*.sha256"), tmp_path / "cache.json")
 
 

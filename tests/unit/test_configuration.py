@@ -89,6 +89,7 @@ OUTCOME = {"measure": "final_valid_top1", "boundary": "preserve"}
         ({"sessions": []}, r"sessions: \[\] must not be empty."),
         ({"sessions": [3, 0]}, r"sessions\[1\]: 0 must be at least 1."),
         ({"seeds": [1, 1]}, r"seeds: \[1, 1\] must not repeat an entry."),
+        ({"experiment": 2024}, "experiment: 2024 is read as a number, but must be text. Quote it."),
         ({"experiment": "a/b"}, 'experiment: "a/b" must be a name of up to 100'),
         ({"experiment": "datasets"}, "experiment: .* other than `datasets`"),
         ({"experiment": "bench"}, "experiment: .* `bench` and `README.md`"),
@@ -218,16 +219,16 @@ OUTCOME = {"measure": "final_valid_top1", "boundary": "preserve"}
             {"weights": str(ROOT / "Makefile"), "optimizer_state": "/nowhere.pt"},
             "optimizer_state: /nowhere.pt is not a file.",
         ),
-        ({"optimizer_state": "mine.pt"}, "optimizer_state: belongs to weights of your own."),
+        ({"optimizer_state": "mine.pt"}, "optimizer_state: needs the weights that it belongs to"),
         (
             {"optimizer_state": "mine.pt", "weights": "IMAGENET1K_V2"},
-            "optimizer_state: belongs to weights of your own.",
+            "optimizer_state: needs the weights that it belongs to, in a file.",
         ),
         (
             {"model": "net.py:make", "weights": "IMAGENET1K_V2"},
             "weights: IMAGENET1K_V2 belongs to a model of torchvision.",
         ),
-        ({"optimizer_state": "lost"}, "optimizer_state: belongs to weights of your own."),
+        ({"optimizer_state": "lost"}, "optimizer_state: needs weights. Set `weights`."),
         (
             {"optimizer_state": "lost", "weights": "IMAGENET1K_V2"},
             "boundaries.preserve.keep: with `optimizer_state: lost`, there is nothing to keep",
@@ -324,6 +325,15 @@ ONE_SESSION = {"sessions": [3], "schedules__constant__lr": [1e-3]}
             ONE_SESSION | {"methods": ["constant-new", "constant-uninterrupted"]},
             "methods: constant-new and constant-uninterrupted cannot differ, because there is only "
             "one session.",
+        ),
+        (
+            ONE_SESSION
+            | {
+                "weights": "IMAGENET1K_V2",
+                "optimizer_state": "lost",
+                "methods": ["constant-new", "constant-uninterrupted"],
+            },
+            "methods: constant-new and constant-uninterrupted cannot differ, because they do the",
         ),
         # These differ.
         ({"boundaries__late": LATE, "methods": ["constant-late", "onecycle-new"]}, ""),
@@ -451,6 +461,9 @@ def test_null_removes_an_entry(null):
     assert list(result["datasets"]) == ["imagewoof"]
     assert list(result["schedules"]) == ["constant"]
     assert result["mirror"] is None
+    datasets = {"a": {"archive": null, "sha256": null, "folder": "/data"}}
+    result = convert_types(config | {"datasets": datasets}, SCHEMA)
+    assert result["datasets"] == {"a": {"folder": "/data"}}
 
 
 def make_spec(config=ARTICLE, method="constant-preserve", session=2) -> SessionSpec:
@@ -557,6 +570,15 @@ class TestSessionSpec:
         )
         assert (first.file_hashes, second.file_hashes) == (hashes, {"model": "1"})
 
+    def test_the_place_of_a_model_of_ones_own_does_not_count(self):
+        session = Session("imagewoof", "constant", 0, 1)
+        specs = [
+            session_spec(ARTICLE | {"model": f"{folder}/net.py:make"}, session, {"model": "1"})
+            for folder in ("/here", "there")
+        ]
+        assert specs[0] == specs[1]
+        assert specs[0].model == ":make"
+
     def test_with_a_lost_state_remedies_are_compared_in_session_1(self):
         config = change_article(
             weights="IMAGENET1K_V2",
@@ -586,6 +608,7 @@ class TestSessionSpec:
         assert (spec.keep, spec.method, spec.file_hashes) == ("all", "constant-preserve", hashes)
         names, spec = make("new")
         assert (names, spec.keep) == (["constant-new"] * 3, [])
+        assert spec.file_hashes == {"weights": "0"}  # another state would change nothing
 
     def test_an_uninterrupted_run_keeps_the_given_state(self):
         config = ARTICLE | {"optimizer_state": "mine.pt", "methods": ["constant-uninterrupted"]}
@@ -595,6 +618,9 @@ class TestSessionSpec:
     def test_a_job_reads_the_spec_that_was_written(self):
         assert SessionSpec.from_json(make_spec().to_json()) == make_spec()
         assert make_spec().to_json() == json.dumps(vars(make_spec()), sort_keys=True)
+
+
+IN_TWO_SESSIONS = {"methods": [], "sessions": [1, 1], "optimizer_state": None}
 
 
 @pytest.mark.parametrize(
@@ -607,7 +633,7 @@ class TestSessionSpec:
     ],
 )
 def test_the_baseline_keeps_nothing(boundaries, expected):
-    found = baselines({"boundaries": boundaries, "methods": []})
+    found = baselines(IN_TWO_SESSIONS | {"boundaries": boundaries})
     assert all(names == [expected] for names in found.values())
 
 
@@ -616,9 +642,12 @@ def test_boundaries_that_methods_use_come_first():
         "new": {"keep": []}, "preserve": {"keep": "all"},
         "discard": {"keep": []}, "carry": {"keep": "all"},
     }  # fmt: skip
-    config = {"boundaries": boundaries, "methods": ["s-discard", "s-carry"]}
+    boundaries["carry-again"] = {"keep": "all", "reshuffle": True}
+    config = IN_TWO_SESSIONS | {
+        "boundaries": boundaries, "methods": ["s-discard", "s-carry", "s-carry-again"],
+    }  # fmt: skip
     assert baselines(config)["carry"] == ["discard"]
-    config |= {"sessions": [1, 1], "optimizer_state": None}
+    assert baselines(config)["carry-again"] == ["carry"]
     assert list_resets(config) == {"new": [2], "discard": [2], "carry": []}
 
 
@@ -638,11 +667,12 @@ def test_a_reshuffled_boundary_is_compared_with_its_twin():
         "new": {"keep": []},
         "preserve": {"keep": "all"},
         "again": {"keep": "all", "reshuffle": True},
+        "late-again": {"keep": "all", "at": [2], "reshuffle": True},
         "slow-again": {"keep": [], "warmup_steps": 5, "reshuffle": True},
     }
-    assert baselines({"boundaries": boundaries, "methods": []}) == {
-        "new": ["new"], "preserve": ["new"], "again": ["preserve"], "slow-again": ["new"],
-        "uninterrupted": ["new"],
+    assert baselines(IN_TWO_SESSIONS | {"boundaries": boundaries}) == {
+        "new": ["new"], "preserve": ["new"], "again": ["preserve"], "late-again": ["preserve"],
+        "slow-again": ["new"], "uninterrupted": ["new"],
     }  # fmt: skip
 
 
@@ -653,7 +683,7 @@ def test_a_boundary_may_name_its_baselines():
         "slow": {"keep": [], "lr_factor": 0.3, "baseline": ["preserve", "new"]},
         "slow-again": {"keep": [], "lr_factor": 0.3, "reshuffle": True},
     }
-    assert baselines({"boundaries": boundaries, "methods": []}) == {
+    assert baselines(IN_TWO_SESSIONS | {"boundaries": boundaries}) == {
         "new": ["preserve"], "preserve": ["new"], "slow": ["preserve", "new"],
         "slow-again": ["slow"], "uninterrupted": ["new"],
     }  # fmt: skip

@@ -296,7 +296,7 @@ class TestCoincidingMethods:
         steps = make_steps(Case(num_arms=4))
         of_curves = curves.stack_curves(steps, make_epochs(steps))
         (axes,) = curves.draw_curves(of_curves, ["valid_loss"], "first").axes
-        assert list_notes(axes) == ["late, one session and preserve coincide"]
+        assert list_notes(axes) == ["late, preserve and uninterrupted coincide"]
 
     def test_learning_rates_are_noted(self):
         steps = make_steps(Case(num_arms=3))

@@ -47,6 +47,15 @@ def test_a_plan_is_kept_once_a_session_has_begun(results, file):
     assert json.loads((results / NAME).read_text())["plan"] == FIRST
 
 
+@pytest.mark.parametrize("file", [None, CURVES, "report.sha256"])
+def test_a_plan_says_whether_sessions_had_begun(tmp_path, file):
+    if file:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("x")
+    write_plan(tmp_path, FIRST, "abc")
+    assert json.loads((tmp_path / NAME).read_text())["has_begun"] is (file is not None)
+
+
 def test_a_plan_is_withdrawn_if_no_state_was_saved(results):
     withdraw_plan(results)
     assert not (results / NAME).exists()

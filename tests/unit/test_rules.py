@@ -28,15 +28,21 @@ def test_a_first_session_starts_from_nothing_or_weights():
     assert EXPERIMENT.previous(first) == []
     assert EXPERIMENT.start_options(first) == ""
     config = CONFIG | {"weights": "my weights.pt"}
-    assert Experiment(config, {}).start_options(first) == "--weights='my weights.pt'"
+    options = Experiment(config, {}, {"weights": "1"}).start_options(first)
+    assert options == "--weights='my weights.pt'"
+    own = Experiment(CONFIG | {"model": "my net.py:make"}, {}, {"model": "1"})
+    assert own.start_options(first) == "--model='my net.py'"
+    second = make_wildcards(name="constant-new", number="2")
+    assert own.start_options(second).startswith("--model='my net.py' --previous ")
 
 
 def test_a_first_session_at_a_boundary_starts_from_an_optimizer_state():
     config = CONFIG | {"weights": "mine.pt", "optimizer_state": "mine.pt"}
     experiment = Experiment(config, {}, {"weights": "1", "optimizer_state": "2"})
-    for name in ("constant-new", "constant-uninterrupted"):
-        first = make_wildcards(name=name, number="1")
-        assert experiment.start_options(first) == "--weights=mine.pt --optimizer-state=mine.pt"
+    kept = make_wildcards(name="constant-uninterrupted", number="1")
+    assert experiment.start_options(kept) == "--optimizer-state=mine.pt --weights=mine.pt"
+    lost = make_wildcards(name="constant-new", number="1")
+    assert experiment.start_options(lost) == "--weights=mine.pt"
     second = make_wildcards(name="constant-new", number="2")
     assert "mine.pt" not in experiment.start_options(second).replace(experiment.spec(second), "")
     tested = make_wildcards(schedule="constant", number="1")
@@ -240,10 +246,11 @@ def test_the_arrays_folder_says_how_validation_images_are_chosen(keys, name, opt
     experiment = Experiment(CONFIG | {"datasets": datasets}, {"imagewoof": "b" * 64}, None)
     assert experiment.prepared("imagewoof") == f"results/datasets/imagewoof/{'b' * 16}/{name}"
     wildcards = SimpleNamespace(dataset="imagewoof", key="b" * 16)
-    folder = f"--folder='my images' --sha256 {'b' * 64}"
+    sha256 = f"--sha256 {'b' * 64}"
+    folder = f"--folder='my images' {sha256}"
     assert experiment.images_options(wildcards) == f"{folder}{options}"
     datasets["imagewoof"] = {"archive": "x.tgz"} | keys
-    archive = f"--archive results/datasets/imagewoof/{'b' * 16}/archive"
+    archive = f"--archive results/datasets/imagewoof/{'b' * 16}/archive {sha256}"
     assert experiment.images_options(wildcards) == f"{archive}{options}"
 
 

@@ -15,7 +15,7 @@ from optstate.experiment.runs import (
 
 BOUNDARIES = {"new": {"keep": []}, "keep-all": {"keep": "all"}}
 METHODS = ["c-new", "c-uninterrupted", "c-keep-all", "d-new"]
-RUNS = Runs(["b", "a"], [1, 0], name_sessions(METHODS, BOUNDARIES, 3, 2))
+RUNS = Runs(["b", "a"], [1, 0], name_sessions(METHODS, BOUNDARIES, 3))
 
 
 def test_a_method_is_split_at_its_first_hyphen():
@@ -25,7 +25,7 @@ def test_a_method_is_split_at_its_first_hyphen():
 def test_runs_are_sorted_whatever_their_order():
     assert list(RUNS) == sorted(RUNS)
     for methods in itertools.permutations(METHODS):
-        names = name_sessions(methods, dict(reversed(BOUNDARIES.items())), 3, 2)
+        names = name_sessions(methods, dict(reversed(BOUNDARIES.items())), 3)
         assert list(names.items()) == list(RUNS.session_names.items())
     reordered = Runs(["a", "b"], [0, 1], dict(reversed(RUNS.session_names.items())))
     assert list(reordered) == list(RUNS)
@@ -47,15 +47,15 @@ def test_an_uninterrupted_run_has_one_session_of_its_own():
     assert own.is_whole_run
     assert not Session("a", "c", 0, 1).is_whole_run
 
-    def have_boundaries(method, num_sessions, first_boundary):
-        names = name_sessions([method], BOUNDARIES, num_sessions, first_boundary)
+    def have_boundaries(method, num_sessions, state=None):
+        names = name_sessions([method], BOUNDARIES, num_sessions, state)
         return Runs(["a"], [0], names).have_boundaries
 
-    assert have_boundaries("c-new", 2, 2)
-    assert not have_boundaries("c-new", 1, 2)
-    assert have_boundaries("c-new", 1, 1)
-    assert not have_boundaries("c-uninterrupted", 2, 2)
-    assert not have_boundaries("c-uninterrupted", 1, 1)
+    assert have_boundaries("c-new", 2)
+    assert not have_boundaries("c-new", 1)
+    assert have_boundaries("c-new", 1, "mine.pt")
+    assert not have_boundaries("c-uninterrupted", 2)
+    assert not have_boundaries("c-uninterrupted", 1, "mine.pt")
 
 
 def test_every_session_is_one_job():
@@ -107,11 +107,14 @@ def test_what_happens_at_a_boundary(boundary, number, options):
         (["preserve", "all"], "preserve"),
         (["b", "a"], "a"),
         ([], ""),
+        (["late"], "late"),
     ],
 )
 def test_a_plain_boundary_is_found(boundaries, expected):
     """A boundary with another option is not plain, whatever its name."""
     plain = {name: {"keep": "all", "baseline": "new"} for name in boundaries}
+    if "late" in plain:  # before session 2, everything is kept, too
+        plain["late"]["at"] = [3]
     others = {"new": {"keep": []}, "preserve": {"keep": "all", "warmup_steps": 5}}
     assert find_plain(others | plain, keep="all") == expected
 
@@ -128,7 +131,7 @@ class TestSharedSessions:
     }
 
     def name(self, *names: str) -> dict[str, list[str]]:
-        return name_sessions([f"c-{name}" for name in names], self.boundaries, 4, 2)
+        return name_sessions([f"c-{name}" for name in names], self.boundaries, 4)
 
     def test_a_run_is_the_preserved_run_until_it_loses_its_state(self):
         names = self.name("keep-all", "late")
@@ -152,7 +155,7 @@ class TestSharedSessions:
         boundaries = {"preserve": {"keep": "all"}} | {
             f"at{n}": {"keep": [], "at": [n]} for n in range(2, 12)
         }
-        names = name_sessions([f"c-{name}" for name in boundaries], boundaries, 11, 2)
+        names = name_sessions([f"c-{name}" for name in boundaries], boundaries, 11)
         runs = Runs(["a"], [0], names)
         assert len(runs.sessions) == 11 + sum(range(1, 11))
         (shared,) = (s for s in runs.sessions if s.name == "c-preserve" and s.number == 10)
@@ -161,6 +164,24 @@ class TestSharedSessions:
             Session("a", "c", 0, 1), Session("a", "c-preserve", 0, 2),
         )  # fmt: skip
 
+    def test_a_used_boundary_that_keeps_everything_owns_the_sessions(self):
+        """The default `preserve`, which no method uses, does not."""
+        boundaries = {"preserve": {"keep": "all"}, "stay": {"keep": "all"}, "new": {"keep": []}}
+        names = name_sessions(["c-stay", "c-new"], boundaries, 2)
+        assert names == {"c-new": ["c", "c-new"], "c-stay": ["c", "c-stay"]}
+
+    def test_a_lost_state_cannot_be_kept_in_session_1(self):
+        boundaries = {
+            "preserve": {"keep": "all"}, "later": {"keep": "all", "at": [2]},
+            "new": {"keep": []}, "slow": {"keep": [], "lr_factor": 0.5},
+        }  # fmt: skip
+        methods = [f"c-{name}" for name in ("later", "new", "slow")]
+        names = name_sessions(methods, boundaries, 2, "lost")
+        assert names["c-later"] == ["c-later", "c-later"]
+        assert names["c-new"] == ["c-later", "c-new"]
+        assert names["c-slow"] == ["c-slow", "c-slow"]
+        assert name_sessions(["c-new"], boundaries, 1, "lost") == {"c-new": ["c-new"]}
+
     def test_schedules_share_nothing(self):
-        names = name_sessions(["c-late", "d-late"], self.boundaries, 4, 2)
+        names = name_sessions(["c-late", "d-late"], self.boundaries, 4)
         assert names["d-late"] == ["d", "d-keep-all", "d-keep-all", "d-late"]

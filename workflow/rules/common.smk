@@ -40,11 +40,12 @@ BOUNDARIES = sorted({run.names()["boundary"] for run in experiment.runs})
 # Jobs use the interpreter that Snakemake runs on, unless each rule has an environment of its own.
 # `exec` makes them children of Snakemake, which end when it is killed. With a shell in between,
 # they would not.
+# PYTHONSAFEPATH: a user's own model must not import untracked files from the working directory.
 uses_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 interpreter = "python" if uses_conda else shlex.quote(sys.executable)
 prefix = (
     f'export PYTHONPATH={shlex.quote(SCRIPTS)}"${{PYTHONPATH:+:$PYTHONPATH}}" '
-    f'OPTSTATE_PARENT={os.getpid()}; python() {{ exec {interpreter} "$@"; }}; '
+    f'PYTHONSAFEPATH=1 OPTSTATE_PARENT={os.getpid()}; python() {{ exec {interpreter} "$@"; }}; '
 )
 shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))
 

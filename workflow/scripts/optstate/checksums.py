@@ -49,15 +49,16 @@ def hash_files(files: Sequence[str | Path], cache: Path | None = None) -> list[s
     return [known[key] for key in keys]
 
 
-def write_checksums(path: Path, files: Iterable[Path]) -> None:
-    """List the SHA-256 of ``files`` in the file ``path``.
+def write_checksums(path: Path, outputs: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
+    """List the SHA-256 of a job's ``outputs`` in the file ``path`` in their folder.
 
-    Files in other folders are listed by their relative path. They are not this job's outputs, but
-    what it made its outputs from.
+    ``inputs``, from which it made them, are listed by a relative path that contains a slash.
     """
-    sorted_files = sorted(files)
-    names = [os.path.relpath(file, path.parent) for file in sorted_files]
-    listed = dict(zip(names, hash_files(sorted_files), strict=True))
+    names = {file: file.name for file in sorted(outputs)}
+    for file in sorted(inputs):
+        relative = os.path.relpath(file.resolve(), path.parent.resolve())
+        names[file] = relative if "/" in relative else f"./{relative}"
+    listed = dict(zip(names.values(), hash_files([*names]), strict=True))
     with write_atomically(path) as temporary:
         temporary.write_text(format_listing(listed), encoding="utf-8")
 
@@ -96,25 +97,35 @@ def verify(*files: Path, cache: bool = False) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file that is listed in ``folder``, by its path from there.
+    """Return the SHA-256 of every output that is listed in ``folder``, by its name.
 
     Raises:
         InputError: a listing is damaged, or two disagree, so one of them was exchanged.
     """
     found: dict[str, str] = {}
     for listing in sorted(folder.glob(f"*{SUFFIX}")):
-        with contextlib.suppress(FileNotFoundError):  # its job has just started again
-            lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
-            if not lines or not all(map(LINE.fullmatch, lines)):
-                raise InputError(f"{listing}: damaged. Delete it, then run again.")
-            for line in lines:
-                sha256, _, name = line.partition("  ")
-                if found.setdefault(name, sha256) != sha256:
-                    raise InputError(
-                        f"{listing}: disagrees with another {SUFFIX} file on {name}. Delete it, "
-                        "then run again."
-                    )
+        for name, sha256 in read_listing(listing).items():
+            if "/" not in name and found.setdefault(name, sha256) != sha256:
+                raise InputError(
+                    f"{listing}: disagrees with another {SUFFIX} file on {name}. Delete it, then "
+                    "run again."
+                )
     return found
+
+
+def read_listing(listing: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files in one listing, by name. Those of inputs contain a slash.
+
+    Raises:
+        InputError: the listing is damaged.
+    """
+    try:
+        lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:  # its job has just started again
+        return {}
+    if not lines or not all(map(LINE.fullmatch, lines)):
+        raise InputError(f"{listing}: damaged. Delete it, then run again.")
+    return {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
 
 
 def _read_cache(cache: Path) -> dict[str, str]:

@@ -29,13 +29,13 @@ COLUMNS = [*tables.RUN, "session", *tables.OF_BOUNDARIES]
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``boundaries.csv``."""
-    steps = tables.read_verified(arguments.tables / "steps.csv")
-    epochs = tables.read_verified(arguments.tables / "epochs.csv")
+    inputs = [arguments.tables / f"{name}.csv" for name in ("steps", "epochs")]
+    steps, epochs = map(tables.read_verified, inputs)
     rows = measure_boundaries(steps, epochs, arguments.preserved, arguments.first_boundary)
     output = arguments.tables / "boundaries.csv"
     with write_atomically(output) as path:
         pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, lineterminator="\n")
-    write_checksums(output.with_suffix(".sha256"), [output])
+    write_checksums(output.with_suffix(".sha256"), [output], inputs)
 
 
 def measure_boundaries(

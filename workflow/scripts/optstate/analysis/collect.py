@@ -43,7 +43,7 @@ def main(arguments: argparse.Namespace) -> None:
                 append_rows(files[name], rows)
     paths = [arguments.output / f"{name}.csv" for name in TABLES]
     listings = [arguments.runs_folder / s.folder / "session.sha256" for s in runs.sessions]
-    write_checksums(arguments.output / "collect.sha256", [*paths, *listings])
+    write_checksums(arguments.output / "collect.sha256", paths, listings)
     for session in runs.sessions:
         shutil.rmtree(arguments.progress / session.folder, ignore_errors=True)
 

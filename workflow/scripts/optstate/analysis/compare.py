@@ -47,8 +47,8 @@ CONDITIONAL = [
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``comparisons.csv``, and ``pairs.csv`` with the difference of every pair."""
-    summary = tables.read_verified(arguments.tables / "summary.csv")
-    boundaries = tables.read_verified(arguments.tables / "boundaries.csv")
+    inputs = [arguments.tables / f"{name}.csv" for name in ("summary", "boundaries")]
+    summary, boundaries = map(tables.read_verified, inputs)
     verify(*arguments.cards)
     chances = {
         dataset: tables.compute_chance(read_json(card, "classes"), arguments.valid_per_class)
@@ -62,7 +62,7 @@ def main(arguments: argparse.Namespace) -> None:
     for output, table in zip(outputs, (pairs, comparisons), strict=True):
         with write_atomically(output) as path:
             table.to_csv(path, index=False, lineterminator="\n")
-    write_checksums(arguments.tables / "compare.sha256", outputs)
+    write_checksums(arguments.tables / "compare.sha256", outputs, inputs)
 
 
 def stack_measures(summary: pd.DataFrame, boundaries: pd.DataFrame) -> pd.DataFrame:

@@ -44,7 +44,8 @@ def main(arguments: argparse.Namespace) -> None:
     plan = json.loads(arguments.plan)
     verify(arguments.planned)
     planned = read_json(arguments.planned, "plan", "date", "commit", "finished_sessions")
-    read = {name: tables.read_verified(arguments.tables / f"{name}.csv") for name in TABLES}
+    inputs = {name: arguments.tables / f"{name}.csv" for name in TABLES}
+    read = {name: tables.read_verified(path) for name, path in inputs.items()}
     comparisons, summary = read["comparisons"], read["summary"]
     chances = {
         dataset: tables.compute_chance(card, config["valid_per_class"])
@@ -111,7 +112,7 @@ def main(arguments: argparse.Namespace) -> None:
     for output, text in texts.items():
         with write_atomically(output) as path:
             path.write_text(text, encoding="utf-8")
-    write_checksums(arguments.output.with_suffix(".sha256"), [*texts])
+    write_checksums(arguments.output.with_suffix(".sha256"), texts, inputs.values())
 
 
 def read_cards(datasets: Sequence[str], paths: Sequence[Path]) -> dict[str, dict[str, Any]]:

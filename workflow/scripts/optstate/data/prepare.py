@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +95,9 @@ def main(arguments: argparse.Namespace) -> None:
     with lock, open_folder(arguments) as (root, require_unchanged):
         require_unchanged()
         holdout = get_holdout(arguments)
-        prepare(root, arguments.image_size, arguments.workers, output, holdout, require_unchanged)
+        source = {"source_sha256": arguments.sha256} if arguments.sha256 else {}
+        size, workers = arguments.image_size, arguments.workers
+        prepare(root, size, workers, output, holdout, require_unchanged, source)
 
 
 def get_holdout(arguments: argparse.Namespace) -> Holdout | None:
@@ -138,6 +141,7 @@ def prepare(
     output: Path,
     holdout: Holdout | None = None,
     require_unchanged: Callable[[], None] = lambda: None,
+    source: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Decode the images below ``root`` with ``workers`` processes into the folder ``output``.
 
@@ -150,6 +154,7 @@ def prepare(
         output: the folder of the arrays.
         holdout: how to choose validation images from the training images, if they have no folder.
         require_unchanged: called when all images have been read. Raises if one may have changed.
+        source: entries of ``dataset.json`` that identify the data set.
 
     Raises:
         InputError: the layout is different, images do not decode, or the disk is too full.
@@ -167,6 +172,7 @@ def prepare(
             traits, checksums = write_arrays(root, image_size, splits, pool, add)
         require_unchanged()
         card = make_card(root, image_size, classes, splits, traits) | {
+            **source,
             "split": holdout._asdict() if holdout else {"folder": splits[1].folder},
             "sha256": checksums,
         }
@@ -562,7 +568,7 @@ PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 source = PARSER.add_mutually_exclusive_group(required=True)
 source.add_argument("--archive", type=Path, help="a verified tar or zip archive")
 source.add_argument("--folder", type=Path, help="a folder of {train,val}/CLASS/IMAGE")
-PARSER.add_argument("--sha256", help="expected SHA-256 of the manifest of --folder")
+PARSER.add_argument("--sha256", help="SHA-256 of --archive, or of the manifest of --folder")
 PARSER.add_argument("--valid-fraction", type=float, help="validate on this fraction of train/")
 PARSER.add_argument("--valid-seed", type=int, help="choose the fraction at random")
 PARSER.add_argument("--image-size", type=int, required=True, help="height and width, in pixels")

@@ -47,7 +47,7 @@ def list_changes(
         f"{key}: {change}. {count_sessions(count)} will be trained again."
         for (key, change), count in counts.items()
     ]
-    if before := _read(results / "configuration.yaml", yaml.safe_load):
+    if before := read_configuration(results):
         of_sessions = {key for key, _ in counts}
         lines += [
             f"{key}: {change}. {describe_consequence(key, [*changed])}"
@@ -63,12 +63,17 @@ def describe_consequence(key: str, finished: list[Session]) -> str:
     number = sum(session.dataset == source[1] for session in finished) if source else 0
     if not number:
         return "The report will be made again."
-    return f"{count_sessions(number)} will be trained again, unless the images are the same."
+    return f"{count_sessions(number)} will be trained again."
 
 
 def count_sessions(number: int) -> str:
     """Return a number of sessions in words."""
     return f"{number} finished session{'s' * (number > 1)}"
+
+
+def read_configuration(results: Path) -> Config | None:
+    """Return the configuration of an experiment's report. None if it cannot be read."""
+    return _read(results / "configuration.yaml", yaml.safe_load)
 
 
 def read_value(path: Path, key: str) -> Any:
@@ -99,6 +104,6 @@ def _compare_session(before: Config, spec: SessionSpec) -> Iterator[tuple[str, s
                 yield rest, "the file has changed"
         elif field == "all_norms":
             need = "needs" if spec.all_norms else "no longer needs"
-            yield f"boundaries.{spec.boundary}", f"`step_size` {need} the norm of its every step"
+            yield f"boundaries.{spec.boundary}", f"`step_size` {need} the norm of each update"
         else:
             yield path, change

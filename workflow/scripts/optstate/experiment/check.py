@@ -27,7 +27,7 @@ from optstate.training.weights import (
     read_optimizer_state,
 )
 
-NUM_CLASSES = 10  # any number would do: no error depends on the number of classes
+NUM_CLASSES = 7  # rare, so that a model that ignores the number of classes is noticed
 REFUSED = {  # classes of torch.optim that cannot train the models here, with the reason
     "LBFGS": "calls a closure that computes the loss several times per step",
     "Muon": "takes only two-dimensional parameters",

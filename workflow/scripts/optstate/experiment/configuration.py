@@ -23,7 +23,7 @@ from optstate.experiment.runs import (
 from optstate.experiment.schema import Config, conform
 from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError
-from optstate.training.spec import SessionSpec
+from optstate.training.spec import SessionSpec, split_model
 
 ROOT = Path(__file__).parents[4]
 DEFAULT = ROOT / "config/config.yaml"
@@ -94,8 +94,8 @@ def targets(config: Config) -> dict[str, float]:
 
 def all_runs(config: Config) -> Runs:
     """Return the runs of an experiment."""
-    num_sessions, first_boundary = len(config["sessions"]), find_first_boundary(config)
-    named = [config["methods"], config["boundaries"], num_sessions, first_boundary]
+    num_sessions, state = len(config["sessions"]), config["optimizer_state"]
+    named = [config["methods"], config["boundaries"], num_sessions, state]
     return Runs(
         datasets=sorted(config["datasets"]),
         seeds=sorted(config["seeds"]),
@@ -115,20 +115,23 @@ def baselines(config: Config) -> dict[str, list[str]]:
     if there is one. For a boundary with ``reshuffle``, it is the boundary that is the same in
     everything else, if there is one. Their difference is noise.
     """
-    options = {
-        name: {key: value for key, value in boundary.items() if key != "baseline"}
-        for name, boundary in config["boundaries"].items()
-    }
+    boundaries, used = config["boundaries"], {split_method(m)[1] for m in config["methods"]}
+    numbers = range(find_first_boundary(config), len(config["sessions"]) + 1)
+
+    def cross_all(boundary: Config) -> list[Config]:
+        others = {key: value for key, value in boundary.items() if key != "reshuffle"}
+        return [cross_boundary(others, number, config["optimizer_state"]) for number in numbers]
+
     usual = choose_plain(config, keep=[]) or "new"
     found = {UNINTERRUPTED: [usual]}
-    for name, boundary in options.items():
+    for name, boundary in boundaries.items():
         twins = [
-            twin
-            for twin, other in options.items()
-            if "reshuffle" not in other and other | {"reshuffle": True} == boundary
+            (twin not in used, twin)
+            for twin, other in boundaries.items()
+            if boundary.keys() - other.keys() >= {"reshuffle"}
+            and cross_all(other) == cross_all(boundary)
         ]
-        given = list_baselines(config["boundaries"][name])
-        found[name] = given or [min(twins, default=usual)]
+        found[name] = list_baselines(boundary) or [min(twins, default=(True, usual))[1]]
     return found
 
 
@@ -238,7 +241,7 @@ def followed_session(config: Config, session: Session) -> Session | None:
     """Return the session whose update norms ``session`` takes over: see ``step_size``."""
     if session.number < find_first_boundary(config) or session.is_whole_run:
         return None
-    boundary = cross_boundary(config["boundaries"][session.boundary], session.number)
+    boundary = _cross(config, session)
     if "step_size" not in boundary:
         return None
     method = f"{session.schedule}-{boundary['step_size']}"
@@ -269,12 +272,14 @@ def session_spec(
         file_hashes: the SHA-256, or its first digits, of each file that a key names, by this key.
     """
     index = session.number - 1
-    # A later session has weights and state from its previous session.
-    used = {key: v for key, v in (file_hashes or {}).items() if not index or key == "model"}
     schedule = config["schedules"][session.schedule]
-    boundary = config["boundaries"].get(session.boundary, {"keep": "all"})
-    has_boundary = session.number >= find_first_boundary(config)
-    crossed = cross_boundary(boundary, session.number) if has_boundary else {}
+    crossed = _cross(config, session) if session.number >= find_first_boundary(config) else {}
+    unused = set()
+    if index:  # weights and state are those of the previous session
+        unused = {"weights", "optimizer_state"}
+    elif crossed.get("keep") == []:
+        unused = {"optimizer_state"}
+    own = split_model(config["model"])
     all_epochs = sum(config["sessions"])
     given = config | crossed | {
         "dataset": session.dataset,
@@ -284,13 +289,20 @@ def session_spec(
         "seed": session.seed,
         "session": session.number,
         "num_epochs": all_epochs if session.is_whole_run else config["sessions"][index],
-        "file_hashes": used,
+        "model": f":{own[1]}" if own else config["model"],
+        "file_hashes": {k: v for k, v in (file_hashes or {}).items() if k not in unused},
         "optimizer": find_optimizer(config, session.schedule)[1],
         "learning_rate": _choose_learning_rate(schedule, index, all_epochs),
         "all_norms": "step_size" in crossed or is_followed(config, session),
     }  # fmt: skip
     names = [field.name for field in dataclasses.fields(SessionSpec)]
     return SessionSpec(**{name: given[name] for name in names if name in given})
+
+
+def _cross(config: Config, session: Session) -> Config:
+    """Return the options of the boundary with which a session begins."""
+    boundary = config["boundaries"].get(session.boundary, {"keep": "all"})
+    return cross_boundary(boundary, session.number, config["optimizer_state"])
 
 
 def _choose_learning_rate(schedule: Config, index: int, all_epochs: int) -> Config:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from optstate import UNINTERRUPTED
 from optstate.experiment.runs import (
+    LOST,
     Boundary,
     cross_boundary,
     find_first_boundary,
@@ -25,7 +26,6 @@ KEYS_OF_KIND = {
     "warmup": {"lr", "warmup_steps"},
 }
 SOURCES = ("archive", "folder", "packaged")
-LOST = "lost"  # the value of `optimizer_state` if only the weights were saved
 
 
 def require_consistent(config: Config) -> None:
@@ -72,9 +72,8 @@ def _require_files(config: Config) -> None:
     if own and is_published(weights):
         raise InputError(f"weights: {weights} belongs to a model of torchvision. Give a file.")
     if state and (not weights or (is_published(weights) and state != LOST)):
-        raise InputError(
-            "optimizer_state: belongs to weights of your own. Give their file as `weights`."
-        )
+        needed = "weights" if state == LOST else "the weights that it belongs to, in a file"
+        raise InputError(f"optimizer_state: needs {needed}. Set `weights`.")
     for key, file in list_files(config).items():
         if not Path(file).is_file():
             raise InputError(f"{key}: {file} is not a file. Correct the path.")
@@ -189,6 +188,8 @@ def _require_differences(config: Config) -> None:
     for method in config["methods"]:
         schedule, name = split_method(method)
         crossed = _cross_boundaries(name, config)
+        if name == UNINTERRUPTED and config["optimizer_state"] and len(config["sessions"]) == 1:
+            crossed = [cross_boundary({"keep": "all"}, 1, config["optimizer_state"])]
         other = found.setdefault(json.dumps([schedule, crossed], sort_keys=True), method)
         if other == method:
             continue
@@ -207,8 +208,9 @@ def _cross_boundaries(name: str, config: Config) -> list[Boundary]:
     """Return the options at every boundary of a run; an uninterrupted run has none."""
     if name == UNINTERRUPTED:
         return []
+    boundary, state = config["boundaries"][name], config["optimizer_state"]
     numbers = range(find_first_boundary(config), len(config["sessions"]) + 1)
-    return [cross_boundary(config["boundaries"][name], number) for number in numbers]
+    return [cross_boundary(boundary, number, state) for number in numbers]
 
 
 def list_given_outcomes(config: Config) -> dict[str, dict[str, str]]:

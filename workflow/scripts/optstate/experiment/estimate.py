@@ -25,7 +25,7 @@ from optstate.training.schedule import make_optimizer
 
 SECONDS_TO_START = 20  # per training job, to start Snakemake twice, torch and the GPU
 NUM_CLASSES = 10  # the size of a checkpoint hardly depends on this number
-COLUMNS = "GPUs     hours   GB at most: all      last      none"
+COLUMNS = "GPUs     hours   GB at most, with keep_checkpoints: all      last      none"
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,17 @@ def describe(config: Config, all_num_gpus: Sequence[int], seconds_per_epoch: flo
     lines = [
         f"{len(config['datasets'])} data sets x {len(config['methods'])} methods "
         f"x {len(config['seeds'])} seeds, sessions of {config['sessions']} epochs",
-        f"{total.num_sessions} training jobs, {total.epochs:,} model-epochs, "
+        f"{total.num_sessions} training jobs, {total.epochs:,} epochs, "
         f"{total.seconds / 3600:,.1f} GPU hours at {seconds_per_epoch:g} s an epoch",
-        f"a checkpoint: {gigabytes:.3f} GB; in the end: "
-        f"{total.num_sessions * gigabytes:,.1f} GB (all), "
-        f"{total.num_runs * gigabytes:,.1f} GB (last), 0 GB (none)",
+        f"a checkpoint: {gigabytes:.3f} GB; kept at the end: "
+        f"{total.num_sessions * gigabytes:,.1f} GB with keep_checkpoints: all, "
+        f"{total.num_runs * gigabytes:,.1f} GB with last, 0 GB with none",
         "",
         COLUMNS,
     ]
     for num_gpus in all_num_gpus:
         disk = "".join(f"{number * gigabytes:10,.1f}" for number in total.files(num_gpus))
-        lines.append(f"{num_gpus:4}   {total.hours(num_gpus):7,.1f}        {disk}")
+        lines.append(f"{num_gpus:4}   {total.hours(num_gpus):7,.1f}{disk:>54}")
     return "\n".join(lines)
 
 

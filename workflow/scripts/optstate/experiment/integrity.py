@@ -6,8 +6,10 @@ change under an old time, or of a file that no job reads any more, has to be fou
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from optstate.checksums import hash_files, read_checksums
+from optstate.experiment.changes import read_value
 from optstate.job import InputError
 
 LARGE = ("archive", "checkpoint.pt", ".npy")  # ends of the names of large files
@@ -30,9 +32,9 @@ def require_unchanged(listings: Iterable[Path], cache: Path) -> None:
         if sha256 != expected
     ]  # fmt: skip
     if changed:
-        more = f" So have {len(changed) - 1} other files." if len(changed) > 1 else ""
+        more = f" {len(changed) - 1} more changed, too." if len(changed) > 1 else ""
         raise InputError(
-            f"{changed[0]}: changed since it was made. Delete it, then run again. A job that needs "
+            f"{changed[0]}: changed since it was made. Delete it, then run again: a job that needs "
             f"it will make it anew.{more}"
         )
 
@@ -48,6 +50,21 @@ def require_archive(folder: Path, sha256: str) -> None:
         raise InputError(f"{folder}: has another archive. Delete this folder, then run again.")
 
 
+def require_prepared(folder: Path, expected: dict[str, Any]) -> None:
+    """Check that the arrays in ``folder``, if there are any, are those that belong there.
+
+    Args:
+        folder: the folder of a data set's arrays.
+        expected: what ``dataset.json`` must say of them. None: it is not compared.
+
+    Raises:
+        InputError: they were exchanged for other ones.
+    """
+    found = [(read_value(folder / "dataset.json", key), value) for key, value in expected.items()]
+    if any(None not in pair and pair[0] != pair[1] for pair in found):
+        raise InputError(f"{folder}: has other images. Delete this folder, then run again.")
+
+
 def list_finished_files(listings: Iterable[Path]) -> Iterator[tuple[Path, str]]:
     """Yield every listed file that exists, with its listed SHA-256.
 
@@ -57,8 +74,6 @@ def list_finished_files(listings: Iterable[Path]) -> Iterator[tuple[Path, str]]:
     for folder, time in times.items():
         for name, sha256 in read_checksums(folder).items():
             file = folder / name
-            if "/" in name:  # an input, whose own listing counts
-                continue
             is_new = not name.endswith(LARGE) or _get_time(file) > time
             if is_new and file.is_file():
                 yield file, sha256

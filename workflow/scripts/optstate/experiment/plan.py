@@ -33,6 +33,7 @@ def write_plan(results: Path, plan: dict[str, Any], commit: str) -> None:
         "plan": plan,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,
+        "has_begun": has_begun(results),
         "finished_sessions": len(list(results.glob("runs/*/*/*/*/session.sha256"))),
     }
     with write_atomically(path) as temporary:
@@ -52,7 +53,10 @@ def has_begun(results: Path) -> bool:
 
     Its curves show this even if Snakemake has removed its outputs after an error.
     """
-    patterns = (f"runs/*/*/*/*/*{SUFFIX}", "in_progress/**/*.pt", "tensorboard/**/events.*")
+    patterns = (
+        f"runs/*/*/*/*/*{SUFFIX}", "in_progress/**/*.pt", "tensorboard/**/events.*",
+        f"tables/*{SUFFIX}", f"report{SUFFIX}",
+    )  # fmt: skip
     return any(path for pattern in patterns for path in results.glob(pattern))
 
 

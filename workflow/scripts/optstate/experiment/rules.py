@@ -169,16 +169,29 @@ class Experiment:
         """Exit with one line if a finished file has changed since it was made."""
         folders = {name: Path(self.prepared(name)).parent for name in self.config["datasets"]}
         for name, folder in folders.items():
-            integrity.require_archive(folder, self.dataset_sha256[name])
+            sha256 = self.dataset_sha256[name]
+            integrity.require_archive(folder, sha256)
+            integrity.require_prepared(Path(self.prepared(name)), self._describe_arrays(name))
         cache = CACHE / f"verified-{self.config['experiment']}.json"
         integrity.require_unchanged(self._list_listings(folders.values()), cache)
 
+    def _describe_arrays(self, dataset: str) -> Config:
+        """What ``dataset.json`` must say of the arrays of a data set."""
+        source = self.config["datasets"][dataset]
+        holdout = {key: source.get(key) for key in ("valid_fraction", "valid_seed")}
+        return {
+            "source_sha256": self.dataset_sha256[dataset],
+            "image_size": self.config["image_size"],
+            "split": holdout if "valid_fraction" in source else None,
+        }
+
     def _list_listings(self, datasets: Iterable[Path]) -> Iterator[Path]:
         """Yield the files that list the checksums of finished files."""
-        yield from Path(self.results).rglob(f"*{SUFFIX}")
+        for folder, _, names in os.walk(self.results, followlinks=True):
+            yield from (Path(folder, name) for name in names if name.endswith(SUFFIX))
         yield from Path("results/weights").glob(f"*{SUFFIX}")
-        for folder in datasets:  # deeper files may be those of an archive that is being unpacked
-            yield from (*folder.glob(f"*{SUFFIX}"), *folder.glob(f"*/*{SUFFIX}"))
+        for data in datasets:  # deeper files may be those of an archive that is being unpacked
+            yield from (*data.glob(f"*{SUFFIX}"), *data.glob(f"*/*{SUFFIX}"))
 
     def list_changes(self) -> list[str]:
         """A line for each key of the configuration that makes finished results stale."""
@@ -186,12 +199,25 @@ class Experiment:
 
     @exit_in_one_line("error")
     def distrust_results(self) -> None:
-        """Make sessions and tables stale that Snakemake would wrongly take for finished ones."""
+        """Make results stale that Snakemake would wrongly take for finished ones."""
         cards = {
             name: Path(self.prepared(name), "dataset.json") for name in self.config["datasets"]
         }
-        records.distrust_sessions(Path(self.results), self.specs, cards)
-        records.distrust_tables(Path(self.results))
+        previous = {
+            session.folder: before.folder
+            for session in self.runs.sessions
+            if (before := self.runs.previous(session))
+        }
+        if number := records.count_unrecorded(Path(self.results), self.specs):
+            print(
+                f"note: {self.results}: Snakemake has no record of "
+                f"{changes.count_sessions(number)}, and trains those again that are older than a "
+                "source file. If the results were copied, copy `.snakemake/metadata`, too, or run "
+                "once with --touch to keep them.",
+                file=sys.stderr,
+            )
+        records.distrust_sessions(Path(self.results), self.specs, cards, previous)
+        records.distrust_analysis(Path(self.results), self.config)
 
     def count_epochs(self, job: "Job") -> int:
         """The number of epochs that a job trains."""
@@ -290,10 +316,9 @@ class Experiment:
     def images_options(self, wildcards: Wildcards) -> str:
         """The options of ``prepare`` that say where the images of both splits are."""
         source = self.config["datasets"][wildcards.dataset]
-        options = [f"--archive results/datasets/{wildcards.dataset}/{wildcards.key}/archive"]
-        if "folder" in source:
-            sha256 = self.dataset_sha256[wildcards.dataset]
-            options = [f"--folder={shlex.quote(source['folder'])} --sha256 {sha256}"]
+        archive = f"--archive results/datasets/{wildcards.dataset}/{wildcards.key}/archive"
+        folder = f"--folder={shlex.quote(source['folder'])}" if "folder" in source else archive
+        options = [folder, f"--sha256 {self.dataset_sha256[wildcards.dataset]}"]
         if "valid_fraction" in source:
             options.append(f"--valid-fraction {source['valid_fraction']}")
         if "valid_seed" in source:
@@ -364,18 +389,24 @@ class Experiment:
         """The options that say what a session starts from, and whose update norms it takes over."""
         session = self.session_of(wildcards)
         before = self.runs.previous(session)
-        options = self._weights_option
-        if before is None and (state := list_files(self.config).get("optimizer_state")):
-            options += f" --optimizer-state={shlex.quote(state)}"
+        options = self._file_options(session, "model", "weights", "optimizer_state")
         if before:
             earlier = " ".join(f"{self.runs_folder}/{s.folder}" for s in self.runs.earlier(session))
-            options = (
-                f"{self._previous_options(before)} --earlier {earlier} "
+            options += (
+                f" {self._previous_options(before)} --earlier {earlier} "
                 f"--previous-progress {self.progress_folder}/{before.folder}"
             )
         followed = configuration.followed_session(self.config, session)
         norms = f" --step-sizes {self.runs_folder}/{followed.folder}" if followed else ""
         return options + norms
+
+    def _file_options(self, session: Session, *keys: str) -> str:
+        """The options that name those of the user's files ``keys`` that a session depends on."""
+        files = list_files(self.config) | {"weights": str(self.weights_file)}
+        spec = configuration.session_spec(self.config, session, self.file_hashes)
+        used = spec.file_hashes.keys() & {*keys}
+        options = (f"--{key.replace('_', '-')}={shlex.quote(files[key])}" for key in sorted(used))
+        return " ".join(options)
 
     def _previous_options(self, before: Session) -> str:
         spec = shlex.quote(self._spec(before))
@@ -387,11 +418,6 @@ class Experiment:
         if self.weights_url:
             return f"results/weights/{Path(self.weights_url).name}"
         return self.config["weights"]
-
-    @property
-    def _weights_option(self) -> str:
-        weights = self.weights_file
-        return f"--weights={shlex.quote(weights)}" if weights else ""
 
     def progress(self, wildcards: Wildcards) -> str:
         """The folder of the states that a session continues from when it was interrupted."""
@@ -461,8 +487,10 @@ class Experiment:
 
     def test_start_options(self, wildcards: Wildcards) -> str:
         """The options that say what the LR range test starts from."""
-        before = self.runs.previous(self.tested_session(wildcards))
-        return self._previous_options(before) if before else self._weights_option
+        session = self.tested_session(wildcards)
+        before = self.runs.previous(session)
+        previous = f" {self._previous_options(before)}" if before else ""
+        return self._file_options(session, "model", "weights") + previous
 
     def test_key(self, wildcards: Wildcards) -> str:
         """A hash of everything in the configuration that can change the LR range test."""
@@ -524,11 +552,12 @@ def require_works(config: Config, file_hashes: dict[str, str]) -> str | None:
     what = json.dumps({key: config[key] for key in CHECKED_KEYS}, sort_keys=True)
     versions = " ".join([*file_hashes.values(), *locked("torch", "torchvision")])
     passed = CACHE / f"passed-{sha256(f'{what} {versions}'.encode()).hexdigest()[:16]}"
-    if passed.exists():
-        return passed.read_text() or None
+    known = passed.read_text() if passed.exists() else None
+    if known is not None and bool(known) == is_published(config["weights"]):
+        return known or None
     scripts = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "optstate.experiment.check", what]
-    environment = os.environ | {"PYTHONPATH": scripts}
+    environment = os.environ | {"PYTHONPATH": scripts, "PYTHONSAFEPATH": "1"}  # as in jobs
     tried = subprocess.run(command, env=environment, capture_output=True, text=True)
     if tried.returncode:
         last = tried.stderr.strip().rpartition("\n")[2] or f"exit code {tried.returncode}"

@@ -20,6 +20,7 @@ Boundary = dict[str, Any]  # an entry of the configuration's `boundaries`
 
 # These options of a boundary apply until the end of the run; the others apply to one session.
 LASTING = ("reshuffle", "step_size")
+LOST = "lost"  # the value of `optimizer_state` if only the weights were saved
 
 FOLDER = "{dataset}/{name}/seed{seed}/session{number}"  # of a session, below the folder of all runs
 SESSION_FILES = ("steps.csv", "epochs.csv", "made_by.json", "session.sha256")  # and checkpoint.pt
@@ -48,14 +49,17 @@ def find_optimizer(config: dict[str, Any], schedule: str) -> tuple[str, dict[str
     return "optimizer", config["optimizer"]
 
 
-def cross_boundary(boundary: Boundary, number: int) -> Boundary:
+def cross_boundary(boundary: Boundary, number: int, state: str | None = None) -> Boundary:
     """Return the options with which session ``number`` begins, the same for equal meaning.
 
     Args:
         boundary: an entry of ``boundaries``. Before sessions that are not in its ``at``, everything
             is kept.
         number: the session's number, not before the first boundary.
+        state: the key ``optimizer_state``. Before session 1, a lost state cannot be kept.
     """
+    if state == LOST and number == 1:
+        return cross_boundary(boundary, number) | {"keep": []}
     at = boundary.get("at", [number])
     options = {key: value for key, value in boundary.items() if key not in ("at", "baseline")}
     if number not in at:
@@ -75,22 +79,29 @@ def list_baselines(boundary: Boundary) -> list[str]:
 
 
 def find_plain(boundaries: dict[str, Boundary], keep: str | list[str]) -> str:
-    """Return the name of the boundary that has no option but ``keep``.
+    """Return the name of the boundary that does nothing but ``keep``, at every boundary.
 
     Of several, return the one with the usual name, ``preserve`` or ``new``, and the first by name
     otherwise. If there is none, return an empty string.
     """
     usual = "preserve" if keep == "all" else "new"
+    # Before sessions that are not in `at`, everything is kept anyway.
+    options = {"keep", "baseline", *(["at"] if keep == "all" else [])}
     plain = [
         name
         for name, boundary in boundaries.items()
-        if boundary["keep"] == keep and boundary.keys() <= {"keep", "baseline"}
+        if boundary["keep"] == keep and boundary.keys() <= options
     ]
     return usual if usual in plain else min(plain, default="")
 
 
 def choose_plain(config: dict[str, Any], keep: str | list[str]) -> str:
-    """Return what :func:`find_plain` finds in the boundaries that methods use, or else in all."""
+    """Return what :func:`find_plain` finds in the boundaries that methods use, or else in all.
+
+    Args:
+        config: ``boundaries`` and ``methods``.
+        keep: ``"all"`` or an empty list.
+    """
     boundaries = config["boundaries"]
     used = {split_method(method)[1] for method in config["methods"]}
     of_methods = {name: boundary for name, boundary in boundaries.items() if name in used}
@@ -101,26 +112,28 @@ def name_sessions(
     methods: Sequence[str],
     boundaries: dict[str, Boundary],
     num_sessions: int,
-    first_boundary: int,
+    state: str | None = None,
 ) -> dict[str, list[str]]:
     """Return the names of the sessions of each method.
 
     A session before the first boundary has the schedule's name. A later one has the name of a
     method with the same history: of the one whose boundary keeps everything, or else of the first
-    by name.
+    by name. ``state`` is the key ``optimizer_state``.
     """
+    first_boundary = find_first_boundary({"optimizer_state": state})
 
     def describe_history(method: str, number: int) -> str:
         schedule, boundary = split_method(method)
-        crossed = [
-            cross_boundary(boundaries[boundary], n) for n in range(first_boundary, number + 1)
-        ]
+        numbers = range(first_boundary, number + 1)
+        crossed = [cross_boundary(boundaries[boundary], n, state) for n in numbers]
         return json.dumps([schedule, crossed], sort_keys=True)
 
     later = range(first_boundary, num_sessions + 1)
     several = sorted(m for m in methods if split_method(m)[1] != UNINTERRUPTED)
-    keeping = find_plain(boundaries, keep="all")
+    keeping = choose_plain({"boundaries": boundaries, "methods": methods}, keep="all")
     keepers = [f"{split_method(method)[0]}-{keeping}" for method in several]
+    if state == LOST:  # a boundary that no method uses may not be allowed
+        keepers = [method for method in keepers if method in methods]
     owners: dict[str, str] = {}
     for method in (*keepers, *several) if keeping in boundaries else several:
         for number in later:

@@ -88,10 +88,14 @@ def _convert(value: Any, schema: dict[str, Any]) -> Any:
         properties = schema.get("properties", {})
         others = schema.get("additionalProperties")
         of_others = others if isinstance(others, dict) else {}
-        converted = {
-            name: _convert(entry, properties.get(name, of_others)) for name, entry in value.items()
-        }
         kept = {*schema.get("required", ())}
+        converted = {
+            # On the command line, null arrives as text, too.
+            name: None
+            if entry == "null" and name not in kept
+            else _convert(entry, properties.get(name, of_others))
+            for name, entry in value.items()
+        }
         if others is False:
             kept |= value.keys() - properties.keys()  # unknown keys, which validation refuses
         return {n: entry for n, entry in converted.items() if entry is not None or n in kept}
@@ -127,6 +131,9 @@ def explain(error: Any) -> str:
     if error.validator == "type" and "examples" in error.schema:
         rule += f", such as {json.dumps(error.schema['examples'][0])}"
     value = json.dumps(error.instance, default=str)
+    is_number = isinstance(error.instance, (int, float)) and not isinstance(error.instance, bool)
+    if error.validator == "type" and is_number and "string" in error.validator_value:
+        return f"{key}: {value} is read as a number, but must be text. Quote it."
     if "propertyNames" in error.absolute_schema_path:
         return f"{key}: the name {value} {rule}."
     return f"{key}: {value} {rule}."

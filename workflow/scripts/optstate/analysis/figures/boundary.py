@@ -23,14 +23,14 @@ MAX_BOUNDARIES = 6  # of more, the first and the last half of this number are dr
 
 def main(arguments: argparse.Namespace) -> None:
     """Write both figures to ``--output``."""
-    steps = tables.read_verified(arguments.tables / "steps.csv")
-    of_dataset = steps.query("dataset == @arguments.dataset")
+    table = arguments.tables / "steps.csv"
+    of_dataset = tables.read_verified(table).query("dataset == @arguments.dataset")
     around = select_steps(of_dataset, arguments.first_boundary)
     written = []
     for name, (column, label) in BOUNDARY.items():
         figure = draw_boundaries(around, column, label, arguments.dataset)
         written += style.save(figure, arguments.output / name)
-    write_checksums(arguments.output / "boundary.sha256", written)
+    write_checksums(arguments.output / "boundary.sha256", written, [table])
 
 
 def select_steps(steps: pd.DataFrame, first_boundary: int) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def draw_boundary(
             of_method = of_method[find_recorded(of_method)]
         wide = of_method.pivot(index="x", columns="seed", values=column)
         drawn[boundary] = wide
-        look, label = style.get_look(boundary, boundaries), style.get_label(boundary)
+        look, label = style.get_look(boundary, boundaries), boundary
         stretches = split_steps(wide.index.to_numpy()) if column == "update_norm" else None
         style.draw_runs(axes, wide, look, label, stretches, markersize=size)
     axes.axvline(0.5, color=style.NEUTRAL, linestyle=":", linewidth=1)

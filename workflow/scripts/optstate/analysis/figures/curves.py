@@ -22,11 +22,9 @@ SESSION = ["schedule", "boundary", "seed", "session"]
 
 def main(arguments: argparse.Namespace) -> None:
     """Write a figure of each curve, an overview, and an overview for each highlighted boundary."""
+    inputs = [arguments.tables / f"{name}.csv" for name in ("steps", "epochs")]
     steps, epochs = (
-        tables.read_verified(arguments.tables / f"{name}.csv").query(
-            "dataset == @arguments.dataset"
-        )
-        for name in ("steps", "epochs")
+        table[table["dataset"] == arguments.dataset] for table in map(tables.read_verified, inputs)
     )
     curves = stack_curves(steps, epochs)
     written: list[Path] = []
@@ -40,7 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
     write("overview", list(CURVES))
     for boundary in curves["boundary"].unique():
         write(f"overview_{boundary}", list(CURVES), boundary)
-    write_checksums(arguments.output / "curves.sha256", written)
+    write_checksums(arguments.output / "curves.sha256", written, inputs)
 
 
 def stack_curves(steps: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +92,7 @@ def draw_curves(
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
     what = f": {CURVES[measures[0]]}" if len(measures) == 1 else ""
-    suffix = f", {style.get_label(highlighted)}" if highlighted else ""
+    suffix = f", {highlighted}" if highlighted else ""
     style.set_figure_title(figure, f"{dataset}{what}{suffix}")
     has_diverged = not np.isfinite(curves.loc[curves["measure"].isin(measures), "value"]).all()
     marks = style.make_marks(curves["seed"].nunique(), curves["session"].max() > 1, has_diverged)
@@ -127,7 +125,7 @@ def draw_methods(
         look = style.get_look(boundary, boundaries)
         if highlighted not in (None, boundary):
             look = look | {"color": style.FADED}
-        style.draw_runs(axes, wide, look, style.get_label(boundary), **marker)
+        style.draw_runs(axes, wide, look, boundary, **marker)
     style.mark_sessions(axes, curves)
     axes.set_xlim(0, 1.03 * curves["x"].max())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

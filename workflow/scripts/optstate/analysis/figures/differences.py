@@ -21,15 +21,14 @@ BAND = "#EDEDED"
 
 def main(arguments: argparse.Namespace) -> None:
     """Write a figure for each measure to ``--output``: ``differences`` for the first one."""
-    comparisons, pairs = (
-        tables.read_verified(arguments.tables / f"{name}.csv") for name in ("comparisons", "pairs")
-    )
+    inputs = [arguments.tables / f"{name}.csv" for name in ("comparisons", "pairs")]
+    comparisons, pairs = map(tables.read_verified, inputs)
     written: list[Path] = []
     for name, measure in name_differences(arguments.measures).items():
         compared, of_pairs = (table[table["measure"] == measure] for table in (comparisons, pairs))
         figure = draw_differences(compared, of_pairs, arguments.dataset, measure)
         written += style.save(figure, arguments.output / name)
-    write_checksums(arguments.output / "differences.sha256", written)
+    write_checksums(arguments.output / "differences.sha256", written, inputs)
 
 
 def draw_differences(

@@ -22,10 +22,10 @@ MEDIAN: style.Look = {"marker": "|", "markeredgewidth": 3, "linestyle": ""}
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``epochs_to_target`` to ``--output``."""
-    summary = tables.read_verified(arguments.tables / "summary.csv")
-    figure = draw_epochs_to_target(summary, json.loads(arguments.targets))
+    table = arguments.tables / "summary.csv"
+    figure = draw_epochs_to_target(tables.read_verified(table), json.loads(arguments.targets))
     output = arguments.output / "epochs_to_target"
-    write_checksums(output.with_suffix(".sha256"), style.save(figure, output))
+    write_checksums(output.with_suffix(".sha256"), style.save(figure, output), [table])
 
 
 def draw_epochs_to_target(summary: pd.DataFrame, targets: dict[str, float]) -> Figure:

@@ -17,9 +17,9 @@ LABELS = {"lr": "learning rate,\nlog scale", "momentum": "momentum"}
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``learning_rate`` to ``--output``."""
-    steps = tables.read_verified(arguments.tables / "steps.csv")
-    output = arguments.output / "learning_rate"
-    write_checksums(output.with_suffix(".sha256"), style.save(draw_learning_rates(steps), output))
+    table, output = arguments.tables / "steps.csv", arguments.output / "learning_rate"
+    figure = draw_learning_rates(tables.read_verified(table))
+    write_checksums(output.with_suffix(".sha256"), style.save(figure, output), [table])
 
 
 def draw_learning_rates(steps: pd.DataFrame) -> Figure:

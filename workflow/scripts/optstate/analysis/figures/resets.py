@@ -32,15 +32,14 @@ TREND: style.Look = {"color": style.NEUTRAL, "linewidth": 1.2, "zorder": 1.6}  #
 
 def main(arguments: argparse.Namespace) -> None:
     """Write ``resets`` to ``--output``."""
-    summary, boundaries = (
-        tables.read_verified(arguments.tables / f"{name}.csv") for name in ("summary", "boundaries")
-    )
+    inputs = [arguments.tables / f"{name}.csv" for name in ("summary", "boundaries")]
+    summary, boundaries = map(tables.read_verified, inputs)
     rows = stack_measures(summary, boundaries)
     rows = rows[(rows["dataset"] == arguments.dataset) & (rows["measure"] == arguments.measure)]
     values = rows.rename(columns={"value": arguments.measure})
     figure = draw_resets(values, json.loads(arguments.losses), arguments.measure)
     output = arguments.output / "resets"
-    write_checksums(output.with_suffix(".sha256"), style.save(figure, output))
+    write_checksums(output.with_suffix(".sha256"), style.save(figure, output), inputs)
 
 
 def draw_resets(summary: pd.DataFrame, losses: Losses, column: str) -> Figure:
