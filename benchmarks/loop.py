@@ -26,7 +26,7 @@ from benchmarks.measure import (
 from benchmarks.step import NUM_CLASSES, NUM_WARM_UP, Step, make_bare_step
 from optstate import job
 from optstate.checksums import write_checksums
-from optstate.training.batches import FILES
+from optstate.training.batches import FILES, verify_arrays
 from optstate.training.checkpoint import Position
 from optstate.training.compute import Compute, set_up
 from optstate.training.loop import finish_epoch, train_epoch, validate
@@ -74,6 +74,7 @@ def write_noise(folder: Path, spec: SessionSpec) -> Path:
         np.save(folder / f"{split}_labels.npy", np.arange(number) % NUM_CLASSES)
     (folder / "dataset.json").write_text("{}")
     write_checksums(folder / "dataset.sha256", [folder / name for name in FILES])
+    verify_arrays(folder)  # as a job does before its session; later it reads only changed files
     return folder
 
 

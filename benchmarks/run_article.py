@@ -20,6 +20,7 @@ from optstate.experiment import configuration
 from optstate.experiment.consistency import is_published, list_files
 from optstate.experiment.runs import SESSION_FILES, Runs, Session
 from optstate.experiment.schema import Config
+from optstate.training.spec import SessionSpec
 
 COLLECT_SECONDS = 600  # allowed after the time limit
 
@@ -111,10 +112,9 @@ class Experiment:
             options |= {"--previous-spec": self.spec(previous)}
             options |= {"--previous-progress": self.progress(previous)}
             options |= {"--earlier": [self.folder(s) for s in self.runs.earlier(session)]}
-        else:
-            keys = {"weights": "--weights", "optimizer_state": "--optimizer-state"}
-            files = list_files(self.config)
-            options |= {option: files[key] for key, option in keys.items() if key in files}
+        files = list_files(self.config)
+        used = SessionSpec.from_json(self.spec(session)).file_hashes
+        options |= {f"--{key.replace('_', '-')}": files[key] for key in used}
         if followed := configuration.followed_session(self.config, session):
             options |= {"--step-sizes": self.folder(followed)}
         run_module("optstate.training.session", options, self.deadline)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import session_spec
-from optstate.training.batches import count_batches
+from optstate.training.batches import count_batches, verify_arrays
 from optstate.training.compute import set_up
 from optstate.training.loop import finish_epoch, train_epoch, validate
 from optstate.training.session import Paths, open_session
@@ -24,6 +24,7 @@ def train(
 ) -> None:
     """Train epochs until ``begin`` ends the process, in the working directory."""
     spec = session_spec(settings, num_epochs=NUM_EPOCHS, valid_per_class=1)
+    verify_arrays(arrays)  # later, a session reads only changed files
     paths = Paths(arrays, Path("output"), Path("progress"), curves=[Path("curves")])
     with open_session(spec, paths, set_up(spec), {"epochs": 1}, lambda: None) as session:
         num_steps = count_batches(len(session.train), spec.batch_size)
