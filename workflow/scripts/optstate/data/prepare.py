@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -95,9 +94,8 @@ def main(arguments: argparse.Namespace) -> None:
     with lock, open_folder(arguments) as (root, require_unchanged):
         require_unchanged()
         holdout = get_holdout(arguments)
-        source = {"source_sha256": arguments.sha256} if arguments.sha256 else {}
         size, workers = arguments.image_size, arguments.workers
-        prepare(root, size, workers, output, holdout, require_unchanged, source)
+        prepare(root, size, workers, output, holdout, require_unchanged, arguments.sha256)
 
 
 def get_holdout(arguments: argparse.Namespace) -> Holdout | None:
@@ -141,7 +139,7 @@ def prepare(
     output: Path,
     holdout: Holdout | None = None,
     require_unchanged: Callable[[], None] = lambda: None,
-    source: Mapping[str, str] = MappingProxyType({}),
+    source_sha256: str | None = None,
 ) -> None:
     """Decode the images below ``root`` with ``workers`` processes into the folder ``output``.
 
@@ -154,7 +152,7 @@ def prepare(
         output: the folder of the arrays.
         holdout: how to choose validation images from the training images, if they have no folder.
         require_unchanged: called when all images have been read. Raises if one may have changed.
-        source: entries of ``dataset.json`` that identify the data set.
+        source_sha256: identifies the data set in ``dataset.json``.
 
     Raises:
         InputError: the layout is different, images do not decode, or the disk is too full.
@@ -172,7 +170,7 @@ def prepare(
             traits, checksums = write_arrays(root, image_size, splits, pool, add)
         require_unchanged()
         card = make_card(root, image_size, classes, splits, traits) | {
-            **source,
+            **({"source_sha256": source_sha256} if source_sha256 else {}),
             "split": holdout._asdict() if holdout else {"folder": splits[1].folder},
             "sha256": checksums,
         }

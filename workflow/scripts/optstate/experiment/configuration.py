@@ -12,10 +12,12 @@ from optstate.experiment.runs import (
     Runs,
     Session,
     choose_plain,
+    cross_boundaries,
     cross_boundary,
     find_first_boundary,
     find_optimizer,
     list_baselines,
+    list_boundaries,
     list_schedules,
     name_sessions,
     split_method,
@@ -115,21 +117,20 @@ def baselines(config: Config) -> dict[str, list[str]]:
     if there is one. For a boundary with ``reshuffle``, it is the boundary that is the same in
     everything else, if there is one. Their difference is noise.
     """
-    boundaries, used = config["boundaries"], {split_method(m)[1] for m in config["methods"]}
-    numbers = range(find_first_boundary(config), len(config["sessions"]) + 1)
-
-    def cross_all(boundary: Config) -> list[Config]:
-        others = {key: value for key, value in boundary.items() if key != "reshuffle"}
-        return [cross_boundary(others, number, config["optimizer_state"]) for number in numbers]
-
+    boundaries, used = config["boundaries"], list_boundaries(config["methods"])
+    crossed = {
+        name: cross_boundaries({k: v for k, v in boundary.items() if k != "reshuffle"}, config)
+        for name, boundary in boundaries.items()
+    }
     usual = choose_plain(config, keep=[]) or "new"
     found = {UNINTERRUPTED: [usual]}
     for name, boundary in boundaries.items():
         twins = [
             (twin not in used, twin)
             for twin, other in boundaries.items()
-            if boundary.keys() - other.keys() >= {"reshuffle"}
-            and cross_all(other) == cross_all(boundary)
+            if "reshuffle" in boundary
+            and "reshuffle" not in other
+            and crossed[twin] == crossed[name]
         ]
         found[name] = list_baselines(boundary) or [min(twins, default=(True, usual))[1]]
     return found

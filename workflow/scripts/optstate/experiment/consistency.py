@@ -8,10 +8,12 @@ from optstate import UNINTERRUPTED
 from optstate.experiment.runs import (
     LOST,
     Boundary,
+    cross_boundaries,
     cross_boundary,
     find_first_boundary,
     find_optimizer,
     list_baselines,
+    list_boundaries,
     list_schedules,
     split_method,
 )
@@ -107,7 +109,7 @@ def list_notes(config: Config) -> list[str]:
 def _require_boundaries(config: Config) -> None:
     """Check the other boundaries that boundaries name, and the sessions if a method uses them."""
     boundaries, num_sessions = config["boundaries"], len(config["sessions"])
-    used = {split_method(method)[1] for method in config["methods"]}
+    used = list_boundaries(config["methods"])
     if UNINTERRUPTED in boundaries:
         raise InputError(
             f"boundaries.{UNINTERRUPTED}: this name is reserved for runs without a boundary. "
@@ -206,11 +208,7 @@ def _require_differences(config: Config) -> None:
 
 def _cross_boundaries(name: str, config: Config) -> list[Boundary]:
     """Return the options at every boundary of a run; an uninterrupted run has none."""
-    if name == UNINTERRUPTED:
-        return []
-    boundary, state = config["boundaries"][name], config["optimizer_state"]
-    numbers = range(find_first_boundary(config), len(config["sessions"]) + 1)
-    return [cross_boundary(boundary, number, state) for number in numbers]
+    return [] if name == UNINTERRUPTED else cross_boundaries(config["boundaries"][name], config)
 
 
 def list_given_outcomes(config: Config) -> dict[str, dict[str, str]]:

@@ -37,6 +37,11 @@ def list_schedules(methods: Sequence[str]) -> list[str]:
     return sorted({split_method(method)[0] for method in methods})
 
 
+def list_boundaries(methods: Sequence[str]) -> set[str]:
+    """Return the boundaries of the methods, including that of uninterrupted runs."""
+    return {split_method(method)[1] for method in methods}
+
+
 def find_first_boundary(config: dict[str, Any]) -> int:
     """Return the number of the first session that begins with a boundary."""
     return 1 if config["optimizer_state"] else 2
@@ -72,6 +77,12 @@ def cross_boundary(boundary: Boundary, number: int, state: str | None = None) ->
     return options
 
 
+def cross_boundaries(boundary: Boundary, config: dict[str, Any]) -> list[Boundary]:
+    """Return the options at every boundary of a run, as :func:`cross_boundary` does for one."""
+    numbers = range(find_first_boundary(config), len(config["sessions"]) + 1)
+    return [cross_boundary(boundary, number, config["optimizer_state"]) for number in numbers]
+
+
 def list_baselines(boundary: Boundary) -> list[str]:
     """Return the boundaries that a boundary names as its baselines."""
     given = boundary.get("baseline", [])
@@ -102,8 +113,7 @@ def choose_plain(config: dict[str, Any], keep: str | list[str]) -> str:
         config: ``boundaries`` and ``methods``.
         keep: ``"all"`` or an empty list.
     """
-    boundaries = config["boundaries"]
-    used = {split_method(method)[1] for method in config["methods"]}
+    boundaries, used = config["boundaries"], list_boundaries(config["methods"])
     of_methods = {name: boundary for name, boundary in boundaries.items() if name in used}
     return find_plain(of_methods, keep) or find_plain(boundaries, keep)
 
