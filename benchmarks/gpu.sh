@@ -9,6 +9,7 @@
 #   LIMIT     time limit in seconds (3600)
 #   ARCHIVES  folder of the data sets' archives, named as in the configuration (.)
 #   CONFIG    overlays on config/config.yaml, separated by spaces
+#   JOBS      sessions that are trained side by side (1)
 #   DEVICE    cuda, or cpu to try this script (cuda)
 #   PARTS     parts of the benchmark, separated by spaces; see benchmarks/run_parts.py (the
 #             parts that use the GPU)
@@ -20,7 +21,7 @@ cd "$(dirname "$0")/.."
 
 : "${OUTPUT:=results/gpu}" "${WORK:=results/gpu-work}" "${LIMIT:=3600}" "${ARCHIVES:=.}"
 : "${DEVICE:=cuda}" "${PYTHON:=python3}" "${PARTS=loop step data_path sharing peers}"
-: "${CONFIG=}" "${BENCHMARK_CONFIG=}" "${WHEELS=}"
+: "${JOBS:=1}" "${CONFIG=}" "${BENCHMARK_CONFIG=}" "${WHEELS=}"
 read -ra CONFIG <<<"$CONFIG"
 read -ra BENCHMARK_CONFIG <<<"$BENCHMARK_CONFIG"
 read -ra PARTS <<<"$PARTS"
@@ -59,6 +60,6 @@ step benchmark "$PYTHON" -m benchmarks.run_parts --parts "${PARTS[@]}" --device 
     --work "$WORK/benchmark" --output "$OUTPUT" --log "$WORK/benchmark.log"
 
 step article "$PYTHON" -m benchmarks.run_article --device "$DEVICE" --configfile "${CONFIG[@]}" \
-    --archives "$ARCHIVES" --seconds "$(remaining)" \
+    --archives "$ARCHIVES" --jobs "$JOBS" --seconds "$(remaining)" \
     --work "$WORK/article" --output "$OUTPUT/article" --log "$WORK/article.log"
 exit "$status"

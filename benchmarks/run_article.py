@@ -1,25 +1,36 @@
 """Run an experiment without Snakemake until a time limit. Run it again to continue.
 
-The commands are those of the workflow's rules, from the archives to the tables. Nothing is fetched,
-and no TensorBoard files are written. Finished sessions stay in ``--work``, and so does the saved
-state of a session that the time limit interrupts. ``--output`` gets the tables and the logs.
+The stages are those of the workflow, from the archives to the tables. Nothing is fetched, and no
+TensorBoard files are written. Sessions are trained one after the other in the same process, so that
+short ones need not wait for torch to start. Finished sessions stay in ``--work``, and so does the
+saved state of a session that the time limit interrupts. ``--output`` gets the tables and the logs.
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
-from benchmarks.commands import OutOfTimeError, run_module
+from benchmarks.commands import SAVE_SECONDS, OutOfTimeError, run_module
 from optstate import job
 from optstate.checksums import file_sha256, write_checksums
 from optstate.experiment import configuration
 from optstate.experiment.consistency import is_published, list_files
 from optstate.experiment.runs import SESSION_FILES, Runs, Session
 from optstate.experiment.schema import Config
+from optstate.training import session as training
+from optstate.training.progress import EXIT_CODE
 from optstate.training.spec import SessionSpec
 
 COLLECT_SECONDS = 600  # allowed after the time limit
@@ -38,7 +49,7 @@ class Experiment:
     work: Path
     deadline: float
 
-    @property
+    @cached_property
     def runs(self) -> Runs:
         """All runs."""
         return configuration.all_runs(self.config)
@@ -56,22 +67,27 @@ class Experiment:
         return self.work / "in_progress" / session.folder
 
     def is_done(self, session: Session) -> bool:
-        """Whether a session has all its outputs."""
-        names = (*SESSION_FILES, "checkpoint.pt")
-        return all((self.folder(session) / name).exists() for name in names)
+        """Whether a session has all its outputs, except for a checkpoint that is not kept."""
+        return all((self.folder(session) / name).exists() for name in SESSION_FILES)
 
     def count_followed(self, session: Session) -> int:
         """Return how many sessions must come first because of ``step_size``."""
         followed = configuration.followed_session(self.config, session)
         return 1 + self.count_followed(followed) if followed else 0
 
-    def list_sessions(self) -> list[Session]:
-        """Return all sessions by seed, each after those that it continues from or follows."""
+    def list_groups(self) -> list[list[Session]]:
+        """Return groups of sessions that need no session of another group, by seed.
 
-        def order(session: Session) -> tuple[int, int, int, Session]:
-            return session.seed, session.number, self.count_followed(session), session
+        Within a group, each session comes after those that it continues from or follows.
+        """
 
-        return sorted(self.runs.sessions, key=order)
+        def order(session: Session) -> tuple[int, int, Session]:
+            return session.number, self.count_followed(session), session
+
+        groups = defaultdict(list)
+        for session in sorted(self.runs.sessions, key=order):
+            groups[session.seed, session.schedule, session.dataset].append(session)
+        return [groups[key] for key in sorted(groups)]
 
     def prepare(self, dataset: str, archives: Path) -> None:
         """Verify a data set's archive and decode its images.
@@ -94,30 +110,39 @@ class Experiment:
         }  # fmt: skip
         run_module("optstate.data.prepare", options, self.deadline)
 
-    def spec(self, session: Session) -> str:
-        """Return a session's settings as JSON."""
+    def spec(self, session: Session) -> SessionSpec:
+        """Return a session's settings."""
         hashes = {key: file_sha256(Path(file)) for key, file in list_files(self.config).items()}
-        return configuration.session_spec(self.config, session, hashes).to_json()
+        return configuration.session_spec(self.config, session, hashes)
 
     def train(self, session: Session) -> None:
         """Train a session, or the rest of one that an earlier call interrupted."""
-        options: dict[str, object] = {
-            "--spec": self.spec(session), "--arrays": self.arrays(session.dataset),
-            "--output": self.folder(session), "--progress": self.progress(session),
-            "--checkpoint-every": json.dumps(self.config["checkpoint_every"]),
-            "--log": self.work / "logs" / f"{session.folder}.log",
-        }  # fmt: skip
-        if previous := self.runs.previous(session):
-            options |= {"--previous": self.folder(previous)}
-            options |= {"--previous-spec": self.spec(previous)}
-            options |= {"--previous-progress": self.progress(previous)}
-            options |= {"--earlier": [self.folder(s) for s in self.runs.earlier(session)]}
-        files = list_files(self.config)
-        used = SessionSpec.from_json(self.spec(session)).file_hashes
-        options |= {f"--{key.replace('_', '-')}": files[key] for key in used}
+        spec, files = self.spec(session), list_files(self.config)
+        options: dict[str, Any] = {key: Path(files[key]) for key in spec.file_hashes}
         if followed := configuration.followed_session(self.config, session):
-            options |= {"--step-sizes": self.folder(followed)}
-        run_module("optstate.training.session", options, self.deadline)
+            options |= {"step_sizes": self.folder(followed)}
+        if previous := self.runs.previous(session):
+            options |= {"previous": self.folder(previous)}
+            options |= {"previous_spec": self.spec(previous).to_json()}
+        paths = training.Paths(
+            arrays=self.arrays(session.dataset),
+            output=self.folder(session),
+            progress=self.progress(session),
+            earlier=[self.folder(earlier) for earlier in self.runs.earlier(session)],
+            **options,
+        )
+        job.start_log(self.work / "logs" / f"{session.folder}.log")
+        training.train(spec, paths, self.config["checkpoint_every"])
+        shutil.rmtree(self.progress(session))
+        self.remove_checkpoints(session)
+
+    def remove_checkpoints(self, session: Session) -> None:
+        """Remove the checkpoints that were last used for this session, unless they are kept."""
+        for other in (*self.runs.earlier(session)[-1:], session):
+            following = [s for s in self.runs.sessions if self.runs.previous(s) == other]
+            removed = ("last", "none") if following else ("none",)
+            if self.config["keep_checkpoints"] in removed and all(map(self.is_done, following)):
+                (self.folder(other) / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -133,7 +158,7 @@ def main(arguments: argparse.Namespace) -> None:
     deadline = time.monotonic() + arguments.seconds
     experiment = Experiment(config, arguments.work, deadline)
     try:
-        run(experiment, arguments.archives)
+        run(experiment, arguments.archives, arguments.jobs)
     except OutOfTimeError:
         print("The time limit has passed. Run again to continue.")
     finally:
@@ -173,17 +198,57 @@ def find_archive(dataset: str, source: dict[str, str], archives: Path) -> Path:
     return path
 
 
-def run(experiment: Experiment, archives: Path) -> None:
-    """Prepare the data sets and train all sessions."""
+def run(experiment: Experiment, archives: Path, num_jobs: int) -> None:
+    """Prepare the data sets and train all sessions, in ``num_jobs`` processes side by side.
+
+    Raises:
+        InputError: a session failed. It has printed its error.
+        OutOfTimeError: the deadline passed before all sessions were trained.
+    """
     for dataset in experiment.runs.datasets:
         experiment.prepare(dataset, archives)
-    sessions = experiment.list_sessions()
-    for number, session in enumerate(sessions, 1):
+    os.environ["OPTSTATE_PARENT"] = str(os.getpid())
+    context = multiprocessing.get_context("spawn")
+    groups = experiment.list_groups()
+    processes = [
+        context.Process(target=train_groups, args=(experiment, groups[number::num_jobs]))
+        for number in range(num_jobs)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(max(experiment.deadline - time.monotonic(), 0))
+    finally:
+        stop_all(processes)
+    codes = {process.exitcode for process in processes}
+    if codes - {0, EXIT_CODE, -signal.SIGTERM}:
+        raise job.InputError(f"a session failed. Its log is in {experiment.work / 'logs'}.")
+    if codes != {0}:
+        raise OutOfTimeError
+
+
+def stop_all(processes: Sequence[SpawnProcess]) -> None:
+    """End processes, and give them time to save their states."""
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + SAVE_SECONDS
+    for process in processes:
+        process.join(max(end - time.monotonic(), 0))
+        process.kill()
+        process.join()
+
+
+def train_groups(experiment: Experiment, groups: list[list[Session]]) -> None:
+    """Train groups of sessions one after the other, and print their names."""
+    job.end_with_parent(signal.SIGTERM, int(os.environ["OPTSTATE_PARENT"]))
+    for session in itertools.chain(*groups):
         if not experiment.is_done(session):
-            start = time.monotonic()
-            print(f"session {number} of {len(sessions)}: {session.folder}", flush=True)
-            experiment.train(session)
-            print(f"  {time.monotonic() - start:.1f} s", flush=True)
+            print(session.folder, flush=True)
+            try:
+                experiment.train(session)
+            except job.InputError as error:
+                job.fail(str(error))
 
 
 def copy_results(experiment: Experiment, output: Path) -> None:
@@ -221,6 +286,7 @@ PARSER.add_argument(
 PARSER.add_argument("--device", choices=["cpu", "cuda"], help="overrides the configured device")
 PARSER.add_argument("--archives", type=Path, required=True, help="folder of the archives")
 PARSER.add_argument("--seconds", type=float, required=True, help="time limit")
+PARSER.add_argument("--jobs", type=int, default=1, help="processes that train side by side")
 PARSER.add_argument("--work", type=Path, required=True, help="folder of arrays and checkpoints")
 PARSER.add_argument("--output", type=Path, required=True, help="folder of the results")
 

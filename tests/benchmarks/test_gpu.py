@@ -1,11 +1,15 @@
 """benchmarks/gpu.sh and its commands, on the CPU with small images and models."""
 
+import itertools
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,11 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path("saved").write_te
 pathlib.Path("ready").write_text("")
 time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'workflow/scripts'}")
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def test_a_second_call_continues(tmp_path, archives, overlay):
         os.killpg(first.pid, signal.SIGTERM)  # as `timeout` and clusters do
         printed = first.stdout.read()
     wait_until(lambda: "interrupted: SIGTERM" in read_session_log(tmp_path / "work/article/logs"))
-    assert "session 1 of 2: noise/constant/seed0/session1" in printed
+    assert "noise/constant/seed0/session1" in printed
     assert not (tmp_path / "results/article/tables").exists()
 
     with start_gpu_sh(tmp_path, archives, overlay) as second:
@@ -133,10 +142,12 @@ def test_a_command_that_fails_names_its_log(tmp_path):
         commands.run_module("http.nonsense", {"--log": "some.log"}, time.monotonic() + 60)
 
 
-def run_experiment(tmp_path: Path, archives: Path, overlay: Path, seconds: float = 60) -> None:
+def run_experiment(
+    tmp_path: Path, archives: Path, overlay: Path, seconds: float = 60, jobs: int = 1
+) -> None:
     options = {
         "--configfile": overlay, "--archives": archives, "--seconds": seconds, "--device": "cpu",
-        "--work": tmp_path / "work", "--output": tmp_path / "results",
+        "--work": tmp_path / "work", "--output": tmp_path / "results", "--jobs": jobs,
     }  # fmt: skip
     arguments = [str(part) for option in options.items() for part in option]
     run_article.main(run_article.PARSER.parse_args(arguments))
@@ -159,6 +170,46 @@ def test_another_configuration_is_refused(tmp_path, archives, overlay, capsys):
         run_experiment(tmp_path, archives, overlay, seconds=0)
 
 
+@pytest.mark.parametrize(("keep", "kept"), [("none", 0), ("last", 4)])
+def test_sessions_in_one_process_have_the_same_bits_as_alone(
+    tmp_path, archives, overlay, monkeypatch, keep, kept
+):
+    config = {
+        "sessions": [1, 1], "methods": ["constant-new", "constant-preserve"], "seeds": [0, 1],
+        "keep_checkpoints": keep,
+    }  # fmt: skip
+    overlay.write_text(yaml.safe_dump(yaml.safe_load(overlay.read_text()) | config))
+    run_experiment(tmp_path, archives, overlay, jobs=2)
+    deadline = time.monotonic() + 60
+    together = run_article.Experiment(configuration.load(overlay), tmp_path / "work", deadline)
+    assert all(map(together.is_done, together.runs.sessions))
+    assert len(list(together.work.rglob("*.pt"))) == kept
+
+    alone = replace(together, work=tmp_path / "alone")
+    shutil.copytree(tmp_path / "work/arrays", alone.work / "arrays")
+    monkeypatch.setenv("OPTSTATE_PARENT", str(os.getpid()))
+    for session in together.list_groups()[-1]:
+        process = multiprocessing.get_context("spawn").Process(
+            target=run_article.train_groups, args=(alone, [[session]])
+        )
+        process.start()
+        process.join()
+        steps = [e.folder(session) / "steps.csv" for e in (alone, together)]
+        assert steps[0].read_bytes() == steps[1].read_bytes()
+
+
+def test_a_session_that_fails_is_reported(tmp_path, archives, overlay, capfd):
+    run_experiment(tmp_path, archives, overlay, seconds=0)
+    config = configuration.load(overlay, {"device": "cpu", "sessions": [1, 1]})
+    experiment = run_article.Experiment(config, tmp_path / "work", time.monotonic() + 60)
+    experiment.prepare("noise", archives)
+    images = experiment.arrays("noise") / "train_images.npy"
+    images.write_bytes(images.read_bytes() + b"more")
+    with pytest.raises(InputError, match="a session failed"):
+        run_article.run(experiment, archives, num_jobs=1)
+    assert "train_images.npy" in capfd.readouterr().err
+
+
 def test_sessions_come_after_those_that_they_need(tmp_path):
     boundaries = {
         "a-late": {"keep": [], "at": [3]},
@@ -168,14 +219,17 @@ def test_sessions_come_after_those_that_they_need(tmp_path):
         {"boundaries": boundaries, "methods": [f"constant-{b}" for b in ("preserve", *boundaries)]}
     )
     experiment = run_article.Experiment(config, tmp_path, deadline=0)
-    passed = set()
-    for session in experiment.list_sessions():
-        needed = {
-            experiment.runs.previous(session),
-            configuration.followed_session(config, session),
-        }
-        assert needed - {None} <= passed
-        passed.add(session)
+    groups = experiment.list_groups()
+    assert sorted(itertools.chain(*groups)) == experiment.runs.sessions
+    for group in groups:
+        passed = set()
+        for session in group:
+            needed = {
+                experiment.runs.previous(session),
+                configuration.followed_session(config, session),
+            }
+            assert needed - {None} <= passed
+            passed.add(session)
 
 
 def test_parts_run_once_in_order_with_their_inputs(tmp_path, monkeypatch):
