@@ -59,7 +59,7 @@ step benchmark "$PYTHON" -m benchmarks.run_parts --parts "${PARTS[@]}" --device 
     --configfile "${BENCHMARK_CONFIG[@]}" --seconds "$(remaining)" \
     --work "$WORK/benchmark" --output "$OUTPUT" --log "$WORK/benchmark.log"
 
-step article "$PYTHON" -m benchmarks.run_article --device "$DEVICE" --configfile "${CONFIG[@]}" \
+step article "$PYTHON" -m benchmarks.run_experiment --device "$DEVICE" --configfile "${CONFIG[@]}" \
     --archives "$ARCHIVES" --jobs "$JOBS" --seconds "$(remaining)" \
     --work "$WORK/article" --output "$OUTPUT/article" --log "$WORK/article.log"
 exit "$status"

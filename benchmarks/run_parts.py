@@ -67,7 +67,7 @@ def run_part(part: Part, deadline: float) -> None:
         options = {"--archive": part.settings["archive"] or "", "--number": part.num_images}
         run("benchmarks.images", options | {"--output": partial}, part.images.name)
         partial.rename(part.images)
-    if part.arrays and not (part.arrays / "dataset.json").exists():
+    if part.arrays and not (part.arrays / "dataset.sha256").exists():
         options = {"--folder": part.images, "--image-size": part.size, "--workers": num_cores()}
         run("optstate.data.prepare", options | {"--output": part.arrays}, f"arrays-{part.size}px")
     part.result.parent.mkdir(parents=True, exist_ok=True)

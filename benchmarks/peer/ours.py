@@ -25,7 +25,8 @@ def train(
     """Train epochs until ``begin`` ends the process, in the working directory."""
     spec = session_spec(settings, num_epochs=NUM_EPOCHS, valid_per_class=1)
     verify_arrays(arrays)  # later, a session reads only changed files
-    paths = Paths(arrays, Path("output"), Path("progress"), curves=[Path("curves")])
+    curves = Path("curves/images/constant-new/seed0")
+    paths = Paths(arrays, Path("output"), Path("progress"), curves=[curves])
     with open_session(spec, paths, set_up(spec), {"epochs": 1}, lambda: None) as session:
         num_steps = count_batches(len(session.train), spec.batch_size)
         while True:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import commands, run_article, run_parts
+from benchmarks import commands, run_experiment, run_parts
 from conftest import ROOT, file_sha256, wait_until, write_images, write_tar
 from optstate.experiment import configuration
 from optstate.job import InputError
@@ -139,35 +139,51 @@ def test_no_command_starts_after_the_deadline(monkeypatch):
 
 def test_a_command_that_fails_names_its_log(tmp_path):
     with pytest.raises(InputError, match="http.nonsense failed. Its log is some.log"):
-        commands.run_module("http.nonsense", {"--log": "some.log"}, time.monotonic() + 60)
+        commands.run_module("http.nonsense", {"--log": "some.log"}, time.monotonic() + 600)
 
 
-def run_experiment(
-    tmp_path: Path, archives: Path, overlay: Path, seconds: float = 60, jobs: int = 1
-) -> None:
+def run(tmp_path: Path, archives: Path, overlay: Path, seconds: float = 600, jobs: int = 1) -> None:
     options = {
         "--configfile": overlay, "--archives": archives, "--seconds": seconds, "--device": "cpu",
         "--work": tmp_path / "work", "--output": tmp_path / "results", "--jobs": jobs,
     }  # fmt: skip
     arguments = [str(part) for option in options.items() for part in option]
-    run_article.main(run_article.PARSER.parse_args(arguments))
+    run_experiment.main(run_experiment.PARSER.parse_args(arguments))
+
+
+def test_arrays_are_prepared_as_configured_until_they_are_complete(
+    tmp_path, archives, overlay, monkeypatch
+):
+    prepared = []
+    monkeypatch.setattr(run_experiment, "run_module", lambda *given: prepared.append(given[1]))
+    source = {"valid_fraction": 0.5, "valid_seed": 7}
+    config = configuration.load(overlay, {"datasets": {"noise": source}})
+    experiment = run_experiment.Experiment(config, tmp_path / "work", deadline=0)
+    arrays = experiment.arrays("noise")
+    arrays.mkdir(parents=True)
+    for name in ("dataset.json", "dataset.sha256", ""):
+        experiment.prepare("noise", archives)
+        (arrays / name).touch()
+    assert len(prepared) == 2
+    assert prepared[0]["--valid-fraction"] == 0.5
+    assert prepared[0]["--valid-seed"] == 7
 
 
 def test_another_archive_is_refused(tmp_path, archives, overlay):
     (archives / "noise.tgz").write_bytes(b"another one")
     with pytest.raises(InputError, match=r"noise\.tgz: its SHA-256 is .*datasets\.noise\.sha256"):
-        run_experiment(tmp_path, archives, overlay)
+        run(tmp_path, archives, overlay)
     (archives / "noise.tgz").unlink()
     with pytest.raises(InputError, match=r"noise\.tgz: does not exist"):
-        run_experiment(tmp_path, archives, overlay)
+        run(tmp_path, archives, overlay)
 
 
 def test_another_configuration_is_refused(tmp_path, archives, overlay, capsys):
-    run_experiment(tmp_path, archives, overlay, seconds=0)
+    run(tmp_path, archives, overlay, seconds=0)
     assert "The time limit has passed" in capsys.readouterr().out
     overlay.write_text(overlay.read_text().replace("batch_size: 9", "batch_size: 6"))
     with pytest.raises(InputError, match="holds another configuration's sessions"):
-        run_experiment(tmp_path, archives, overlay, seconds=0)
+        run(tmp_path, archives, overlay, seconds=0)
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("none", 0), ("last", 4)])
@@ -179,9 +195,9 @@ def test_sessions_in_one_process_have_the_same_bits_as_alone(
         "keep_checkpoints": keep,
     }  # fmt: skip
     overlay.write_text(yaml.safe_dump(yaml.safe_load(overlay.read_text()) | config))
-    run_experiment(tmp_path, archives, overlay, jobs=2)
-    deadline = time.monotonic() + 60
-    together = run_article.Experiment(configuration.load(overlay), tmp_path / "work", deadline)
+    run(tmp_path, archives, overlay, jobs=2)
+    deadline = time.monotonic() + 600
+    together = run_experiment.Experiment(configuration.load(overlay), tmp_path / "work", deadline)
     assert all(map(together.is_done, together.runs.sessions))
     assert len(list(together.work.rglob("*.pt"))) == kept
 
@@ -190,7 +206,7 @@ def test_sessions_in_one_process_have_the_same_bits_as_alone(
     monkeypatch.setenv("OPTSTATE_PARENT", str(os.getpid()))
     for session in together.list_groups()[-1]:
         process = multiprocessing.get_context("spawn").Process(
-            target=run_article.train_groups, args=(alone, [[session]])
+            target=run_experiment.train_groups, args=(alone, [[session]])
         )
         process.start()
         process.join()
@@ -199,14 +215,14 @@ def test_sessions_in_one_process_have_the_same_bits_as_alone(
 
 
 def test_a_session_that_fails_is_reported(tmp_path, archives, overlay, capfd):
-    run_experiment(tmp_path, archives, overlay, seconds=0)
+    run(tmp_path, archives, overlay, seconds=0)
     config = configuration.load(overlay, {"device": "cpu", "sessions": [1, 1]})
-    experiment = run_article.Experiment(config, tmp_path / "work", time.monotonic() + 60)
+    experiment = run_experiment.Experiment(config, tmp_path / "work", time.monotonic() + 600)
     experiment.prepare("noise", archives)
     images = experiment.arrays("noise") / "train_images.npy"
     images.write_bytes(images.read_bytes() + b"more")
     with pytest.raises(InputError, match="a session failed"):
-        run_article.run(experiment, archives, num_jobs=1)
+        run_experiment.run(experiment, archives, num_jobs=1)
     assert "train_images.npy" in capfd.readouterr().err
 
 
@@ -218,7 +234,7 @@ def test_sessions_come_after_those_that_they_need(tmp_path):
     config = configuration.load(
         {"boundaries": boundaries, "methods": [f"constant-{b}" for b in ("preserve", *boundaries)]}
     )
-    experiment = run_article.Experiment(config, tmp_path, deadline=0)
+    experiment = run_experiment.Experiment(config, tmp_path, deadline=0)
     groups = experiment.list_groups()
     assert sorted(itertools.chain(*groups)) == experiment.runs.sessions
     for group in groups:
@@ -243,7 +259,7 @@ def test_parts_run_once_in_order_with_their_inputs(tmp_path, monkeypatch):
             options["--output"].mkdir(parents=True)
         elif module == "optstate.data.prepare":
             options["--output"].mkdir(parents=True)
-            (options["--output"] / "dataset.json").touch()
+            (options["--output"] / "dataset.sha256").touch()
         elif module != "benchmarks.summary":
             options["--output"].touch()
 

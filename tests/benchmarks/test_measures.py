@@ -21,6 +21,7 @@ from benchmarks.measure import (
     session_spec,
     write_measures,
 )
+from benchmarks.peer import ours
 from optstate.training.compute import set_up
 from sessions import write_arrays
 
@@ -139,6 +140,24 @@ def test_a_whole_session_is_measured(tmp_path, monkeypatch):
     assert rows["loop_efficiency"].value == pytest.approx(ratio, rel=0.01)
     assert rows["data_path_share_of_step"].value > 0
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_an_epoch_of_this_project_is_timed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "STEPS_PER_EPOCH", 5)
+    spec = session_spec(SETTINGS)
+    arrays = loop.write_noise(tmp_path / "arrays", spec)
+    ended = []
+
+    def begin() -> None:
+        if ended:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ours.train(SETTINGS, arrays, begin, lambda *arguments, **_: ended.append(arguments))
+    ((num_images, num_steps, loss),) = ended
+    assert (num_images, num_steps) == (5 * spec.batch_size, 5)
+    assert loss > 0
 
 
 def test_without_a_compiler_its_measures_are_not_numbers(monkeypatch):

@@ -812,7 +812,7 @@ class TestCompare:
             (row["schedule"], row["measure"]): row for row in read_rows(one / "comparisons.csv")
         }
         for name, expected, verdict in (
-            ("final_valid_top1", 0.02, "one seed: no interval"),
+            ("final_valid_top1", 0.02, "one pair: no interval"),
             ("final_valid_loss", -0.2, "exploratory"),
         ):
             row = rows["constant", name]
@@ -838,7 +838,7 @@ class TestCompare:
              "undecided: all 2 differences are equal (+1), so their noise is unknown; "
              "1 of 3 pairs diverged"),
             ("final_valid_loss", [np.inf, np.nan], "no pair; 2 of 2 pairs diverged"),
-            ("final_valid_loss", [np.inf, 1], "one seed: no interval; 1 of 2 pairs diverged"),
+            ("final_valid_loss", [np.inf, 1], "one pair: no interval; 1 of 2 pairs diverged"),
             ("final_valid_loss", [-1.0, 1.0, -2.0, 2.0],
              "undecided: thousands of seeds would not decide"),
         ],
@@ -1554,9 +1554,9 @@ def answer(pairs: list[float], measure: str = "final_valid_top1") -> str:
          "[10.6, 29.4]."),
         ([0.001, -0.001, 0.002] * 2,
          "6 seeds: equivalent within ±1 point. preserve - new: +0.07 points [-0.08, +0.21]."),
-        ([0.0204], "1 seed: one seed cannot decide. preserve - new: +2.04 points."),
+        ([0.0204], "1 seed: one pair cannot decide. preserve - new: +2.04 points."),
         ([0.0204, np.nan],
-         "1 seed: one seed cannot decide. preserve - new: +2.04 points (1 of 2 pairs diverged)."),
+         "1 seed: one pair cannot decide. preserve - new: +2.04 points (1 of 2 pairs diverged)."),
         ([np.nan], "0 seeds: no pair (1 of 1 pairs diverged)."),
     ],
 )  # fmt: skip
@@ -1565,7 +1565,7 @@ def test_the_answer_has_a_direction_a_size_and_an_interval(pairs, expected):
 
 
 def test_the_answer_for_a_loss_has_no_points():
-    expected = "1 seed: one seed cannot decide. preserve - new: -0.123 (lower is better)."
+    expected = "1 seed: one pair cannot decide. preserve - new: -0.123 (lower is better)."
     assert answer([-0.123], "final_valid_loss") == f"s, final valid loss, {expected}"
     label = "valid loss at the end of session 2"
     assert answer([-0.123], "end_valid_loss_session2") == f"s, {label}, {expected}"

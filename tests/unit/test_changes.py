@@ -23,16 +23,21 @@ def list_specs(config: configuration.Config, hashes: dict[str, str] | None = Non
     }
 
 
-@pytest.fixture
-def results(tmp_path):
-    """The results of an experiment, as far as changes are found in them."""
-    config = load()
-    for folder, spec in list_specs(config, TWO_MODELS).items():
-        path = tmp_path / "runs" / folder / "made_by.json"
+def make_results(
+    folder: Path, config: configuration.Config, hashes: dict[str, str] | None = None
+) -> Path:
+    """Write the results of an experiment, as far as changes are found in them."""
+    for session, spec in list_specs(config, hashes).items():
+        path = folder / "runs" / session / "made_by.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"configuration": asdict(spec)}))
-    (tmp_path / "configuration.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path
+    (folder / "configuration.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def results(tmp_path):
+    return make_results(tmp_path, load(), TWO_MODELS)
 
 
 def find(results: Path, hashes: dict[str, str] = TWO_MODELS, **keys: object) -> list[str]:
@@ -120,6 +125,35 @@ def test_a_changed_file_is_named_by_its_key(results):
 def test_a_file_that_is_set_for_the_first_time_has_not_changed(results):
     lines = find(results, hashes=TWO_MODELS | {"weights": "2" * 64}, weights=__file__)
     assert lines == [f'weights: was null, is "{__file__}". The report will be made again.']
+
+
+def test_an_optimizer_and_an_epoch_are_named_where_they_were_changed(tmp_path):
+    of_run = {"kind": "onecycle", "over": "run", "initial_lr": 4e-5, "max_lr": 1e-3}
+    of_schedule = {"constant": {"optimizer": {"name": "AdamW"}}, "onecycle": of_run}
+    keys = {"schedules": of_schedule, "methods": ["constant-new", "onecycle-new"]}
+    make_results(tmp_path, load(**keys))
+    of_schedule["constant"]["optimizer"]["weight_decay"] = 0.1
+    key = "schedules.constant.optimizer.weight_decay"
+    expected = [f"{key}: was not set, is 0.1. 6 finished sessions {AGAIN}"]
+    assert find(tmp_path, {}, **keys) == expected
+    del of_schedule["constant"]["optimizer"]["weight_decay"]
+    lines = find(tmp_path, {}, **keys, sessions=[10, 10, 6])
+    assert {line.split(":")[0] for line in lines} == {"sessions"}
+
+
+def test_a_boundary_that_is_moved_is_named_by_its_sessions(tmp_path):
+    keys = {"boundaries": {"late": {"keep": [], "at": [3]}}, "methods": ["constant-late"]}
+    make_results(tmp_path, load(**keys))
+    keys["boundaries"]["late"]["at"] = [2]
+    assert find(tmp_path, {}, **keys) == [
+        f"boundaries.late.at: was [3], is [2]. 2 finished sessions {AGAIN}"
+    ]
+
+
+def test_a_folder_that_was_moved_may_have_the_same_files():
+    finished = [changes.Session("mine", "constant", 0, 1)]
+    found = changes.describe_consequence("datasets.mine.folder", finished)
+    assert found == "1 finished session will be trained again if its files differ."
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", None])

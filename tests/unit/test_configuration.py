@@ -727,7 +727,12 @@ def test_when_the_state_is_lost():
     assert list_resets(config) == {"preserve": [], "new": [2, 3, 4], "late": [3]}
     given = list_resets(config | {"optimizer_state": "mine.pt"})
     assert given == {"preserve": [], "new": [1, 2, 3, 4], "late": [3]}
-    boundaries["preserve"]["warmup_steps"] = 5  # so no run never loses anything
+    boundaries["stay"] = {"keep": "all", "at": [2]}
+    del boundaries["preserve"]
+    lost = list_resets(config | {"optimizer_state": "lost"})
+    assert lost == {"new": [1, 2, 3, 4], "late": [1, 3], "stay": [1]}
+    del boundaries["stay"]
+    boundaries["preserve"] = {"keep": "all", "warmup_steps": 5}  # so no run never loses anything
     assert list_resets(config) == {"new": [2, 3, 4], "late": [3]}
 
 

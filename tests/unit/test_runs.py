@@ -15,7 +15,17 @@ from optstate.experiment.runs import (
 
 BOUNDARIES = {"new": {"keep": []}, "keep-all": {"keep": "all"}}
 METHODS = ["c-new", "c-uninterrupted", "c-keep-all", "d-new"]
-RUNS = Runs(["b", "a"], [1, 0], name_sessions(METHODS, BOUNDARIES, 3))
+
+
+def name(methods, boundaries, num_sessions, state=None):
+    config = {
+        "methods": methods, "boundaries": boundaries, "sessions": [1] * num_sessions,
+        "optimizer_state": state,
+    }  # fmt: skip
+    return name_sessions(config)
+
+
+RUNS = Runs(["b", "a"], [1, 0], name(METHODS, BOUNDARIES, 3))
 
 
 def test_a_method_is_split_at_its_first_hyphen():
@@ -25,7 +35,7 @@ def test_a_method_is_split_at_its_first_hyphen():
 def test_runs_are_sorted_whatever_their_order():
     assert list(RUNS) == sorted(RUNS)
     for methods in itertools.permutations(METHODS):
-        names = name_sessions(methods, dict(reversed(BOUNDARIES.items())), 3)
+        names = name(methods, dict(reversed(BOUNDARIES.items())), 3)
         assert list(names.items()) == list(RUNS.session_names.items())
     reordered = Runs(["a", "b"], [0, 1], dict(reversed(RUNS.session_names.items())))
     assert list(reordered) == list(RUNS)
@@ -48,7 +58,7 @@ def test_an_uninterrupted_run_has_one_session_of_its_own():
     assert not Session("a", "c", 0, 1).is_whole_run
 
     def have_boundaries(method, num_sessions, state=None):
-        names = name_sessions([method], BOUNDARIES, num_sessions, state)
+        names = name([method], BOUNDARIES, num_sessions, state)
         return Runs(["a"], [0], names).have_boundaries
 
     assert have_boundaries("c-new", 2)
@@ -131,7 +141,7 @@ class TestSharedSessions:
     }
 
     def name(self, *names: str) -> dict[str, list[str]]:
-        return name_sessions([f"c-{name}" for name in names], self.boundaries, 4)
+        return name([f"c-{name}" for name in names], self.boundaries, 4)
 
     def test_a_run_is_the_preserved_run_until_it_loses_its_state(self):
         names = self.name("keep-all", "late")
@@ -155,7 +165,7 @@ class TestSharedSessions:
         boundaries = {"preserve": {"keep": "all"}} | {
             f"at{n}": {"keep": [], "at": [n]} for n in range(2, 12)
         }
-        names = name_sessions([f"c-{name}" for name in boundaries], boundaries, 11)
+        names = name([f"c-{name}" for name in boundaries], boundaries, 11)
         runs = Runs(["a"], [0], names)
         assert len(runs.sessions) == 11 + sum(range(1, 11))
         (shared,) = (s for s in runs.sessions if s.name == "c-preserve" and s.number == 10)
@@ -167,7 +177,7 @@ class TestSharedSessions:
     def test_a_used_boundary_that_keeps_everything_owns_the_sessions(self):
         """The default `preserve`, which no method uses, does not."""
         boundaries = {"preserve": {"keep": "all"}, "stay": {"keep": "all"}, "new": {"keep": []}}
-        names = name_sessions(["c-stay", "c-new"], boundaries, 2)
+        names = name(["c-stay", "c-new"], boundaries, 2)
         assert names == {"c-new": ["c", "c-new"], "c-stay": ["c", "c-stay"]}
 
     def test_a_lost_state_cannot_be_kept_in_session_1(self):
@@ -176,12 +186,12 @@ class TestSharedSessions:
             "new": {"keep": []}, "slow": {"keep": [], "lr_factor": 0.5},
         }  # fmt: skip
         methods = [f"c-{name}" for name in ("later", "new", "slow")]
-        names = name_sessions(methods, boundaries, 2, "lost")
+        names = name(methods, boundaries, 2, "lost")
         assert names["c-later"] == ["c-later", "c-later"]
         assert names["c-new"] == ["c-later", "c-new"]
         assert names["c-slow"] == ["c-slow", "c-slow"]
-        assert name_sessions(["c-new"], boundaries, 1, "lost") == {"c-new": ["c-new"]}
+        assert name(["c-new"], boundaries, 1, "lost") == {"c-new": ["c-new"]}
 
     def test_schedules_share_nothing(self):
-        names = name_sessions(["c-late", "d-late"], self.boundaries, 4)
+        names = name(["c-late", "d-late"], self.boundaries, 4)
         assert names["d-late"] == ["d", "d-keep-all", "d-keep-all", "d-late"]

@@ -101,7 +101,7 @@ def describe_answer(row: Any, config: Config) -> str:
     elif np.isnan(row.low):
         value = tables.format_value(row.mean_difference, measure).replace("-", MINUS)
         size = f"{difference}: {value}{direction}"
-        answer = f"one seed cannot decide. {size}" if row.n == 1 else verdict
+        answer = f"one pair cannot decide. {size}" if row.n == 1 else verdict
     elif BETTER in verdict:
         winner, _, size = verdict.partition(BETTER)
         loser = row.baseline if winner == row.boundary else row.boundary

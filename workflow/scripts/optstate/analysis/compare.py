@@ -203,7 +203,7 @@ def describe_verdict(row: Any) -> str:
     if row.is_void:
         return AT_CHANCE + note
     if row.n < 2:
-        return ("one seed: no interval" if row.n else "no pair") + note
+        return ("one pair: no interval" if row.n else "no pair") + note
     if np.isnan(row.low):
         return describe_equal_pairs(row) + note
     words = [describe_size(row)] if is_different(row) else []

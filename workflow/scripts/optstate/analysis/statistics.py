@@ -134,8 +134,8 @@ def count_pairs_to_decide(found: Difference, margin: float | None, family: int) 
         The number of pairs, more than so far; infinite if ``MAX_PAIRS`` or more.
     """
     n = np.arange(found.n + 1, MAX_PAIRS)
-    half_width = stats.t.interval(1 - ALPHA, found.n - 1)[1]
-    error = (found.t_high - found.mean) / half_width * np.sqrt(found.n / n)
+    quantile = stats.t.interval(1 - ALPHA, found.n - 1)[1]
+    error = (found.t_high - found.mean) / quantile * np.sqrt(found.n / n)
     reach = stats.t.interval(1 - ALPHA / family, n - 1)[1] * error  # half of the future interval
     chance = 1 - _probability_within(reach, found.mean, error)
     if margin is not None:

@@ -115,9 +115,9 @@ class Chance(NamedTuple):
 
     Attributes:
         top1: the valid top-1, a fraction, if the answer is always the most frequent class.
-        limit: a top-1 above this limit, by two standard errors of as many images, is not chance.
+        limit: ``top1`` plus two standard errors of as many images. A top-1 above it is not chance.
         balanced_top1: the valid top-1, averaged over the classes, of any constant answer.
-        balanced_limit: an average above this limit, by two standard errors, is not chance.
+        balanced_limit: ``balanced_top1`` plus two standard errors. A mean above it is not chance.
     """
 
     top1: float

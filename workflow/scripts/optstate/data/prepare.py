@@ -143,7 +143,7 @@ def prepare(
 ) -> None:
     """Decode the images below ``root`` with ``workers`` processes into the folder ``output``.
 
-    Either all files appear in ``output``, or none does.
+    ``dataset.sha256`` appears last in ``output``, when all other files are there.
 
     Args:
         root: contains {train,val}/CLASS/IMAGE, see ``FOLDERS`` of the manifest.

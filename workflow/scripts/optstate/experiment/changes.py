@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from optstate.experiment.plan import compare_settings
-from optstate.experiment.runs import Runs, Session
+from optstate.experiment.runs import Runs, Session, find_optimizer
 from optstate.experiment.schema import Config
 from optstate.training.spec import SessionSpec
 
@@ -34,11 +34,14 @@ def list_changes(
         runs: the runs of the experiment.
         specs: the settings of each session, by its folder below ``runs``.
     """
+    before = read_configuration(results)
+    of_keys = dict(compare_settings(before, config)) if before else {}
     changed: dict[Session, list[tuple[str, str]]] = {}
     for session in runs.sessions:
         made_by = results / "runs" / session.folder / "made_by.json"
-        if before := read_value(made_by, "configuration"):
-            changed[session] = list(_compare_session(before, specs[session.folder]))
+        if made_with := read_value(made_by, "configuration"):
+            spec = specs[session.folder]
+            changed[session] = list(_compare_session(made_with, spec, config, of_keys))
     counts: Counter[tuple[str, str]] = Counter()
     for session in changed:  # a session is also trained again if an earlier one is
         causes = [changed.get(one, []) for one in (*runs.earlier(session), session)]
@@ -47,14 +50,12 @@ def list_changes(
         f"{key}: {change}. {count_sessions(count)} will be trained again."
         for (key, change), count in counts.items()
     ]
-    if before := read_configuration(results):
-        of_sessions = {key for key, _ in counts}
-        lines += [
-            f"{key}: {change}. {describe_consequence(key, [*changed])}"
-            for key, change in compare_settings(before, config)
-            if key not in of_sessions
-        ]
-    return lines
+    of_sessions = {key for key, _ in counts}
+    return lines + [
+        f"{key}: {change}. {describe_consequence(key, [*changed])}"
+        for key, change in of_keys.items()
+        if key not in of_sessions
+    ]
 
 
 def describe_consequence(key: str, finished: list[Session]) -> str:
@@ -63,6 +64,8 @@ def describe_consequence(key: str, finished: list[Session]) -> str:
     number = sum(session.dataset == source[1] for session in finished) if source else 0
     if not number:
         return "The report will be made again."
+    if source and source[2] == "folder":
+        return f"{count_sessions(number)} will be trained again if its files differ."
     return f"{count_sessions(number)} will be trained again."
 
 
@@ -89,16 +92,30 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
         return None
 
 
-def _compare_session(before: Config, spec: SessionSpec) -> Iterator[tuple[str, str]]:
-    """Yield the keys of the configuration that changed a session, each with the change."""
+def _compare_session(
+    before: Config, spec: SessionSpec, config: Config, of_keys: dict[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the keys of the configuration that changed a session, each with the change.
+
+    Args:
+        before: the settings with which the session was trained.
+        spec: its present settings.
+        config: the validated configuration.
+        of_keys: the changes of the configuration itself, by key, as far as they are known.
+    """
     for path, change in compare_settings(before, asdict(spec)):
         field, _, rest = path.partition(".")
-        if field == "learning_rate":
-            yield f"schedules.{spec.schedule}.{rest}", change
-        elif field == "num_epochs":
+        if "num_epochs" in (field, rest):  # of the session, or of a schedule over the run
             yield "sessions", change
+        elif field == "learning_rate":
+            yield f"schedules.{spec.schedule}.{rest}", change
+        elif field == "optimizer":
+            yield f"{find_optimizer(config, spec.schedule)[0]}.{rest}", change
         elif field in OF_BOUNDARY:
-            yield f"boundaries.{spec.boundary}.{field}", change
+            key, at = (f"boundaries.{spec.boundary}.{name}" for name in (field, "at"))
+            # `at` decides where the options of a boundary apply, and is itself in no session.
+            is_moved = key not in of_keys and at in of_keys
+            yield (at, of_keys[at]) if is_moved else (key, change)
         elif field == "file_hashes":
             if rest and "not set" not in change:  # else its key has changed, too
                 yield rest, "the file has changed"

@@ -96,8 +96,7 @@ def targets(config: Config) -> dict[str, float]:
 
 def all_runs(config: Config) -> Runs:
     """Return the runs of an experiment."""
-    num_sessions, state = len(config["sessions"]), config["optimizer_state"]
-    named = [config["methods"], config["boundaries"], num_sessions, state]
+    named = {key: config[key] for key in ("methods", "boundaries", "sessions", "optimizer_state")}
     return Runs(
         datasets=sorted(config["datasets"]),
         seeds=sorted(config["seeds"]),
@@ -106,8 +105,8 @@ def all_runs(config: Config) -> Runs:
 
 
 @functools.cache  # every session asks for the names of all
-def _name_sessions(arguments: str) -> dict[str, list[str]]:
-    return name_sessions(*json.loads(arguments))
+def _name_sessions(config: str) -> dict[str, list[str]]:
+    return name_sessions(json.loads(config))
 
 
 def baselines(config: Config) -> dict[str, list[str]]:
@@ -227,15 +226,17 @@ def list_resets(config: Config) -> dict[str, list[int]]:
     Boundaries that differ in more than ``at`` from the one that keeps nothing are left out, except
     for the one that keeps everything.
     """
-    later = list(range(find_first_boundary(config), len(config["sessions"]) + 1))
-    boundaries = config["boundaries"]
-    found = {
-        name: sorted(boundary.get("at", later))
-        for name, boundary in boundaries.items()
-        if boundary["keep"] == [] and boundary.keys() <= {"keep", "at", "baseline"}
+    first, keeping = find_first_boundary(config), choose_plain(config, keep="all")
+    return {
+        name: [
+            number
+            for number, crossed in enumerate(cross_boundaries(boundary, config), first)
+            if crossed["keep"] == []
+        ]
+        for name, boundary in config["boundaries"].items()
+        if name == keeping
+        or (boundary["keep"] == [] and boundary.keys() <= {"keep", "at", "baseline"})
     }
-    keeping = choose_plain(config, keep="all")
-    return found | ({keeping: []} if keeping in boundaries else {})
 
 
 def followed_session(config: Config, session: Session) -> Session | None:

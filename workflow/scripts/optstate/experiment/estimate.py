@@ -21,7 +21,7 @@ from optstate.experiment.runs import Runs, Session, find_optimizer, list_schedul
 from optstate.experiment.schema import Config
 from optstate.job import InputError, explain_os_error
 from optstate.training.model import make_model
-from optstate.training.schedule import make_optimizer
+from optstate.training.weights import make_state
 
 SECONDS_TO_START = 20  # per training job, to start Snakemake twice, torch and the GPU
 NUM_CLASSES = 10  # the size of a checkpoint hardly depends on this number
@@ -90,14 +90,10 @@ def estimate(runs: Runs, config: Config, seconds_per_epoch: float) -> Estimate:
 def checkpoint_bytes(config: Config) -> int:
     """Return the size in bytes of a checkpoint, with the optimizer that has the largest state."""
     model = make_model(config["model"], config["image_size"], NUM_CLASSES)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     state_bytes = []
     for name in list_schedules(config["methods"]):
-        _, own = find_optimizer(config, name)
-        optimizer = make_optimizer(model.parameters(), own, {"kind": "constant", "lr": 0.0})
-        optimizer.step()  # creates the state
-        entries = [entry for state in optimizer.state.values() for entry in state.values()]
+        states = make_state(find_optimizer(config, name)[1], model.parameters()).values()
+        entries = [entry for state in states for entry in state.values()]
         state_bytes.append(sum(entry.nbytes for entry in entries if torch.is_tensor(entry)))
     return max(state_bytes) + sum(tensor.nbytes for tensor in model.state_dict().values())
 

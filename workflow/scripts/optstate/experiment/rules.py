@@ -223,7 +223,7 @@ class Experiment:
         """The number of epochs that a job trains."""
         if job.rule.name not in TRAINING_RULES:
             return 0
-        return configuration.session_spec(self.config, self.session_of(job.wildcards)).num_epochs
+        return self.specs[self.session_of(job.wildcards).folder].num_epochs
 
     def print_errors(self) -> None:
         """Repeat each failed job's error after Snakemake's output.
@@ -350,7 +350,7 @@ class Experiment:
         return self._spec(self.session_of(wildcards))
 
     def _spec(self, session: Session) -> str:
-        return configuration.session_spec(self.config, session, self.file_hashes).to_json()
+        return self.specs[session.folder].to_json()
 
     def arrays(self, wildcards: Wildcards) -> list[str]:
         """The arrays, whose content is tracked by the checksums in dataset.json."""
@@ -403,8 +403,7 @@ class Experiment:
     def _file_options(self, session: Session, *keys: str) -> str:
         """The options that name those of the user's files ``keys`` that a session depends on."""
         files = list_files(self.config) | {"weights": str(self.weights_file)}
-        spec = configuration.session_spec(self.config, session, self.file_hashes)
-        used = spec.file_hashes.keys() & {*keys}
+        used = self.specs[session.folder].file_hashes.keys() & {*keys}
         options = (f"--{key.replace('_', '-')}={shlex.quote(files[key])}" for key in sorted(used))
         return " ".join(options)
 

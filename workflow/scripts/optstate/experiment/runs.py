@@ -118,43 +118,32 @@ def choose_plain(config: dict[str, Any], keep: str | list[str]) -> str:
     return find_plain(of_methods, keep) or find_plain(boundaries, keep)
 
 
-def name_sessions(
-    methods: Sequence[str],
-    boundaries: dict[str, Boundary],
-    num_sessions: int,
-    state: str | None = None,
-) -> dict[str, list[str]]:
+def name_sessions(config: dict[str, Any]) -> dict[str, list[str]]:
     """Return the names of the sessions of each method.
 
     A session before the first boundary has the schedule's name. A later one has the name of a
     method with the same history: of the one whose boundary keeps everything, or else of the first
-    by name. ``state`` is the key ``optimizer_state``.
+    by name.
+
+    Args:
+        config: ``methods``, ``boundaries``, ``sessions`` and ``optimizer_state``.
     """
-    first_boundary = find_first_boundary({"optimizer_state": state})
-
-    def describe_history(method: str, number: int) -> str:
-        schedule, boundary = split_method(method)
-        numbers = range(first_boundary, number + 1)
-        crossed = [cross_boundary(boundaries[boundary], n, state) for n in numbers]
-        return json.dumps([schedule, crossed], sort_keys=True)
-
-    later = range(first_boundary, num_sessions + 1)
+    methods, boundaries = config["methods"], config["boundaries"]
     several = sorted(m for m in methods if split_method(m)[1] != UNINTERRUPTED)
-    keeping = choose_plain({"boundaries": boundaries, "methods": methods}, keep="all")
-    keepers = [f"{split_method(method)[0]}-{keeping}" for method in several]
-    if state == LOST:  # a boundary that no method uses may not be allowed
+    keeping = choose_plain(config, keep="all")
+    keepers = [f"{split_method(m)[0]}-{keeping}" for m in several] if keeping in boundaries else []
+    if config["optimizer_state"] == LOST:  # a boundary that no method uses may not be allowed
         keepers = [method for method in keepers if method in methods]
     owners: dict[str, str] = {}
-    for method in (*keepers, *several) if keeping in boundaries else several:
-        for number in later:
-            owners.setdefault(describe_history(method, number), method)
-    return {
-        method: [split_method(method)[0]] * (first_boundary - 1)
-        + [owners[describe_history(method, n)] for n in later]
-        if method in several
-        else [method]
-        for method in sorted(methods)
-    }
+    names: dict[str, list[str]] = {}
+    for method in (*keepers, *several):
+        schedule, boundary = split_method(method)
+        crossed = cross_boundaries(boundaries[boundary], config)
+        names[method] = [schedule] * (find_first_boundary(config) - 1)
+        for number in range(1, len(crossed) + 1):
+            history = json.dumps([schedule, crossed[:number]], sort_keys=True)
+            names[method].append(owners.setdefault(history, method))
+    return {method: names.get(method, [method]) for method in sorted(methods)}
 
 
 @dataclass(frozen=True, order=True)
@@ -180,7 +169,7 @@ class Session:
 
     @property
     def boundary(self) -> str:
-        """The name of the boundary that the session begins with; empty if it begins with none."""
+        """The part of the name after the schedule: a boundary, ``uninterrupted``, or nothing."""
         return split_method(self.name)[1]
 
     @property

@@ -113,7 +113,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Curves:
-    """A run's TensorBoard events so far, in the folder of every run that the session is part of.
+    """A run's TensorBoard events so far, in one or more folders.
 
     Whenever a session starts or continues, it replaces the event file that an earlier session has
     left. A file per session would not do: TensorBoard reads files in the order of their names,

@@ -66,7 +66,7 @@ class Paths:
         optimizer_state: a file with the optimizer state that the first session starts from.
         step_sizes: the output folder of the session whose update norms this one takes over.
         earlier: the output folders of all earlier sessions of the run, in their order.
-        curves: TensorBoard folders of all runs that the session is part of.
+        curves: the TensorBoard folders of those runs that get the session's curves.
     """
 
     arrays: Path
@@ -174,7 +174,9 @@ def open_session(
     # On a CPU, writing in the background would slow down training.
     progress = Progress(folder, checkpoint_every, start, in_background=compute.is_on_gpu)
     saved = progress.load()
-    records = StepRecords(open_recorder(spec, paths, start), compute.device)
+    curves = Curves(paths.curves, spec.session, paths.earlier)
+    recorder = Recorder(spec, curves, start.epoch + spec.num_epochs)
+    records = StepRecords(recorder, compute.device)
     if saved:
         state.load_state_dict(saved["training"])
         records.load_state_dict(saved["records"])
@@ -202,7 +204,7 @@ def open_session(
             stop_if_asked=stop_if_asked,
         )
     finally:
-        records.recorder.curves.close()
+        curves.close()
 
 
 def log_plan(spec: SessionSpec, train: ImageSet, valid: ImageSet, device: torch.device) -> None:
@@ -359,12 +361,6 @@ def read_update_norms(
             "then run again."
         )
     return {step: float(norm) for step, norm in norms.items()}
-
-
-def open_recorder(spec: SessionSpec, paths: Paths, start: Position) -> Recorder:
-    """Return the recorder of a session that starts at ``start``, with its TensorBoard curves."""
-    curves = Curves(paths.curves, spec.session, paths.earlier)
-    return Recorder(spec, curves, start.epoch + spec.num_epochs)
 
 
 def log_given_weights(session: Session) -> None:

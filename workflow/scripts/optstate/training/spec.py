@@ -31,7 +31,7 @@ class SessionSpec:
     train_per_class: int | None  # images; None: all
     valid_per_class: int | None
     model: str  # of torchvision, or :FUNCTION of the user's file
-    file_hashes: dict[str, str]  # first digits of the SHA-256 of each file that a key names
+    file_hashes: dict[str, str]  # SHA-256 of each file that a key names; shortened if published
     subset: str
     batch_size: int  # images
     augment: str

@@ -53,7 +53,7 @@ def load_weights(
     own = model.state_dict()
     other = make_model(name, image_size, num_classes + 1).state_dict()
     head = {key for key, value in own.items() if value.shape != other[key].shape}
-    upgraded = _upgrade(_read_weights(path, own), make_model(name, image_size, num_classes), path)
+    upgraded = _upgrade(_read_weights(path, own), model, path)
     given = {
         key: value
         for key, value in upgraded.items()
@@ -68,8 +68,6 @@ def load_weights(
     if wrong:
         differences = _describe_differences(wrong, given, own)
         raise InputError(f"{path}: these are not weights of {name}: {differences}")
-    own.update({key: value for key, value in given.items() if key not in left_out})
-    model.load_state_dict(own)
     return sorted(left_out)
 
 
@@ -162,7 +160,7 @@ def read_optimizer_state(
     num_groups = len(found["param_groups"])
     order = [index for group in found["param_groups"] for index in group["params"]]
     named = list(enumerate(parameters))
-    expected = _make_state(optimizer, [value for _, (_, value) in named])
+    expected = make_state(optimizer, [value for _, (_, value) in named])
     trained = [item for item in named if item[1][1].requires_grad]
     matched = trained if len(order) == len(trained) else named  # frozen ones may be left out
     if len(order) != len(matched):
@@ -218,7 +216,7 @@ def _compare_entries(given: dict[str, Any], expected: dict[str, Any]) -> str:
     return ""
 
 
-def _make_state(
+def make_state(
     optimizer: dict[str, Any], parameters: Iterable[torch.Tensor]
 ) -> dict[int, dict[str, Any]]:
     """Return the state that an optimizer of such parameters has after a step."""

@@ -1,4 +1,4 @@
-"""Draw every paired difference in the primary outcome of one data set."""
+"""Draw the paired differences in the primary measures of one data set, in all comparisons."""
 
 import argparse
 from pathlib import Path

@@ -3,8 +3,8 @@
 Colour and line style show the boundary, and panels show the schedule. With several seeds, thin
 lines show the seeds and a thick line shows their mean. Dotted vertical lines are the boundaries
 between sessions. A cross marks where a run's values stop being finite. Colour-blind readers can
-distinguish the first eight colours, which are those of Okabe and Ito. The line styles distinguish
-the boundaries in greyscale prints.
+distinguish the first seven colours, which are those of Okabe and Ito, and the grey after them. The
+line styles distinguish the boundaries in greyscale prints.
 """
 
 import argparse

@@ -95,9 +95,10 @@ class Experiment:
         Raises:
             InputError: the archive does not exist or has another checksum.
         """
-        if (self.arrays(dataset) / "dataset.json").exists():
+        if (self.arrays(dataset) / "dataset.sha256").exists():
             return
-        found = find_archive(dataset, self.config["datasets"][dataset], archives)
+        source = self.config["datasets"][dataset]
+        found = find_archive(dataset, source, archives)
         archive = self.work / "archives" / dataset / "archive"
         archive.parent.mkdir(parents=True, exist_ok=True)
         archive.unlink(missing_ok=True)
@@ -108,6 +109,8 @@ class Experiment:
             "--workers": len(os.sched_getaffinity(0)), "--output": self.arrays(dataset),
             "--log": self.work / f"logs/prepare-{dataset}.log",
         }  # fmt: skip
+        for key in source.keys() & {"valid_fraction", "valid_seed"}:
+            options[f"--{key.replace('_', '-')}"] = source[key]
         run_module("optstate.data.prepare", options, self.deadline)
 
     def spec(self, session: Session) -> SessionSpec:
@@ -128,7 +131,6 @@ class Experiment:
             arrays=self.arrays(session.dataset),
             output=self.folder(session),
             progress=self.progress(session),
-            earlier=[self.folder(earlier) for earlier in self.runs.earlier(session)],
             **options,
         )
         job.start_log(self.work / "logs" / f"{session.folder}.log")
@@ -220,9 +222,9 @@ def run(experiment: Experiment, archives: Path, num_jobs: int) -> None:
         for process in processes:
             process.join(max(experiment.deadline - time.monotonic(), 0))
     finally:
+        codes = {process.exitcode for process in processes}  # None: it is still training
         stop_all(processes)
-    codes = {process.exitcode for process in processes}
-    if codes - {0, EXIT_CODE, -signal.SIGTERM}:
+    if codes - {0, EXIT_CODE, None}:
         raise job.InputError(f"a session failed. Its log is in {experiment.work / 'logs'}.")
     if codes != {0}:
         raise OutOfTimeError
