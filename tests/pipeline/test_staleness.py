@@ -4,12 +4,14 @@ Dry runs list the jobs that are stale themselves and those that depend on them.
 """
 
 import contextlib
+import csv
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 from conftest import NOTHING, ROOT, Project, count_jobs, write_archived_images
@@ -264,3 +266,23 @@ def test_every_package_that_a_stage_imports_is_in_its_parameters():
         expected = imported & third_party - without_effect
         assert expected <= tracked
         assert tracked - expected <= (shown if rules == "analysis" else set())
+
+
+def test_every_rule_lists_the_modules_that_its_command_imports(finished):
+    graph = grimp.build_graph("optstate", cache_dir=None)
+    printed = finished.snakemake("--detailed-summary").stdout.splitlines()
+    start = next(n for n, line in enumerate(printed) if line.startswith("output_file\t"))
+    checked = set()
+    for row in csv.DictReader(printed[start:], delimiter="\t"):
+        module = re.search(r"-m (optstate[\w.]+)", row["shellcmd"])
+        if not module or row["rule"] in {"fetch", *checked}:  # a checksum verifies what is fetched
+            continue
+        checked.add(row["rule"])
+        imported = {module[1], *graph.find_upstream_modules(module[1])}
+        files = {name.replace(".", "/") for name in imported}
+        listed = {
+            file.removesuffix(".py").removesuffix("/__init__")
+            for file in re.findall(r"optstate/?[\w/]*\.py", row["input-file(s)"])
+        }
+        assert files <= listed, row["rule"]
+    assert {"prepare", "first_session", "collect", "compare", "report"} <= checked

@@ -45,6 +45,7 @@ from optstate.experiment.configuration import load, make_plan
 from optstate.experiment.runs import Runs, Session, split_method
 from optstate.job import InputError
 from optstate.training.batches import count_batches
+from optstate.training.spec import OPTIONS
 
 STEP = (
     "dataset,schedule,boundary,method,seed,session,epoch,step,loss,top1,lr,momentum,"
@@ -1140,8 +1141,9 @@ class TestReport:
         summary = pd.read_csv(results / "tables/summary.csv")
         for method, runs in summary.groupby("method"):
             top1 = 100 * runs["final_valid_top1"]
-            line = f"noise, {method}: {top1.mean():.1f} %, {top1.min():.1f} to {top1.max():.1f} % ("
-            assert f"\n{line}" in answer
+            scope = f"{top1.mean():.1f} % ({top1.min():.1f} to {top1.max():.1f} %)"
+            assert f"\nnoise, {method}: final valid top-1 {scope}" in answer
+        assert "\nnew: loses the optimizer's state\n" in answer
 
     def test_the_configuration_is_written_next_to_the_page(self, results):
         write_report(results, results / "report.html", batch_size=7)
@@ -1539,7 +1541,8 @@ def answer(pairs: list[float], measure: str = "final_valid_top1") -> str:
     found = compare_all(make_pairs(pairs, measure=measure), measure=measure)
     config = {"boundaries": {"new": {"keep": []}, "preserve": {"keep": "all"}}}
     found = found.assign(primary=found["primary"] == "true")
-    ((sentence,),) = answers.list_answers(found, config).values()
+    outcome = {"measure": measure, "boundary": "preserve", "baseline": "new"}
+    ((sentence,),) = answers.list_answers(found, config, [outcome]).values()
     return sentence.replace("\N{MINUS SIGN}", "-")
 
 
@@ -1622,13 +1625,63 @@ def test_the_accuracy_of_every_method_is_listed():
     summary = pd.DataFrame(
         [("d", "one", 0.5126), ("d", "two", 0.25), ("d", "two", 0.3514)],
         columns=["dataset", "method", "final_valid_top1"],
-    )
+    ).assign(final_valid_loss=[1.2345, 2, 3])
     chances = {"d": tables_of_analysis.Chance(0.1234, 0.2, 0.1234, 0.2)}
-    rows = [list(row.values()) for row in answers.list_accuracies(summary, chances)]
+    top1, loss = "final valid top-1", "final valid loss"
+    measures = ["train_loss_first_40_steps_session2", "final_valid_loss"]
+    rows = [list(row.values()) for row in answers.list_levels(summary, chances, measures)]
     assert rows == [
-        ["d", "one", "51.3 %", "", "12.3 %"],
-        ["d", "two", "30.1 %", "25.0 to 35.1 %", "12.3 %"],
+        ["d", "one", {top1: "51.3 %", loss: "1.23"}, "12.3 %"],
+        ["d", "two", {top1: "30.1 % (25.0 to 35.1 %)", loss: "2.5 (2 to 3)"}, "12.3 %"],
     ]
+
+
+def test_answers_are_in_the_order_of_the_outcomes():
+    compared = [
+        compare_all(make_pairs([0.01, 0.02, 0.03], measure=measure), measure=measure)
+        for measure in ("final_valid_loss", "final_valid_top1")
+    ]
+    found = pd.concat(compared).assign(primary=True)
+    outcomes = [
+        {"measure": measure, "boundary": "preserve", "baseline": "new"}
+        for measure in ("final_valid_top1", "final_valid_loss")
+    ]
+    for order in (outcomes, outcomes[::-1]):
+        (sentences,) = answers.list_answers(found, {"boundaries": {}}, order).values()
+        labels = [tables_of_analysis.label_measure(outcome["measure"]) for outcome in order]
+        assert [label in text for label, text in zip(labels, sentences, strict=True)] == [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep": "all", "baseline": "new"}, "keeps the optimizer's state"),
+        ({"keep": [], "at": [2, 4]}, "loses the optimizer's state, before session 2 and 4 only"),
+        ({"keep": ["exp_avg_sq", "step"]}, "keeps only exp_avg_sq and step"),
+        (
+            {"keep": [], "lr_factor": 0.3, "warmup_steps": 20},
+            "loses the optimizer's state, multiplies the learning rate by 0.3, lets the learning "
+            "rate rise over 20 steps",
+        ),
+        ({"keep": [], "rebuild_steps": 9}, "loses the optimizer's state, fills it from 9 batches"),
+        (
+            {"keep": [], "step_size": "preserve"},
+            "loses the optimizer's state, gives every update the norm that it has with preserve",
+        ),
+        (
+            {"keep": "all", "reshuffle": True},
+            "keeps the optimizer's state, orders the images anew",
+        ),
+    ],
+)
+def test_what_a_boundary_does_is_said_in_words(options, words):
+    assert answers.describe_boundary(options) == words
+
+
+def test_every_option_of_a_boundary_is_said_in_words():
+    plain = answers.describe_boundary({"keep": []})
+    for option in OPTIONS:
+        assert answers.describe_boundary({"keep": [], option: 7}) != plain, option
 
 
 OUTCOMES = [
@@ -1780,7 +1833,7 @@ class TestValidity:
         assert constant == {
             "dataset": "noise", "schedule": "constant", "memory": "1,000 steps (Adam)",
             "session_steps": "50, 50", "train_top1": "50 %",
-            "above_chance": "+1.0 points", "spikes": "100.0 in 1,000 steps",
+            "above_chance": "+1.0 points", "spikes": "200.0 in 1,000 steps",
             "gap": "+2.0 points, re-estimated +0.0",
             "remarks": "no session after a boundary is as long as the optimizer's memory",
         }  # fmt: skip
@@ -1824,7 +1877,7 @@ class TestValidity:
         assert row["train_top1"] == "99 %"
         assert row["above_chance"] == "+27.5 points"  # the mean of 40 and 35 is 37.5
         assert row["gap"] == "no batch norm"
-        assert row["spikes"] == "0.0 in 1,000 steps"
+        assert row["spikes"] == "too few steps"
         given = self.describe("mine.pt")
         assert given["train_top1"] == "not measured (given weights), 99 %"
 
@@ -1866,6 +1919,9 @@ class TestValidity:
         loss[95] = 1.2
         assert validity.count_spikes(loss) == 2
         assert validity.count_spikes(loss[:50]) == 0
+        steps = pd.DataFrame({"loss": loss, "seed": 0})
+        assert validity.describe_spikes(steps) == "28.6 in 1,000 steps"  # 2 of the last 70
+        assert validity.describe_spikes(steps[:50]) == "too few steps"
 
 
 class TestCaptions:

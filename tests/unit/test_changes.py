@@ -164,3 +164,11 @@ def test_damaged_files_name_no_key(results, content):
         else:
             path.write_text(content)
     assert find(results, batch_size=50) == []
+
+
+def test_an_option_that_an_older_version_lacked_has_not_changed(results):
+    for path in results.rglob("made_by.json"):
+        made_by = json.loads(path.read_text())
+        del made_by["configuration"]["lr_factor"]
+        path.write_text(json.dumps(made_by))
+    assert find(results) == []

@@ -9,6 +9,7 @@ from multiprocessing.pool import ThreadPool
 import pytest
 
 from optstate.checksums import CACHE, file_sha256, read_checksums, verify, write_checksums
+from optstate.experiment import integrity
 from optstate.experiment.integrity import (
     list_finished_files,
     require_archive,
@@ -149,10 +150,16 @@ class TestWholeExperiment:
         with refusal if is_refused else contextlib.nullcontext():
             require_prepared(tmp_path, expected)
 
-    def test_the_number_of_further_files_is_given(self, files, tmp_path):
+    @pytest.mark.parametrize(
+        ("number", "end"),
+        [(10, r"anew\. Changed, too: .*b\.pt\.$"), (2, r"anew\. Changed, too: .*b\.pt\.$"),
+         (1, r"anew\. Changed, too: and 1 more\.$")],
+    )  # fmt: skip
+    def test_further_files_are_named(self, files, tmp_path, monkeypatch, number, end):
+        monkeypatch.setattr(integrity, "MAX_NAMED", number)
         for path in files:
             flip_a_byte(path)
-        with pytest.raises(InputError, match="a.csv: .* 1 more changed, too"):
+        with pytest.raises(InputError, match=f"a.csv: .*{end}"):
             require_unchanged(tmp_path.glob("*.sha256"), tmp_path / "cache.json")
 
 

@@ -26,7 +26,7 @@ from optstate.experiment.consistency import KEYS_OF_KIND, list_files
 from optstate.experiment.runs import Session
 from optstate.experiment.schema import convert_types
 from optstate.job import InputError
-from optstate.training.spec import SessionSpec
+from optstate.training.spec import OPTIONS, SessionSpec
 
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
 ARTICLE = yaml.safe_load((ROOT / "config/config.yaml").read_text())
@@ -319,7 +319,8 @@ ONE_SESSION = {"sessions": [3], "schedules__constant__lr": [1e-3]}
         (
             ONE_SESSION | {"methods": ["constant-new", "constant-preserve"]},
             "methods: constant-new and constant-preserve cannot differ, because there is only one "
-            "session. Remove one of them, add a session to `sessions`, or give `optimizer_state`.",
+            "session. Remove one of them, add a session to `sessions`, or set `optimizer_state` "
+            "(a file, or `lost` if only the weights were saved).",
         ),
         (
             ONE_SESSION | {"methods": ["constant-new", "constant-uninterrupted"]},
@@ -520,7 +521,7 @@ class TestSessionSpec:
         assert (second.keep, second.lr_factor) == ("all", 1)
         assert (third.keep, third.lr_factor) == ([], 0.5)
 
-    @pytest.mark.parametrize("kind", ["onecycle", "cosine", "constant", "warmup"])
+    @pytest.mark.parametrize("kind", KEYS_OF_KIND)
     def test_every_session_has_the_whole_schedule_over_the_run(self, kind):
         values = {"lr": 1e-3, "initial_lr": 1e-5, "max_lr": 1e-3, "final_lr": 0, "warmup_steps": 9}
         own = {key: values[key] for key in KEYS_OF_KIND[kind]}
@@ -528,7 +529,7 @@ class TestSessionSpec:
         methods = ["constant-new", "constant-uninterrupted"]
         config = change_article(schedules={"constant": schedule}, sessions=[2, 3], methods=methods)
         expected = dict(schedule)
-        if kind in ("onecycle", "cosine"):
+        if kind not in ("constant", "warmup"):
             expected["num_epochs"] = 5
         for method, session in (("", 1), ("-new", 2), ("-uninterrupted", 1)):
             assert make_spec(config, f"constant{method}", session).learning_rate == expected
@@ -748,3 +749,24 @@ def test_the_example_of_the_readme_is_valid(tmp_path):
 def test_the_projects_own_configurations_are_valid(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     load(path)
+
+
+def test_every_option_of_a_boundary_reaches_its_session_and_the_reference():
+    options = SCHEMA["properties"]["boundaries"]["additionalProperties"]["properties"]
+    assert options.keys() - {"at", "baseline", "keep"} == OPTIONS.keys()
+    reference = (ROOT / "config/README.md").read_text()
+    assert all(f"\n| … `{key}` |" in reference for key in options)
+
+
+def test_the_documented_measures_may_be_primary():
+    outputs = (ROOT / "docs/outputs.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| \w+ \| (?:yes)? *\| (yes|no) \|", outputs, re.MULTILINE)
+    outcome = SCHEMA["properties"]["primary"]["properties"]["measure"]
+    reference = (ROOT / "config/README.md").read_text()
+    assert len(rows) > 10
+    for name, allowed in rows:
+        matches = re.search(outcome["pattern"], re.sub("N$", "2", name))
+        assert bool(matches) == (allowed == "yes"), name
+        if matches:
+            assert name in outcome["description"]
+            assert f"`{name}`" in reference

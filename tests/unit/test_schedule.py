@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from optstate.experiment.consistency import KEYS_OF_KIND
 from optstate.training.schedule import get_momentum, make_optimizer, make_scheduler
 
 
@@ -106,6 +107,12 @@ SCHEDULES = [
     {"kind": "cosine", "lr": 1e-3, "final_lr": 1e-4},
     {"kind": "warmup", "lr": 1e-3, "warmup_steps": 3},
 ]
+
+
+def test_every_kind_of_schedule_is_tested_and_no_other_is_made():
+    assert [schedule["kind"] for schedule in SCHEDULES] == list(KEYS_OF_KIND)
+    with pytest.raises(NotImplementedError, match="^polynomial$"):
+        run_schedule({"name": "Adam"}, {"kind": "polynomial", "lr": 0.1}, 6)
 
 
 @pytest.mark.parametrize("learning_rate", SCHEDULES, ids=lambda rate: rate["kind"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import ROOT
 from optstate.job import InputError
 from optstate.training.model import make_model
 from optstate.training.weights import (
@@ -14,6 +15,8 @@ from optstate.training.weights import (
     load_weights,
     read_optimizer_state,
 )
+
+TUTORIAL = ROOT / "docs/tutorial.md"
 
 
 class TestWeights:
@@ -215,6 +218,22 @@ class TestOptimizerState:
         assert list(found) == [0, 1, 2, 3]
         for index, entries in found.items():
             assert torch.equal(entries["exp_avg"], given["state"][index]["exp_avg"])
+
+    def test_the_tutorial_orders_the_state_of_several_groups(self, tmp_path, monkeypatch):
+        (code,) = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "my").mkdir()
+        model = self.make_net()
+        biases = [p for p in model.parameters() if p.ndim == 1]
+        weights = [p for p in model.parameters() if p.ndim == 2]
+        optimizer = torch.optim.Adam([{"params": biases}, {"params": weights}])
+        model(torch.ones(5, 3)).square().sum().backward()
+        optimizer.step()
+        exec(code, {"torch": torch, "model": model, "optimizer": optimizer})  # noqa: S102
+        content = torch.load(tmp_path / "my/checkpoint.pt")
+        for number, found in self.read(tmp_path, content).items():
+            parameter = list(model.parameters())[number]
+            assert torch.equal(found["exp_avg"], optimizer.state[parameter]["exp_avg"])
 
     @pytest.mark.parametrize(
         "optimizer",

@@ -9,6 +9,7 @@ import pandas as pd
 from optstate import UNINTERRUPTED
 from optstate.analysis import tables
 from optstate.analysis.compare import AT_CHANCE, BETTER, NO_DIFFERENCE, OUTCOME
+from optstate.experiment.runs import list_boundaries as list_used
 
 Config = dict[str, Any]
 
@@ -78,11 +79,43 @@ def list_warnings(
     return found
 
 
-def list_answers(comparisons: pd.DataFrame, config: Config) -> dict[str, list[str]]:
-    """Return, for each data set, a sentence for each primary comparison."""
+def describe_boundary(options: Config) -> str:
+    """Return what an entry of ``boundaries`` does, in words."""
+    keep, at = options["keep"], options.get("at")
+    sentences = {
+        "lr_factor": "multiplies the learning rate by {:g}",
+        "warmup_steps": "lets the learning rate rise over {} steps",
+        "rebuild_steps": "fills it from {} batches",
+        "step_size": "gives every update the norm that it has with {}",
+        "reshuffle": "orders the images anew",
+    }
+    kept = "the optimizer's state" if keep == "all" else f"only {' and '.join(keep)}"
+    done = [f"keeps {kept}" if keep else "loses the optimizer's state"]
+    done += [text.format(options[key]) for key, text in sentences.items() if key in options]
+    only = f", before session {' and '.join(map(str, at))} only" if at else ""
+    return ", ".join(done) + only
+
+
+def list_boundaries(config: Config) -> dict[str, str]:
+    """Return what each boundary of the methods does, by its name."""
+    used = sorted(list_used(config["methods"]) - {UNINTERRUPTED})
+    return {name: describe_boundary(config["boundaries"][name]) for name in used}
+
+
+def list_answers(
+    comparisons: pd.DataFrame, config: Config, outcomes: Sequence[dict[str, str]]
+) -> dict[str, list[str]]:
+    """Return, for each data set, a sentence for each primary comparison, in their order."""
     primary = tables.select_primary(comparisons)
+    order = [tuple(outcome[key] for key in OUTCOME) for outcome in outcomes]
     return {
-        str(dataset): [describe_answer(row, config) for row in tables.iterate_rows(rows)]
+        str(dataset): [
+            describe_answer(row, config)
+            for row in sorted(
+                tables.iterate_rows(rows),
+                key=lambda row: order.index(tuple(getattr(row, key) for key in OUTCOME)),
+            )
+        ]
         for dataset, rows in primary.groupby("dataset")
     }
 
@@ -114,43 +147,60 @@ def describe_answer(row: Any, config: Config) -> str:
 
 
 def format_answers(
-    warnings: Sequence[str], answers: dict[str, list[str]], accuracies: Iterable[dict[str, str]]
+    warnings: Sequence[str],
+    answers: dict[str, list[str]],
+    levels: Iterable[dict[str, Any]],
+    boundaries: dict[str, str],
 ) -> str:
     """Return an experiment's answer as plain text.
 
     Args:
         warnings: the result of :func:`list_warnings`.
         answers: the result of :func:`list_answers`.
-        accuracies: the result of :func:`list_accuracies`.
+        levels: the result of :func:`list_levels`.
+        boundaries: the result of :func:`list_boundaries`.
     """
     lines = list(warnings)
     for dataset, sentences in answers.items():
         lines += ["", dataset, *[f"- {sentence}" for sentence in sentences]]
-    lines += ["", "Final valid top-1, mean and range over the seeds:"]
-    lines += [
-        "{dataset}, {method}: {top1}{range} (chance: {chance})".format(
-            **row | {"range": row["range"] and f", {row['range']}"}
-        )
-        for row in accuracies
-    ]
+    lines += ["", "Mean over the seeds, and range:"]
+    for row in levels:
+        values = "; ".join(f"{label} {value}" for label, value in row["levels"].items())
+        lines.append(f"{row['dataset']}, {row['method']}: {values} (chance: {row['chance']})")
+    if boundaries:
+        lines += ["", "What each boundary does:"]
+        lines += [f"{name}: {does}" for name, does in boundaries.items()]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def list_accuracies(
-    summary: pd.DataFrame, chances: dict[str, tables.Chance]
-) -> Iterator[dict[str, str]]:
-    """Yield the final valid top-1 of each method of each data set, as text.
+def list_levels(
+    summary: pd.DataFrame, chances: dict[str, tables.Chance], measures: Iterable[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the values of each method of each data set, as text.
 
     Args:
         summary: the table ``summary.csv``.
         chances: the level of chance of each data set.
+        measures: the primary measures. Those of runs are listed after the final valid top-1.
+
+    Yields:
+        ``dataset``, ``method``, ``levels`` (by the measures' labels) and ``chance``.
     """
+    names = dict.fromkeys(["final_valid_top1", *(m for m in measures if m in tables.OF_RUNS)])
     for (dataset, method), runs in summary.groupby(["dataset", "method"]):
-        top1 = 100 * runs["final_valid_top1"]
         yield {
             "dataset": str(dataset),
             "method": str(method),
-            "top1": f"{top1.mean():.1f} %",
-            "range": f"{top1.min():.1f} to {top1.max():.1f} %" if len(runs) > 1 else "",
+            "levels": {
+                tables.label_measure(name): format_level(runs[name], tables.get_measure(name))
+                for name in names
+            },
             "chance": f"{100 * chances[str(dataset)].top1:.1f} %",
         }
+
+
+def format_level(values: pd.Series, measure: tables.Measure) -> str:
+    """Return the mean of a measure over runs, with its range if there are several."""
+    scale, form, unit = (100, ".1f", " %") if measure.is_top1 else (1, ".3g", "")
+    mean, low, high = (f"{scale * x:{form}}" for x in (values.mean(), values.min(), values.max()))
+    return f"{mean}{unit}" + (f" ({low} to {high}{unit})" if len(values) > 1 else "")

@@ -55,16 +55,19 @@ def main(arguments: argparse.Namespace) -> None:
     warnings = answers.list_warnings(
         summary, comparisons, chances, plan["primary"], runs.have_boundaries
     )
-    found = answers.list_answers(comparisons, config)
-    accuracies = list(answers.list_accuracies(summary, chances))
+    found = answers.list_answers(comparisons, config, plan["primary"])
+    measures = [outcome["measure"] for outcome in plan["primary"]]
+    levels = list(answers.list_levels(summary, chances, measures))
+    boundaries = answers.list_boundaries(config)
     config_yaml = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     page = load_template(arguments.template).render(
         config=config,
         config_yaml=config_yaml,
         warnings=warnings,
         answers=found,
-        accuracies=accuracies,
-        differences=list(name_differences(outcome["measure"] for outcome in plan["primary"])),
+        levels=levels,
+        boundaries=boundaries,
+        differences=list(name_differences(measures)),
         outcomes=[o | {"label": tables.label_measure(o["measure"])} for o in plan["primary"]],
         family=len(primary),
         margins=describe_margins(primary, chances),
@@ -105,7 +108,7 @@ def main(arguments: argparse.Namespace) -> None:
     texts = {
         arguments.output: page,
         arguments.output.with_name("answer.txt"): answers.format_answers(
-            warnings, found, accuracies
+            warnings, found, levels, boundaries
         ),
         arguments.output.with_name("configuration.yaml"): config_yaml,
     }

@@ -151,8 +151,11 @@ def describe_spikes(steps: pd.DataFrame) -> str:
     """
     if steps.empty:
         return "no such run"
-    number = sum(count_spikes(run["loss"].to_numpy()) for _, run in steps.groupby("seed"))
-    return f"{1000 * number / len(steps):.1f} in 1,000 steps"
+    losses = [run["loss"].to_numpy() for _, run in steps.groupby("seed")]
+    num_judged = sum(max(len(loss) - SPIKE_WINDOW, 0) for loss in losses)
+    if not num_judged:
+        return "too few steps"
+    return f"{1000 * sum(map(count_spikes, losses)) / num_judged:.1f} in 1,000 steps"
 
 
 def count_spikes(loss: np.ndarray) -> int:

@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,9 @@ import yaml
 from optstate.experiment.plan import compare_settings
 from optstate.experiment.runs import Runs, Session, find_optimizer
 from optstate.experiment.schema import Config
-from optstate.training.spec import SessionSpec
+from optstate.training.spec import OPTIONS, SessionSpec
 
-# Only the options of a boundary have defaults.
-OF_BOUNDARY = [
-    field.name
-    for field in fields(SessionSpec)
-    if field.default is not MISSING or field.default_factory is not MISSING
-]
+OF_BOUNDARY = ("keep", *OPTIONS)
 
 
 def list_changes(
@@ -103,7 +98,8 @@ def _compare_session(
         config: the validated configuration.
         of_keys: the changes of the configuration itself, by key, as far as they are known.
     """
-    for path, change in compare_settings(before, asdict(spec)):
+    # Sessions of an older version lack the options that it did not have.
+    for path, change in compare_settings(OPTIONS | before, asdict(spec)):
         field, _, rest = path.partition(".")
         if "num_epochs" in (field, rest):  # of the session, or of a schedule over the run
             yield "sessions", change

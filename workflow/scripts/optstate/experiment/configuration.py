@@ -25,13 +25,13 @@ from optstate.experiment.runs import (
 from optstate.experiment.schema import Config, conform
 from optstate.experiment.yaml_files import read_yaml
 from optstate.job import InputError
-from optstate.training.spec import SessionSpec, split_model
+from optstate.training.spec import OPTIONS, SessionSpec, split_model
 
 ROOT = Path(__file__).parents[4]
 DEFAULT = ROOT / "config/config.yaml"
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 
-SPANNING = ("onecycle", "cosine")  # kinds whose values depend on the number of steps in all
+STEADY = ("constant", "warmup")  # kinds whose values do not depend on the number of steps in all
 # These keys change no result, or the plan has them in another form.
 UNPLANNED = {
     "experiment", "mirror", "checkpoint_every", "keep_checkpoints", "primary", "equivalence_margin",
@@ -39,7 +39,7 @@ UNPLANNED = {
 }  # fmt: skip
 # Values that are the same as leaving the key out.
 DEFAULTS: dict[str, Config] = {
-    "boundaries": {"reshuffle": False, "lr_factor": 1},
+    "boundaries": OPTIONS,
     "schedules": {"over": "session"},
 }
 
@@ -81,7 +81,7 @@ def validate(given: Config) -> Config:
     for section, defaults in DEFAULTS.items():
         for entry in config[section].values():
             for key, default in defaults.items():
-                if entry.get(key) == default:
+                if key in entry and entry[key] == default:
                     del entry[key]
     require_consistent(config)
     _require_compared(config)
@@ -316,5 +316,5 @@ def _choose_learning_rate(schedule: Config, index: int, all_epochs: int) -> Conf
     keys = sorted(KEYS_OF_KIND[kind])
     if schedule.get("over") != "run":
         return {"kind": kind} | {key: schedule[key][index] for key in keys}
-    spanned = {"num_epochs": all_epochs} if kind in SPANNING else {}
+    spanned = {} if kind in STEADY else {"num_epochs": all_epochs}
     return {"kind": kind, "over": "run"} | {key: schedule[key] for key in keys} | spanned

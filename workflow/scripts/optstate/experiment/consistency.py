@@ -198,7 +198,8 @@ def _require_differences(config: Config) -> None:
         if not crossed:
             raise InputError(
                 f"methods: {other} and {method} cannot differ, because there is only one session. "
-                "Remove one of them, add a session to `sessions`, or give `optimizer_state`."
+                "Remove one of them, add a session to `sessions`, or set `optimizer_state` (a "
+                "file, or `lost` if only the weights were saved)."
             )
         raise InputError(
             f"methods: {other} and {method} cannot differ, because they do the same at every "

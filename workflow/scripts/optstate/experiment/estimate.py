@@ -120,16 +120,18 @@ def describe(config: Config, all_num_gpus: Sequence[int], seconds_per_epoch: flo
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print the estimate for ``configfile``, an overlay on config/config.yaml."""
+    """Print the estimate for the overlays ``configfile`` on config/config.yaml."""
     if not (arguments.seconds_per_epoch > 0 and min(arguments.gpus) > 0):
         raise InputError("--seconds-per-epoch and --gpus must be above 0.")
-    config = configuration.load(arguments.configfile)
+    config = configuration.load(*arguments.configfile)
     check(config)
     print(describe(config, arguments.gpus, arguments.seconds_per_epoch))
 
 
 PARSER = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-PARSER.add_argument("configfile", type=Path, help="the file for Snakemake's --configfile")
+PARSER.add_argument(
+    "configfile", type=Path, nargs="+", help="the files for Snakemake's --configfile"
+)
 PARSER.add_argument(
     "--seconds-per-epoch", type=float, required=True, help="train + valid seconds, see epochs.csv"
 )

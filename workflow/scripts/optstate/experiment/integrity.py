@@ -12,6 +12,7 @@ from optstate.checksums import hash_files, read_checksums
 from optstate.experiment.changes import read_value
 from optstate.job import InputError
 
+MAX_NAMED = 10  # changed files in an error
 LARGE = ("archive", "checkpoint.pt", ".npy")  # ends of the names of large files
 
 
@@ -23,7 +24,7 @@ def require_unchanged(listings: Iterable[Path], cache: Path) -> None:
         cache: a file that stores hashes, so that only new and changed files are read.
 
     Raises:
-        InputError: one line that names the first file that has changed, and how many more have.
+        InputError: one line that names the first files that have changed.
     """
     listed = dict(list_finished_files(listings))
     hashes = hash_files([*listed], cache)
@@ -32,7 +33,10 @@ def require_unchanged(listings: Iterable[Path], cache: Path) -> None:
         if sha256 != expected
     ]  # fmt: skip
     if changed:
-        more = f" {len(changed) - 1} more changed, too." if len(changed) > 1 else ""
+        also = [str(file) for file in changed[1:MAX_NAMED]]
+        if number := len(changed[MAX_NAMED:]):
+            also.append(f"and {number} more")
+        more = f" Changed, too: {', '.join(also)}." if also else ""
         raise InputError(
             f"{changed[0]}: changed since it was made. Delete it, then run again: a job that needs "
             f"it will make it anew.{more}"

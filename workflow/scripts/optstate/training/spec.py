@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -70,6 +70,12 @@ class SessionSpec:
     def to_json(self) -> str:
         """Return the job's settings as JSON, the same text for equal settings."""
         return json.dumps(asdict(self), sort_keys=True)
+
+
+# Options of a boundary, with the values that are the same as leaving the key out.
+OPTIONS: dict[str, Any] = {
+    option.name: option.default for option in fields(SessionSpec) if option.default is not MISSING
+}
 
 
 def split_model(model: str) -> tuple[str, str] | None:

@@ -185,7 +185,7 @@ def read_optimizer_state(
                     f"{tuple(value.shape)} under {optimizer['name']}: {difference}. Correct "
                     "`optimizer_state`, `model` or `optimizer`."
                     + f" It has {num_groups} parameter groups, whose parameters must be in the "
-                    "order of the model's." * (num_groups > 1)
+                    "order of the model's (see docs/tutorial.md)." * (num_groups > 1)
                 )
             # Fused kernels ignore strides, so entries need those of the channels-last parameter.
             state[position] = {k: entries[k].copy_(torch.as_tensor(v)) for k, v in given.items()}

@@ -81,7 +81,9 @@ def draw_boundaries(around: pd.DataFrame, column: str, label: str, dataset: str)
             drawn = draw_boundary(axes, around[is_here], column, around["boundary"].unique())
             before = f"session {number - 1}" if number > 1 else "given checkpoint"
             note = style.describe_coinciding(drawn)
-            style.set_panel_title(axes, f"{schedule}: {before} to {number}", note)
+            style.set_panel_title(
+                axes, f"{schedule}: {before} to {'' if number > 1 else 'session '}{number}", note
+            )
     for row in grid:
         row[0].set_ylabel(f"{label},\nlog scale")
     for axes in grid.T:
