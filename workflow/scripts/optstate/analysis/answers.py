@@ -166,7 +166,7 @@ def format_answers(
     lines += ["", "Mean over the seeds, and range:"]
     for row in levels:
         values = "; ".join(f"{label} {value}" for label, value in row["levels"].items())
-        lines.append(f"{row['dataset']}, {row['method']}: {values} (chance: {row['chance']})")
+        lines.append(f"{row['dataset']}, {row['method']}: {values}; chance {row['chance']}")
     if boundaries:
         lines += ["", "What each boundary does:"]
         lines += [f"{name}: {does}" for name, does in boundaries.items()]
