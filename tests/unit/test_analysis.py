@@ -1656,21 +1656,22 @@ def test_answers_are_in_the_order_of_the_outcomes():
     ("options", "words"),
     [
         ({"keep": "all", "baseline": "new"}, "keeps the optimizer's state"),
-        ({"keep": [], "at": [2, 4]}, "loses the optimizer's state, before session 2 and 4 only"),
+        ({"keep": [], "at": [2, 4]}, "loses the optimizer's state (before sessions 2, 4 only)"),
         ({"keep": ["exp_avg_sq", "step"]}, "keeps only exp_avg_sq and step"),
         (
             {"keep": [], "lr_factor": 0.3, "warmup_steps": 20},
-            "loses the optimizer's state, multiplies the learning rate by 0.3, lets the learning "
-            "rate rise over 20 steps",
+            "loses the optimizer's state, multiplies the session's learning rate by 0.3, lets the "
+            "learning rate rise over 20 steps",
         ),
         ({"keep": [], "rebuild_steps": 9}, "loses the optimizer's state, fills it from 9 batches"),
         (
             {"keep": [], "step_size": "preserve"},
-            "loses the optimizer's state, gives every update the norm that it has with preserve",
+            "loses the optimizer's state, from then on gives every update the norm that it has "
+            "with preserve",
         ),
         (
             {"keep": "all", "reshuffle": True},
-            "keeps the optimizer's state, orders the images anew",
+            "keeps the optimizer's state, from then on orders the images differently",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import pandas as pd
 from optstate import UNINTERRUPTED
 from optstate.analysis import tables
 from optstate.analysis.compare import AT_CHANCE, BETTER, NO_DIFFERENCE, OUTCOME
-from optstate.experiment.runs import list_boundaries as list_used
+from optstate.experiment.runs import list_boundaries
 
 Config = dict[str, Any]
 
@@ -83,22 +83,22 @@ def describe_boundary(options: Config) -> str:
     """Return what an entry of ``boundaries`` does, in words."""
     keep, at = options["keep"], options.get("at")
     sentences = {
-        "lr_factor": "multiplies the learning rate by {:g}",
+        "lr_factor": "multiplies the session's learning rate by {:g}",
         "warmup_steps": "lets the learning rate rise over {} steps",
         "rebuild_steps": "fills it from {} batches",
-        "step_size": "gives every update the norm that it has with {}",
-        "reshuffle": "orders the images anew",
+        "step_size": "from then on gives every update the norm that it has with {}",
+        "reshuffle": "from then on orders the images differently",
     }
     kept = "the optimizer's state" if keep == "all" else f"only {' and '.join(keep)}"
     done = [f"keeps {kept}" if keep else "loses the optimizer's state"]
     done += [text.format(options[key]) for key, text in sentences.items() if key in options]
-    only = f", before session {' and '.join(map(str, at))} only" if at else ""
-    return ", ".join(done) + only
+    sessions = f"session{'s' * (len(at) > 1)} {', '.join(map(str, at))}" if at else ""
+    return ", ".join(done) + (f" (before {sessions} only)" if at else "")
 
 
-def list_boundaries(config: Config) -> dict[str, str]:
+def describe_boundaries(config: Config) -> dict[str, str]:
     """Return what each boundary of the methods does, by its name."""
-    used = sorted(list_used(config["methods"]) - {UNINTERRUPTED})
+    used = sorted(list_boundaries(config["methods"]) - {UNINTERRUPTED})
     return {name: describe_boundary(config["boundaries"][name]) for name in used}
 
 
@@ -158,7 +158,7 @@ def format_answers(
         warnings: the result of :func:`list_warnings`.
         answers: the result of :func:`list_answers`.
         levels: the result of :func:`list_levels`.
-        boundaries: the result of :func:`list_boundaries`.
+        boundaries: the result of :func:`describe_boundaries`.
     """
     lines = list(warnings)
     for dataset, sentences in answers.items():

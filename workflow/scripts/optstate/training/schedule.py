@@ -77,7 +77,7 @@ def _make_plain(
         num_rising = learning_rate["warmup_steps"]
         return LinearLR(optimizer, start_factor=1 / num_rising, total_iters=num_rising - 1)
     if learning_rate["kind"] != "onecycle":
-        raise NotImplementedError(learning_rate["kind"])
+        raise ValueError(f"unknown kind of schedule: {learning_rate['kind']}")
     if num_steps < MIN_ONECYCLE_STEPS:
         logging.warning(
             "OneCycleLR over %d steps never uses its initial LR: choose a smaller batch_size",
