@@ -8,6 +8,7 @@ import torch
 from test_boundary_keys import read
 
 from conftest import NOTHING, TINY, Project, count_jobs, write_images
+from optstate.analysis.answers import GIVEN
 from optstate.training.model import make_model
 
 pytestmark = pytest.mark.xdist_group("own")  # the tests share an experiment
@@ -91,6 +92,18 @@ def test_every_run_begins_with_a_boundary(project):
         (boundary, session) for boundary in ("new", "once", "preserve") for session in "12"
     ]
     assert (project.folder / "results/tiny/figures/noise/boundary_loss.png").exists()
+
+
+def test_the_given_weights_are_shown_next_to_the_methods(project):
+    results = project.folder / "results/tiny"
+    given = [row for row in read(results / "tables/epochs.csv") if row["epoch"] == "0"]
+    assert [row["method"] for row in given] == [
+        f"constant-{name}" for name in ("new", "once", "preserve", "uninterrupted")
+    ]
+    assert len({row["loss"] for row in given}) == 1
+    value = f"final valid top-1 {100 * float(given[0]['top1']):.1f} %"
+    assert f"\nnoise, {GIVEN}: {value}; chance" in (results / "answer.txt").read_text()
+    assert f"<tr><td>{GIVEN}</td>" in (results / "report.html").read_text()
 
 
 def test_the_lr_range_test_starts_from_the_weights(project):

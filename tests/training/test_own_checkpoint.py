@@ -12,10 +12,12 @@ from conftest import file_sha256
 from optstate.job import InputError
 from optstate.training.batches import IMAGENET
 from sessions import (
+    CURVES,
     assert_equal_bits,
     flip_a_byte,
     load_checkpoint,
     make_own_spec,
+    read_points,
     read_rows,
     train,
     write_arrays,
@@ -156,17 +158,24 @@ def test_dropout_and_tensors_that_a_model_keeps_are_as_in_plain_pytorch(tmp_path
     assert [float(row["loss"]) for row in rows] == losses
 
 
-def test_the_accuracy_of_given_weights_is_printed_first(tmp_path, own, arrays, caplog):
+def test_the_accuracy_of_given_weights_is_printed_and_recorded_first(tmp_path, own, arrays, caplog):
     first = train(tmp_path / "first", own, arrays)
     ends = [row for row in read_rows(first / "epochs.csv") if row["split"] == "valid"]
     path = first / "checkpoint.pt"
     spec = replace(own, file_hashes=own.file_hashes | {"weights": file_sha256(path)})
     with caplog.at_level("INFO"):
-        train(tmp_path / "second", spec, arrays, weights=path)
+        second = train(tmp_path / "second", spec, arrays, weights=path)
     (number,) = (i for i, text in enumerate(caplog.messages) if "the given weights have" in text)
     loss, top1 = (float(ends[-1][name]) for name in ("loss", "top1"))
     assert f"valid loss {loss:.4f} top-1 {100 * top1:.1f} %" in caplog.messages[number]
     assert not any("epoch 1/" in text for text in caplog.messages[:number])
+    row, *others = read_rows(second / "epochs.csv")
+    assert [row[name] for name in ("epoch", "split", "session")] == ["0", "valid", "1"]
+    columns = ("loss", "top1", "top2", "top3", "images", "balanced_top1")
+    assert [row[name] for name in columns] == [ends[-1][name] for name in columns]
+    assert others[0]["epoch"] == "1"
+    (step, value), *_ = read_points(tmp_path / "second" / CURVES, "loss/valid")
+    assert (step, value) == (0, pytest.approx(loss))
 
 
 def test_some_entries_of_a_saved_state_are_kept(tmp_path, own, arrays, mine):

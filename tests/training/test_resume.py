@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from conftest import file_sha256
 from optstate import job
 from optstate.checksums import verify
 from optstate.job import InputError
@@ -110,6 +111,21 @@ class TestSignals:
         )
         assert_same(train(tmp_path, SPEC, arrays), uninterrupted)
         assert steps == list(range(step, 12))
+
+    @pytest.mark.parametrize("step", [1, 6])
+    def test_given_weights_are_recorded_once(
+        self, tmp_path, arrays, uninterrupted, monkeypatch, step
+    ):
+        weights = uninterrupted / "checkpoint.pt"
+        spec = replace(SHORT, file_hashes={"weights": file_sha256(weights)})
+        expected = train(tmp_path / "uninterrupted", spec, arrays, weights=weights)
+        interrupt_at(monkeypatch, step)
+        with pytest.raises(SystemExit):
+            train(tmp_path / "interrupted", spec, arrays, weights=weights)
+        output = train(tmp_path / "interrupted", spec, arrays, weights=weights)
+        assert_same(output, expected)
+        epochs = [row["epoch"] for row in read_rows(output / "epochs.csv")]
+        assert epochs == ["0", "1", "1", "2", "2"]
 
     def test_an_interruption_in_every_step_changes_no_result(
         self, tmp_path, arrays, uninterrupted, monkeypatch

@@ -286,6 +286,10 @@ class TestCollect:
         diverged = [row | {"loss": loss} for row, loss in zip(valid, ["0.5", "nan"], strict=True)]
         assert collect.summarize_run(run, [], train + diverged, None)["best_valid_loss"] == "0.5"
         assert (row["train_seconds"], row["valid_seconds"]) == ("3.000", "2.000")
+        given = valid[0] | {"epoch": "0", "loss": "0.1", "top1": "0.9"}
+        assert collect.summarize_run(run, [], [given, *train, *valid], 0.5) == row | {
+            "valid_seconds": "3.000"
+        }
 
     def test_states_in_progress_of_collected_sessions_are_removed(self, tmp_path):
         runs = write_runs(tmp_path / "runs")
@@ -494,7 +498,7 @@ class TestAlteredSessions:
         assert sessions.count_steps(CARD, batch_size, per_class) == num_steps
 
     def test_epochs_are_counted_through_all_sessions(self):
-        plan = sessions.Layout([3, 1, 2], {"noise": 50}, validate_every=1)
+        plan = sessions.Layout([3, 1, 2], {"noise": 50}, validate_every=1, has_weights=False)
         third = Session("noise", "constant-new", 0, 3)
         assert list(plan.list_epochs(third)) == [5, 6]
         rows = list(plan.list_rows(third, "steps"))
@@ -503,6 +507,18 @@ class TestAlteredSessions:
         whole = Session("noise", "constant-uninterrupted", 0, 1)
         assert list(plan.list_epochs(whole)) == [1, 2, 3, 4, 5, 6]
         assert [row["split"] for row in plan.list_rows(whole, "epochs")] == ["train", "valid"] * 6
+
+    def test_given_weights_are_validated_before_the_first_epoch(self):
+        plan = sessions.Layout([3, 1, 2], {"noise": 50}, validate_every=1, has_weights=True)
+        for name, number, first in [
+            ("constant", 1, ("0", "valid")), ("constant-uninterrupted", 1, ("0", "valid")),
+            ("constant-new", 2, ("4", "train")),
+        ]:  # fmt: skip
+            session = Session("noise", name, 0, number)
+            rows = [(row["epoch"], row["split"]) for row in plan.list_rows(session, "epochs")]
+            assert rows[0] == first
+            assert len(set(rows)) == len(rows)
+            assert next(plan.list_rows(session, "steps"))["epoch"] == str(max(int(first[0]), 1))
 
     @pytest.mark.parametrize(
         ("name", "number", "every", "validated"),
@@ -513,7 +529,7 @@ class TestAlteredSessions:
     def test_epochs_divisible_by_validate_every_and_last_ones_are_validated(
         self, name, number, every, validated
     ):
-        plan = sessions.Layout([3, 1, 3], {"noise": 50}, every)
+        plan = sessions.Layout([3, 1, 3], {"noise": 50}, every, has_weights=False)
         rows = list(plan.list_rows(Session("noise", name, 0, number), "epochs"))
         found = {
             split: [int(row["epoch"]) for row in rows if row["split"] == split]
@@ -522,13 +538,17 @@ class TestAlteredSessions:
         assert found["valid"] == validated
         assert found["train"] == list(plan.list_epochs(Session("noise", name, 0, number)))
 
-    def test_the_job_checks_for_the_configured_validations(self, runs, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("has_weights", [False, True])
+    def test_the_job_checks_for_the_configured_validations(
+        self, runs, tmp_path, monkeypatch, has_weights
+    ):
         plans = []
         monkeypatch.setattr(
             collect, "check_sessions", lambda *arguments: plans.append(arguments[2])
         )
-        collect_tables(runs, tmp_path / "tables", name_runs(), "--validate-every", 2)
-        assert plans == [sessions.Layout([1, 1], {"noise": STEPS_PER_EPOCH}, validate_every=2)]
+        given = ["--has-weights"] * has_weights
+        collect_tables(runs, tmp_path / "tables", name_runs(), "--validate-every", 2, *given)
+        assert plans == [sessions.Layout([1, 1], {"noise": STEPS_PER_EPOCH}, 2, has_weights)]
 
 
 READERS = {  # command: the tables that it reads
@@ -1629,11 +1649,26 @@ def test_the_accuracy_of_every_method_is_listed():
     chances = {"d": tables_of_analysis.Chance(0.1234, 0.2, 0.1234, 0.2)}
     top1, loss = "final valid top-1", "final valid loss"
     measures = ["train_loss_first_40_steps_session2", "final_valid_loss"]
-    rows = [list(row.values()) for row in answers.list_levels(summary, chances, measures)]
+    epochs = pd.DataFrame({"dataset": "d", "epoch": [1, 1], "top1": 0.9, "loss": 0.1})
+
+    def list_rows(epochs):
+        return [
+            list(row.values()) for row in answers.list_levels(summary, epochs, chances, measures)
+        ]
+
+    rows = list_rows(epochs)
     assert rows == [
         ["d", "one", {top1: "51.3 %", loss: "1.23"}, "12.3 %"],
         ["d", "two", {top1: "30.1 % (25.0 to 35.1 %)", loss: "2.5 (2 to 3)"}, "12.3 %"],
     ]
+    given = pd.DataFrame({"dataset": "d", "epoch": [0, 0], "top1": 0.2, "loss": [2, 2.5]})
+    before = ["d", answers.GIVEN, {top1: "20.0 %", loss: "2.25 (2 to 2.5)"}, "12.3 %"]
+    assert list_rows(pd.concat([given, epochs])) == [before, *rows]
+    measures.append("epochs_to_target")
+    summary["epochs_to_target"] = 3
+    (before, *_) = answers.list_levels(summary, given, chances, measures)
+    text = answers.format_answers([], {}, [before], {})
+    assert "loss 2.25 (2 to 2.5); chance" in text
 
 
 def test_answers_are_in_the_order_of_the_outcomes():

@@ -116,6 +116,7 @@ rule collect:
         runs=RUNS_JSON,
         epochs=config["sessions"],
         validate_every=config["validate_every"],
+        has_weights="--has-weights" if config["weights"] else "",
         batch_size=config["batch_size"],
         train_per_class=json.dumps(config["train_per_class"]),
         targets=json.dumps(TARGETS, sort_keys=True),
@@ -126,7 +127,8 @@ rule collect:
     shell:
         "python -m optstate.analysis.collect --runs-folder {params.runs_folder} "
         "--runs {params.runs:q} --cards {input.cards} --epochs {params.epochs} "
-        "--validate-every {params.validate_every} --batch-size {params.batch_size} "
+        "--validate-every {params.validate_every} {params.has_weights} "
+        "--batch-size {params.batch_size} "
         "--train-per-class {params.train_per_class} "
         "--targets {params.targets:q} --progress {params.progress} --output {params.output} "
         "--log {log}"

@@ -13,6 +13,8 @@ from optstate.experiment.runs import list_boundaries
 
 Config = dict[str, Any]
 
+GIVEN = "given weights, before the first epoch"  # in the column of methods
+OF_GIVEN = ("top1", "loss", "balanced_top1")  # columns of epochs.csv
 MINUS = "\N{MINUS SIGN}"  # a hyphen is too short next to a plus sign
 
 
@@ -165,7 +167,7 @@ def format_answers(
         lines += ["", dataset, *[f"- {sentence}" for sentence in sentences]]
     lines += ["", "Mean over the seeds, and range:"]
     for row in levels:
-        values = "; ".join(f"{label} {value}" for label, value in row["levels"].items())
+        values = "; ".join(f"{label} {value}" for label, value in row["levels"].items() if value)
         lines.append(f"{row['dataset']}, {row['method']}: {values}; chance {row['chance']}")
     if boundaries:
         lines += ["", "What each boundary does:"]
@@ -174,25 +176,35 @@ def format_answers(
 
 
 def list_levels(
-    summary: pd.DataFrame, chances: dict[str, tables.Chance], measures: Iterable[str]
+    summary: pd.DataFrame,
+    epochs: pd.DataFrame,
+    chances: dict[str, tables.Chance],
+    measures: Iterable[str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the values of each method of each data set, as text.
+    """Yield the values of the given weights and of each method of each data set, as text.
 
     Args:
         summary: the table ``summary.csv``.
+        epochs: the table ``epochs.csv``.
         chances: the level of chance of each data set.
         measures: the primary measures. Those of runs are listed after the final valid top-1.
 
     Yields:
-        ``dataset``, ``method``, ``levels`` (by the measures' labels) and ``chance``.
+        ``dataset``, ``method``, ``levels`` (by the measures' labels) and ``chance``. A value that
+        the given weights do not have is empty.
     """
     names = dict.fromkeys(["final_valid_top1", *(m for m in measures if m in tables.OF_RUNS)])
-    for (dataset, method), runs in summary.groupby(["dataset", "method"]):
+    given = epochs[epochs["epoch"] == 0].assign(method=GIVEN)
+    before = given.rename(columns={name: f"final_valid_{name}" for name in OF_GIVEN})
+    rows = [*before.groupby(["dataset", "method"]), *summary.groupby(["dataset", "method"])]
+    for (dataset, method), runs in sorted(rows, key=lambda row: row[0][0]):
         yield {
             "dataset": str(dataset),
             "method": str(method),
             "levels": {
                 tables.label_measure(name): format_level(runs[name], tables.get_measure(name))
+                if name in runs
+                else ""
                 for name in names
             },
             "chance": f"{100 * chances[str(dataset)].top1:.1f} %",
@@ -200,7 +212,7 @@ def list_levels(
 
 
 def format_level(values: pd.Series, measure: tables.Measure) -> str:
-    """Return the mean of a measure over runs, with its range if there are several."""
+    """Return the mean of a measure over runs, with its range unless they all agree."""
     scale, form, unit = (100, ".1f", " %") if measure.is_top1 else (1, ".3g", "")
     mean, low, high = (f"{scale * x:{form}}" for x in (values.mean(), values.min(), values.max()))
-    return f"{mean}{unit}" + (f" ({low} to {high}{unit})" if len(values) > 1 else "")
+    return f"{mean}{unit}" + (f" ({low} to {high}{unit})" if low != high else "")

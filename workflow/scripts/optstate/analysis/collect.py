@@ -63,7 +63,7 @@ def verify_sessions(arguments: argparse.Namespace, runs: Runs) -> None:
         )
         for dataset, card in zip(sorted(runs.datasets), arguments.cards, strict=True)
     }
-    layout = Layout(arguments.epochs, num_steps, arguments.validate_every)
+    layout = Layout(arguments.epochs, num_steps, arguments.validate_every, arguments.has_weights)
     check_sessions(arguments.runs_folder, runs.sessions, layout)
 
 
@@ -95,7 +95,8 @@ def summarize_run(run: Run, steps: list[Row], epochs: list[Row], target_top1: fl
 
     The best epoch is the first validated one with the highest valid top-1. A run has diverged if
     any of its losses is not finite. ``epochs_to_target`` is the first validated epoch that reached
-    the target. It is infinite if none did, and empty without a target.
+    the target. It is infinite if none did, and empty without a target. Epoch 0, which has the given
+    weights, counts only for the seconds and as a loss that may not be finite.
 
     Args:
         run: the run.
@@ -104,7 +105,8 @@ def summarize_run(run: Run, steps: list[Row], epochs: list[Row], target_top1: fl
         target_top1: the valid top-1 to reach, a fraction; None: no target.
     """
     train = [row for row in epochs if row["split"] == "train"]
-    valid = [row for row in epochs if row["split"] == "valid"]
+    validated = [row for row in epochs if row["split"] == "valid"]
+    valid = [row for row in validated if int(row["epoch"]) > 0]
     best = max(valid, key=lambda row: float(row["top1"]))
     diverged = not all(math.isfinite(float(row["loss"])) for row in steps + epochs)
     losses = [row["loss"] for row in valid if not math.isnan(float(row["loss"]))]
@@ -116,7 +118,7 @@ def summarize_run(run: Run, steps: list[Row], epochs: list[Row], target_top1: fl
         "best_epoch": best["epoch"],
         "final_train_loss": train[-1]["loss"],
         "train_seconds": _sum_seconds(train),
-        "valid_seconds": _sum_seconds(valid),
+        "valid_seconds": _sum_seconds(validated),
         "diverged": str(diverged).lower(),
         "best_valid_loss": min(losses, key=float, default="nan"),
         "epochs_to_target": "" if target_top1 is None else next(reached, "inf"),
@@ -133,6 +135,7 @@ PARSER.add_argument("--runs-folder", type=Path, required=True, help="folder of a
 PARSER.add_argument("--runs", required=True, help="JSON of the runs")
 PARSER.add_argument("--epochs", type=int, nargs="+", required=True, help="epochs of each session")
 PARSER.add_argument("--validate-every", type=int, required=True, help="epochs between validations")
+PARSER.add_argument("--has-weights", action="store_true", help="session 1 validates given weights")
 PARSER.add_argument(
     "--cards", type=Path, nargs="+", required=True, help="dataset.json files, by data set name"
 )

@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     found = answers.list_answers(comparisons, config, plan["primary"])
     measures = [outcome["measure"] for outcome in plan["primary"]]
-    levels = list(answers.list_levels(summary, chances, measures))
+    levels = list(answers.list_levels(summary, read["epochs"], chances, measures))
     boundaries = answers.describe_boundaries(config)
     config_yaml = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     page = load_template(arguments.template).render(

@@ -21,11 +21,13 @@ class Layout:
         epochs: the number of epochs of each session.
         num_steps: the number of training steps in an epoch, by data set.
         validate_every: epochs between validations. The last epoch of a session is always validated.
+        has_weights: whether the first session starts from given weights, validated as epoch 0.
     """
 
     epochs: Sequence[int]
     num_steps: dict[str, int]
     validate_every: int
+    has_weights: bool
 
     def list_epochs(self, session: Session) -> range:
         """Return a session's epochs, counted through all sessions from 1."""
@@ -42,6 +44,8 @@ class Layout:
         }  # fmt: skip
         num_steps = self.num_steps[session.dataset]
         epochs = self.list_epochs(session)
+        if name == "epochs" and session.number == 1 and self.has_weights:
+            yield names | {"epoch": "0", "split": "valid"}
         for epoch in epochs:
             if name == "steps":
                 steps = range((epoch - 1) * num_steps + 1, epoch * num_steps + 1)

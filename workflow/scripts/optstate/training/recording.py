@@ -77,19 +77,29 @@ class Recorder:
 
     def record_epoch(self, train: Row, valid: Row | None) -> None:
         """Add the rows of an epoch. Its steps must already be recorded."""
-        new = [self.run | row for row in (train, valid) if row]
-        self.epochs.add(new)
-        self.curves.add_epochs(new)
-        results = ", ".join(
-            f"{row['split']} loss {row['loss']:.4f} top-1 {100 * row['top1']:.1f} %" for row in new
-        )
-        seconds = sum(row["seconds"] for row in new)
+        rows = [row for row in (train, valid) if row]
+        results = self._add_epochs(rows)
+        seconds = sum(row["seconds"] for row in rows)
         remaining = self.last_epoch - train["epoch"]
         left = f", {format_duration(remaining * seconds)} left" if remaining else ""
         logging.log(
             PROGRESS, "%s, epoch %d/%d: %s, %.1f s%s",
             self.title, train["epoch"], self.last_epoch, results, seconds, left,
         )  # fmt: skip
+
+    def record_given_weights(self, valid: Row) -> None:
+        """Add the row of the weights that the first session starts from, which is of epoch 0."""
+        results = self._add_epochs([valid])
+        logging.log(PROGRESS, "%s: the given weights have %s", self.title, results)
+
+    def _add_epochs(self, rows: Iterable[Row]) -> str:
+        """Add rows of epochs. Returns their results in words."""
+        new = [self.run | row for row in rows]
+        self.epochs.add(new)
+        self.curves.add_epochs(new)
+        return ", ".join(
+            f"{row['split']} loss {row['loss']:.4f} top-1 {100 * row['top1']:.1f} %" for row in new
+        )
 
     def state_dict(self) -> dict[str, str]:
         """Return the rows so far as CSV: one text is saved much faster than many rows."""
@@ -127,7 +137,7 @@ class Curves:
 
     def __init__(self, folders: Iterable[Path], session: int, earlier: Iterable[Path] = ()) -> None:
         self.writers = []
-        self.last_step: dict[int, int] = {}  # by epoch
+        self.last_step = {0: 0}  # by epoch; epoch 0 has the given weights
         for folder in folders:
             for path in folder.glob("events.out.tfevents.*.session*"):
                 path.unlink()

@@ -117,7 +117,7 @@ def train(spec: SessionSpec, paths: Paths, checkpoint_every: dict[str, float]) -
                 shutil.rmtree(paths.previous_progress, ignore_errors=True)
             try:
                 if paths.weights and session.state.position.step < session.first_step:
-                    log_given_weights(session)
+                    record_given_weights(session)
                 train_session(session)
             except Interrupted as signal:
                 save_and_exit(session, str(signal))
@@ -363,13 +363,9 @@ def read_update_norms(
     return {step: float(norm) for step, norm in norms.items()}
 
 
-def log_given_weights(session: Session) -> None:
-    """Print the accuracy before the first step, where a wrong ``normalize`` can be noticed."""
-    row = validate(session)
-    logging.log(
-        job.PROGRESS, "%s: the given weights have valid loss %.4f top-1 %.1f %%",
-        session.spec.title, row["loss"], 100 * row["top1"],
-    )  # fmt: skip
+def record_given_weights(session: Session) -> None:
+    """Record the accuracy before the first step, where a wrong ``normalize`` can be noticed."""
+    session.records.recorder.record_given_weights(validate(session) | {"epoch": 0})
 
 
 @contextlib.contextmanager
