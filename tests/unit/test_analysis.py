@@ -1991,6 +1991,8 @@ class TestCaptions:
         )
         target = self.render("epochs_to_target", validate_every=every)
         assert ("only every 4 epochs and at the end of each session" in target) is (every == 4)
+        given = self.render("curves", validate_every=every, weights="mine.pt")
+        assert ("given weights" in curves, "given weights" in given) == (False, True)
 
     @pytest.mark.parametrize("twin", [{}, {"step_size": "preserve"}])
     def test_norms_at_every_step_are_explained_where_they_are(self, twin):
