@@ -1161,8 +1161,10 @@ class TestReport:
         summary = pd.read_csv(results / "tables/summary.csv")
         for method, runs in summary.groupby("method"):
             top1 = 100 * runs["final_valid_top1"]
-            scope = f"{top1.mean():.1f} % ({top1.min():.1f} to {top1.max():.1f} %)"
-            assert f"\nnoise, {method}: final valid top-1 {scope}" in answer
+            values = f"{top1.mean():.1f} %"
+            if top1.min() < top1.max():
+                values += f" ({top1.min():.1f} to {top1.max():.1f} %)"
+            assert f"\nnoise, {method}: final valid top-1 {values}; chance" in answer
         assert "\nnew: loses the optimizer's state\n" in answer
 
     def test_the_configuration_is_written_next_to_the_page(self, results):
@@ -1792,9 +1794,18 @@ class TestWarnings:
         (warning,) = answers.list_warnings(summary, found, self.CHANCES, OUTCOMES, True)
         assert "late \N{MINUS SIGN} preserve in final valid loss" in warning
 
+    def test_few_validation_images_are_said(self):
+        epochs = pd.DataFrame(
+            [("d", "train", 40), ("d", "valid", 99), ("e", "train", 40), ("e", "valid", 100)],
+            columns=["dataset", "split", "images"],
+        )
+        (warning,) = answers.warn_of_few_images(epochs)
+        assert warning.startswith("d: with 99 validation images, each is worth 1.0 points")
+
     def test_they_are_above_the_answers_in_the_report(self, results):
         page = write_report(results, results / "report.html")
-        assert page.index("1 of 6 runs diverged") < page.index('<div class="answer">')
+        for warning in ("1 of 6 runs diverged", "noise: with 50 validation images"):
+            assert page.index(warning) < page.index('<div class="answer">')
 
 
 @pytest.mark.parametrize(

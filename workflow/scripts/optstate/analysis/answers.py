@@ -15,6 +15,7 @@ Config = dict[str, Any]
 
 GIVEN = "given weights, before the first epoch"  # in the column of methods
 OF_GIVEN = ("top1", "loss", "balanced_top1")  # columns of epochs.csv
+FEW_IMAGES = 100  # with fewer, a single validation image is worth more than 1 point of top-1
 MINUS = "\N{MINUS SIGN}"  # a hyphen is too short next to a plus sign
 
 
@@ -79,6 +80,21 @@ def list_warnings(
     if number := int(summary["diverged"].sum()):
         found.append(f"{number} of {len(summary)} runs diverged: a loss was not finite.")
     return found
+
+
+def warn_of_few_images(epochs: pd.DataFrame) -> list[str]:
+    """Return a sentence for each data set with few validation images.
+
+    Args:
+        epochs: the table ``epochs.csv``.
+    """
+    numbers = epochs[epochs["split"] == "valid"].groupby("dataset")["images"].first()
+    return [
+        f"{dataset}: with {number} validation images, each is worth {100 / number:.1f} points of "
+        "top-1. The intervals do not say what other images would give."
+        for dataset, number in numbers.items()
+        if number < FEW_IMAGES
+    ]
 
 
 def describe_boundary(options: Config) -> str:

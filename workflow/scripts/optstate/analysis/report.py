@@ -55,6 +55,7 @@ def main(arguments: argparse.Namespace) -> None:
     warnings = answers.list_warnings(
         summary, comparisons, chances, plan["primary"], runs.have_boundaries
     )
+    warnings += answers.warn_of_few_images(read["epochs"])
     found = answers.list_answers(comparisons, config, plan["primary"])
     measures = [outcome["measure"] for outcome in plan["primary"]]
     levels = list(answers.list_levels(summary, read["epochs"], chances, measures))
