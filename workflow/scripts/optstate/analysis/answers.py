@@ -14,7 +14,7 @@ from optstate.experiment.runs import list_boundaries
 Config = dict[str, Any]
 
 GIVEN = "given weights, before the first epoch"  # in the column of methods
-OF_GIVEN = ("top1", "loss", "balanced_top1")  # columns of epochs.csv
+OF_GIVEN = ("top1", "loss", "balanced_top1")  # in epochs.csv; in summary.csv: final_valid_…
 FEW_IMAGES = 100  # with fewer, a single validation image is worth more than 1 point of top-1
 MINUS = "\N{MINUS SIGN}"  # a hyphen is too short next to a plus sign
 
@@ -91,7 +91,7 @@ def warn_of_few_images(epochs: pd.DataFrame) -> list[str]:
     numbers = epochs[epochs["split"] == "valid"].groupby("dataset")["images"].first()
     return [
         f"{dataset}: with {number} validation images, each is worth {100 / number:.1f} points of "
-        "top-1. The intervals do not say what other images would give."
+        "top-1. No interval covers the choice of these images."
         for dataset, number in numbers.items()
         if number < FEW_IMAGES
     ]
