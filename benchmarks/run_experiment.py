@@ -209,15 +209,16 @@ def run(experiment: Experiment, archives: Path, num_jobs: int) -> None:
     """
     for dataset in experiment.runs.datasets:
         experiment.prepare(dataset, archives)
-    os.environ["OPTSTATE_PARENT"] = str(os.getpid())
     context = multiprocessing.get_context("spawn")
     groups = experiment.list_groups()
     processes = [
         context.Process(target=train_groups, args=(experiment, groups[number::num_jobs]))
         for number in range(num_jobs)
     ]
+    os.environ["OPTSTATE_PARENT"] = str(os.getpid())
     for process in processes:
         process.start()
+    del os.environ["OPTSTATE_PARENT"]  # only those processes are jobs
     try:
         for process in processes:
             process.join(max(experiment.deadline - time.monotonic(), 0))

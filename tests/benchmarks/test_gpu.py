@@ -196,6 +196,7 @@ def test_sessions_in_one_process_have_the_same_bits_as_alone(
     }  # fmt: skip
     overlay.write_text(yaml.safe_dump(yaml.safe_load(overlay.read_text()) | config))
     run(tmp_path, archives, overlay, jobs=2)
+    assert "OPTSTATE_PARENT" not in os.environ
     deadline = time.monotonic() + 600
     together = run_experiment.Experiment(configuration.load(overlay), tmp_path / "work", deadline)
     assert all(map(together.is_done, together.runs.sessions))
