@@ -218,7 +218,7 @@ def run(experiment: Experiment, archives: Path, num_jobs: int) -> None:
     os.environ["OPTSTATE_PARENT"] = str(os.getpid())
     for process in processes:
         process.start()
-    del os.environ["OPTSTATE_PARENT"]  # only those processes are jobs
+    del os.environ["OPTSTATE_PARENT"]  # processes that start later are no jobs
     try:
         for process in processes:
             process.join(max(experiment.deadline - time.monotonic(), 0))
@@ -278,7 +278,7 @@ def copy_results(experiment: Experiment, output: Path) -> None:
             "--validate-every": experiment.config["validate_every"],
             "--progress": experiment.work / "in_progress", "--output": output / "tables",
             "--log": output / "logs/collect.log",
-        }  # fmt: skip
+        } | ({"--has-weights": []} if experiment.config["weights"] else {})  # fmt: skip
         run_module("optstate.analysis.collect", options, time.monotonic() + COLLECT_SECONDS)
 
 

@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torchvision.models import squeezenet1_1
 
 from benchmarks import commands, run_experiment, run_parts
 from conftest import ROOT, file_sha256, wait_until, write_images, write_tar
@@ -192,8 +194,9 @@ def test_sessions_in_one_process_have_the_same_bits_as_alone(
 ):
     config = {
         "sessions": [1, 1], "methods": ["constant-new", "constant-preserve"], "seeds": [0, 1],
-        "keep_checkpoints": keep,
+        "keep_checkpoints": keep, "weights": str(tmp_path / "weights.pt"),
     }  # fmt: skip
+    torch.save(squeezenet1_1(num_classes=3).state_dict(), config["weights"])
     overlay.write_text(yaml.safe_dump(yaml.safe_load(overlay.read_text()) | config))
     run(tmp_path, archives, overlay, jobs=2)
     assert "OPTSTATE_PARENT" not in os.environ
@@ -201,6 +204,7 @@ def test_sessions_in_one_process_have_the_same_bits_as_alone(
     together = run_experiment.Experiment(configuration.load(overlay), tmp_path / "work", deadline)
     assert all(map(together.is_done, together.runs.sessions))
     assert len(list(together.work.rglob("*.pt"))) == kept
+    assert ",1,0,valid," in (tmp_path / "results/tables/epochs.csv").read_text()
 
     alone = replace(together, work=tmp_path / "alone")
     shutil.copytree(tmp_path / "work/arrays", alone.work / "arrays")
