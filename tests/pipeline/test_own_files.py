@@ -101,7 +101,7 @@ def test_the_given_weights_are_shown_next_to_the_methods(project):
         f"constant-{name}" for name in ("new", "once", "preserve", "uninterrupted")
     ]
     assert len({row["loss"] for row in given}) == 1
-    value = f"final valid top-1 {100 * float(given[0]['top1']):.1f} %"
+    value = f"valid top-1 {100 * float(given[0]['top1']):.1f} %"
     assert f"\nnoise, {GIVEN}: {value}; chance" in (results / "answer.txt").read_text()
     assert f"<tr><td>{GIVEN}</td>" in (results / "report.html").read_text()
 

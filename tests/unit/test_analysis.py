@@ -151,7 +151,7 @@ def collect_tables(root: Path, output: Path, runs: Runs, *options: object) -> No
         "--cards", root / "dataset.json", "--batch-size", BATCH_SIZE,
         "--progress", root.parent / "in_progress", "--runs", runs.to_json(),
         "--targets", json.dumps(dict.fromkeys(runs.datasets, 0.515)),
-        *(options or ["--validate-every", 1]),
+        "--validate-every", 1, *options,
     )  # fmt: skip
 
 
@@ -387,7 +387,8 @@ def delete_checksums(path: Path) -> None:
 
 
 ALTERATIONS = (flip_byte, cut_file, empty_file, Path.unlink, delete_checksums)
-SECOND = "noise/constant-preserve/seed1/session2"  # a session that the tests alter
+FIRST = "noise/constant/seed0/session1"  # sessions that the tests alter
+SECOND = "noise/constant-preserve/seed1/session2"
 
 
 @pytest.fixture
@@ -396,13 +397,13 @@ def own_runs(runs, tmp_path) -> Path:
     return shutil.copytree(runs, tmp_path / "runs")
 
 
-def refuse_to_collect(runs: Path, *words: str) -> None:
+def refuse_to_collect(runs: Path, *words: str, options: Sequence[str] = ()) -> None:
     """Check that the sessions are refused in one line that has all words, and nothing changes."""
     output = runs.parent / "tables"
     states = runs.parent / "in_progress/noise/constant/seed0/session1"
     states.mkdir(parents=True, exist_ok=True)
     with pytest.raises(InputError) as error:
-        collect_tables(runs, output, name_runs())
+        collect_tables(runs, output, name_runs(), *options)
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
@@ -467,6 +468,19 @@ class TestAlteredSessions:
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
         list_checksums(path.parent)
         refuse_to_collect(own_runs, SECOND, message)
+
+    @pytest.mark.parametrize(
+        ("has_row", "options", "message"),
+        [(False, ["--has-weights"], "epoch is '1', not '0'"), (True, [], "epoch is '0', not '1'")],
+    )
+    def test_the_given_weights_have_a_row(self, own_runs, has_row, options, message):
+        path = own_runs / FIRST / "epochs.csv"
+        if has_row:
+            header, train, valid = path.read_text().splitlines()
+            given = valid.replace(",1,valid,", ",0,valid,")
+            path.write_text("\n".join((header, given, train, valid, "")))
+            list_checksums(path.parent)
+        refuse_to_collect(own_runs, f"{FIRST}/epochs.csv: row 1", message, options=options)
 
     def test_sessions_of_another_batch_size_are_refused(self, own_runs):
         classes = [entry | {"train": entry["train"] + 1} for entry in CARD["classes"]]
@@ -1666,11 +1680,15 @@ def test_the_accuracy_of_every_method_is_listed():
     given = pd.DataFrame({"dataset": "d", "epoch": [0, 0], "top1": 0.2, "loss": [2, 2.5]})
     before = ["d", answers.GIVEN, {top1: "20.0 %", loss: "2.25 (2 to 2.5)"}, "12.3 %"]
     assert list_rows(pd.concat([given, epochs])) == [before, *rows]
+    given["loss"] = [2, float("nan")]
+    before[2][loss] = "2 (2 to 2)"  # not all are equal
+    assert list_rows(given)[0] == before
+    given["loss"] = [2, 2.5]
     measures.append("epochs_to_target")
     summary["epochs_to_target"] = 3
     (before, *_) = answers.list_levels(summary, given, chances, measures)
     text = answers.format_answers([], {}, [before], {})
-    assert "loss 2.25 (2 to 2.5); chance" in text
+    assert f"{answers.GIVEN}: valid top-1 20.0 %; valid loss 2.25 (2 to 2.5); chance" in text
 
 
 def test_answers_are_in_the_order_of_the_outcomes():
@@ -1736,11 +1754,11 @@ class TestWarnings:
         found = found.assign(primary=found["primary"] == "true")
         if verdict:
             found["verdict"] = verdict
-        return answers.list_warnings(
-            self.make_summary(len(pairs)).assign(**changes), found, self.CHANCES, OUTCOMES[:1], True
-        )
+        summary = self.make_summary(len(pairs)).assign(**changes)
+        return answers.list_warnings(summary, self.EPOCHS, found, self.CHANCES, OUTCOMES[:1], True)
 
     CHANCES: ClassVar = {"d": tables_of_analysis.Chance(0.1, 0.12, 0.1, 0.12)}
+    EPOCHS: ClassVar = pd.DataFrame({"dataset": ["d"], "split": "valid", "images": 100})
 
     @staticmethod
     def make_summary(num_seeds: int, schedule: str = "s", top1: float = 0.5) -> pd.DataFrame:
@@ -1761,7 +1779,9 @@ class TestWarnings:
             pd.concat(make_pairs([0.01, 0.02, 0.03], schedule=s) for s in ("r", "s"))
         ).assign(primary=True)
         summary = pd.concat([self.make_summary(3, "r", top1=0.1), self.make_summary(3, "s")])
-        (warning,) = answers.list_warnings(summary, found, self.CHANCES, OUTCOMES[:1], True)
+        (warning,) = answers.list_warnings(
+            summary, self.EPOCHS, found, self.CHANCES, OUTCOMES[:1], True
+        )
         assert warning == "d, r: no run beats chance, so nothing is compared."
         found = "no difference in any pair; 1 of 3 pairs diverged"
         (warning,) = self.list_warnings([0.0, 0.0, 0.0], found)
@@ -1782,24 +1802,31 @@ class TestWarnings:
             (False, "No session begins"),
             (True, "has the runs of the primary outcome preserve \N{MINUS SIGN} new in final"),
         ):
-            (warning,) = answers.list_warnings(summary, none, chances, OUTCOMES[:1], has_boundaries)
+            (warning,) = answers.list_warnings(
+                summary, self.EPOCHS, none, chances, OUTCOMES[:1], has_boundaries
+            )
             assert words in warning
         one = self.make_summary(1, top1=0.1)
-        warnings = answers.list_warnings(one, none, self.CHANCES, OUTCOMES, False)
+        warnings = answers.list_warnings(one, self.EPOCHS, none, self.CHANCES, OUTCOMES, False)
         assert [warning[:8] for warning in warnings] == ["No sessi", "d: no ru", "One seed"]
 
     def test_each_outcome_without_runs_is_named(self):
         found = compare_all(make_pairs([0.01, 0.02, 0.03])).assign(primary=True)
         summary = self.make_summary(3)
-        (warning,) = answers.list_warnings(summary, found, self.CHANCES, OUTCOMES, True)
+        (warning,) = answers.list_warnings(
+            summary, self.EPOCHS, found, self.CHANCES, OUTCOMES, True
+        )
         assert "late \N{MINUS SIGN} preserve in final valid loss" in warning
 
-    def test_few_validation_images_are_said(self):
+    def test_few_validation_images_produce_a_warning(self):
+        found = compare_all(make_pairs([0.01, 0.02, 0.03])).assign(primary=True)
         epochs = pd.DataFrame(
             [("d", "train", 40), ("d", "valid", 99), ("e", "train", 40), ("e", "valid", 100)],
             columns=["dataset", "split", "images"],
         )
-        (warning,) = answers.warn_of_few_images(epochs)
+        (warning,) = answers.list_warnings(
+            self.make_summary(3), epochs, found, self.CHANCES, OUTCOMES[:1], True
+        )
         assert warning.startswith("d: with 99 validation images, each is worth 1.0 points")
 
     def test_they_are_above_the_answers_in_the_report(self, results):

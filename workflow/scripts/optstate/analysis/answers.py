@@ -14,7 +14,6 @@ from optstate.experiment.runs import list_boundaries
 Config = dict[str, Any]
 
 GIVEN = "given weights, before the first epoch"  # in the column of methods
-OF_GIVEN = ("top1", "loss", "balanced_top1")  # in epochs.csv; in summary.csv: final_valid_…
 FEW_IMAGES = 100  # with fewer, a single validation image is worth more than 1 point of top-1
 MINUS = "\N{MINUS SIGN}"  # a hyphen is too short next to a plus sign
 
@@ -34,6 +33,7 @@ def name_arm(boundary: str, config: Config) -> str:
 
 def list_warnings(
     summary: pd.DataFrame,
+    epochs: pd.DataFrame,
     comparisons: pd.DataFrame,
     chances: dict[str, tables.Chance],
     outcomes: Sequence[dict[str, str]],
@@ -43,6 +43,7 @@ def list_warnings(
 
     Args:
         summary: the table ``summary.csv``.
+        epochs: the table ``epochs.csv``.
         comparisons: the table ``comparisons.csv``.
         chances: the level of chance of each data set.
         outcomes: ``boundary``, ``baseline`` and ``measure`` of each primary outcome.
@@ -79,17 +80,8 @@ def list_warnings(
     ]
     if number := int(summary["diverged"].sum()):
         found.append(f"{number} of {len(summary)} runs diverged: a loss was not finite.")
-    return found
-
-
-def warn_of_few_images(epochs: pd.DataFrame) -> list[str]:
-    """Return a sentence for each data set with few validation images.
-
-    Args:
-        epochs: the table ``epochs.csv``.
-    """
     numbers = epochs[epochs["split"] == "valid"].groupby("dataset")["images"].first()
-    return [
+    return found + [
         f"{dataset}: with {number} validation images, each is worth {100 / number:.1f} points of "
         "top-1. No interval covers the choice of these images."
         for dataset, number in numbers.items()
@@ -183,7 +175,9 @@ def format_answers(
         lines += ["", dataset, *[f"- {sentence}" for sentence in sentences]]
     lines += ["", "Mean over the seeds, and range:"]
     for row in levels:
-        values = "; ".join(f"{label} {value}" for label, value in row["levels"].items() if value)
+        values = "; ".join(f"{label} {text}" for label, text in row["levels"].items() if text)
+        if row["method"] == GIVEN:
+            values = values.replace("final ", "")
         lines.append(f"{row['dataset']}, {row['method']}: {values}; chance {row['chance']}")
     if boundaries:
         lines += ["", "What each boundary does:"]
@@ -211,7 +205,7 @@ def list_levels(
     """
     names = dict.fromkeys(["final_valid_top1", *(m for m in measures if m in tables.OF_RUNS)])
     given = epochs[epochs["epoch"] == 0].assign(method=GIVEN)
-    before = given.rename(columns={name: f"final_valid_{name}" for name in OF_GIVEN})
+    before = given.rename(columns={name.removeprefix("final_valid_"): name for name in names})
     rows = [*before.groupby(["dataset", "method"]), *summary.groupby(["dataset", "method"])]
     for (dataset, method), runs in sorted(rows, key=lambda row: row[0][0]):
         yield {
@@ -228,7 +222,8 @@ def list_levels(
 
 
 def format_level(values: pd.Series, measure: tables.Measure) -> str:
-    """Return the mean of a measure over runs, with its range unless they all agree."""
+    """Return the mean of a measure over runs, with its range unless all values are equal."""
     scale, form, unit = (100, ".1f", " %") if measure.is_top1 else (1, ".3g", "")
     mean, low, high = (f"{scale * x:{form}}" for x in (values.mean(), values.min(), values.max()))
-    return f"{mean}{unit}" + (f" ({low} to {high}{unit})" if low != high else "")
+    has_range = len(values.unique()) > 1
+    return f"{mean}{unit}" + (f" ({low} to {high}{unit})" if has_range else "")

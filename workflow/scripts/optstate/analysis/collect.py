@@ -95,8 +95,8 @@ def summarize_run(run: Run, steps: list[Row], epochs: list[Row], target_top1: fl
 
     The best epoch is the first validated one with the highest valid top-1. A run has diverged if
     any of its losses is not finite. ``epochs_to_target`` is the first validated epoch that reached
-    the target. It is infinite if none did, and empty without a target. Epoch 0, which has the given
-    weights, counts only in ``valid_seconds`` and ``diverged``.
+    the target. It is infinite if none did, and empty without a target. Epoch 0 is the validation of
+    the given weights. It counts only in ``valid_seconds`` and ``diverged``.
 
     Args:
         run: the run.

@@ -53,9 +53,8 @@ def main(arguments: argparse.Namespace) -> None:
     }
     primary = tables.select_primary(comparisons)
     warnings = answers.list_warnings(
-        summary, comparisons, chances, plan["primary"], runs.have_boundaries
+        summary, read["epochs"], comparisons, chances, plan["primary"], runs.have_boundaries
     )
-    warnings += answers.warn_of_few_images(read["epochs"])
     found = answers.list_answers(comparisons, config, plan["primary"])
     measures = [outcome["measure"] for outcome in plan["primary"]]
     levels = list(answers.list_levels(summary, read["epochs"], chances, measures))

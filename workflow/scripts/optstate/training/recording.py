@@ -88,8 +88,8 @@ class Recorder:
         )  # fmt: skip
 
     def record_given_weights(self, valid: Row) -> None:
-        """Add the row of the weights that the first session starts from, which is of epoch 0."""
-        results = self._add_epochs([valid])
+        """Add the validation of the given weights, as epoch 0."""
+        results = self._add_epochs([valid | {"epoch": 0}])
         logging.log(PROGRESS, "%s: the given weights have %s", self.title, results)
 
     def _add_epochs(self, rows: Iterable[Row]) -> str:
@@ -137,7 +137,7 @@ class Curves:
 
     def __init__(self, folders: Iterable[Path], session: int, earlier: Iterable[Path] = ()) -> None:
         self.writers = []
-        self.last_step = {0: 0}  # by epoch; epoch 0 has the given weights
+        self.last_step = {0: 0}  # by epoch; epoch 0 is before the first step
         for folder in folders:
             for path in folder.glob("events.out.tfevents.*.session*"):
                 path.unlink()

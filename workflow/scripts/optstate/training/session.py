@@ -365,7 +365,7 @@ def read_update_norms(
 
 def record_given_weights(session: Session) -> None:
     """Record the accuracy before the first step, where a wrong ``normalize`` can be noticed."""
-    session.records.recorder.record_given_weights(validate(session) | {"epoch": 0})
+    session.records.recorder.record_given_weights(validate(session))
 
 
 @contextlib.contextmanager

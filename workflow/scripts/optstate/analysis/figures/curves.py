@@ -127,7 +127,8 @@ def draw_methods(
             look = look | {"color": style.FADED}
         style.draw_runs(axes, wide, look, boundary, **marker)
     style.mark_sessions(axes, curves)
-    axes.set_xlim(0, 1.03 * curves["x"].max())
+    first, last = curves["x"].min(), curves["x"].max()
+    axes.set_xlim(0 if first else -0.02 * last, 1.03 * last)  # do not cut a marker at 0
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return drawn
 
