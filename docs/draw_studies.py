@@ -1,8 +1,9 @@
 """Draw the figures of the committed studies that are not figures of a single experiment.
 
 These are ``docs/images/costs.png``, with the cost of a lost state in all studies, and for each
-study of remedies ``gains.png`` in its folder, with the gain of each remedy. The command takes no
-arguments: ``.venv/bin/python docs/draw_studies.py``.
+study of remedies ``gains.png`` in its folder, with the effect of each remedy on top-1. If valid
+loss is a primary measure, ``loss_gains.png`` has the effects on it. The command takes no arguments:
+``.venv/bin/python docs/draw_studies.py``.
 """
 
 from collections.abc import Iterator
@@ -35,26 +36,35 @@ SCHEDULES = {
     "constant": "Adam, constant", "onecycle": "Adam, OneCycle", "cosine": "Adam, cosine",
     "sgd": "SGD with momentum",
 }  # fmt: skip
-REMEDIES = ["studies/attribution", "studies/article", "studies/remedies"]
+REMEDIES = {
+    "studies/attribution-resnet18", "studies/attribution", "studies/article", "studies/remedies"
+}  # fmt: skip
 COLOURS = {"imagenette": "#0072B2", "imagewoof": "#D55E00"}
 
 
 def main() -> None:
     """Write all figures."""
-    costs = [cost for study in TRAINED if (DOCS / study).is_dir() for cost in list_costs(study)]
+    finished = [study for study in TRAINED if (DOCS / study).is_dir()]
+    costs = [cost for study in finished for cost in list_costs(study)]
     save(
-        draw(costs, "top-1 with the state kept minus that with it lost"), DOCS / "images/costs.png"
+        draw(costs, "top-1 with the state kept minus that with it lost (points)"),
+        DOCS / "images/costs.png",
     )
-    for study in REMEDIES:
-        gains = draw(list(list_gains(study)), "final valid top-1 minus that of a new optimizer")
-        save(gains, DOCS / study / "gains.png")
+    for study in (study for study in finished if study in REMEDIES):
+        gains = list(list_gains(study, "final_valid_top1"))
+        label = "minus that of a new optimizer"
+        save(draw(gains, f"final valid top-1 {label} (points)"), DOCS / study / "gains.png")
+        gains = list(list_gains(study, "final_valid_loss"))
+        if any(gain["primary"] for gain in gains):
+            save(draw(gains, f"final valid loss {label}"), DOCS / study / "loss_gains.png")
 
 
 def list_costs(study: str) -> Iterator[dict[str, Any]]:
     """Yield the primary differences in top-1 between keeping and losing the state, in points."""
     losses = configuration.list_resets(recompute.read_config(DOCS / study))
     for row in read_comparisons(study):
-        if not row.primary or not {row.boundary, row.baseline} <= losses.keys():
+        is_cost = {row.boundary, row.baseline} <= losses.keys()
+        if not (row.primary and is_cost and tables.get_measure(row.measure).is_top1):
             continue
         # A boundary that loses the state may be compared with the one that keeps it.
         sign = -1 if losses[row.boundary] else 1
@@ -68,25 +78,28 @@ def list_costs(study: str) -> Iterator[dict[str, Any]]:
         yield describe(row, TRAINED[study], label, sign)
 
 
-def list_gains(study: str) -> Iterator[dict[str, Any]]:
-    """Yield the differences of each boundary to a new optimizer in final top-1, in points."""
+def list_gains(study: str, measure: str) -> Iterator[dict[str, Any]]:
+    """Yield the differences of each boundary to a new optimizer in a measure."""
     for row in read_comparisons(study):
-        if row.baseline == "new" and row.measure == "final_valid_top1":
+        if row.baseline == "new" and row.measure == measure:
             yield describe(row, SCHEDULES[row.schedule], row.boundary)
 
 
 def read_comparisons(study: str) -> Iterator[Any]:
-    """Return the comparisons of a study in top-1, in the order of its methods."""
+    """Return the comparisons of a study, in the order of its methods."""
     methods = recompute.read_config(DOCS / study)["methods"]
     found = recompute.read_committed(DOCS / study, "comparisons")
-    found = found[[tables.get_measure(name).is_top1 for name in found["measure"]]]
     order = (found["schedule"] + "-" + found["boundary"]).map(methods.index)
     return tables.iterate_rows(found.loc[order.sort_values(kind="stable").index])
 
 
 def describe(row: Any, panel: str, label: str, sign: int = 1) -> dict[str, Any]:
-    """Return what is drawn of a comparison: panel, label, dataset, primary, mean and interval."""
-    mean, *ends = (100 * sign * value for value in (row.mean_difference, row.low, row.high))
+    """Return what is drawn of a comparison: panel, label, dataset, primary, mean and interval.
+
+    Differences in top-1 are in points.
+    """
+    scale = sign * (100 if tables.get_measure(row.measure).is_top1 else 1)
+    mean, *ends = (scale * value for value in (row.mean_difference, row.low, row.high))
     names = {"panel": panel, "label": label, "dataset": row.dataset, "primary": row.primary}
     return names | {"mean": mean, "low": min(ends), "high": max(ends)}
 
@@ -100,7 +113,7 @@ def draw(differences: list[dict[str, Any]], label: str) -> Figure:
         axes.axvline(0, color=style.NEUTRAL, linewidth=1)
         style.set_panel_title(axes, panel, width=style.PANEL)
         draw_rows(axes, rows, labels[panel])
-    grid[-1].set_xlabel(f"{label} (points)")
+    grid[-1].set_xlabel(label)
     drawn = {row["dataset"] for row in differences}
     handles = [
         Line2D([], [], color=colour, label=dataset, **style.PAIRS_MEAN)
