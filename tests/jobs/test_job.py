@@ -152,6 +152,25 @@ def test_ctrl_c_during_the_imports_of_a_job_needs_no_traceback(in_job, monkeypat
         assert process.communicate()[0].strip() == str(in_job)
 
 
+def test_a_job_whose_terminal_was_closed_succeeds(tmp_path):
+    code = f"""
+import argparse, logging
+from optstate import job
+def main(_):
+    logging.log(job.PROGRESS, "some progress")
+job.run(argparse.ArgumentParser(), main, ["--log", {str(tmp_path / "log")!r}])
+job.exit_without_cleanup()
+"""
+    terminal, stdout = os.openpty()
+    os.close(terminal)
+    scripts = str(ROOT / "workflow/scripts")
+    environment = os.environ | {"PYTHONPATH": scripts, "PYTHONUNBUFFERED": ""}  # the default
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, stdout=stdout, stderr=subprocess.PIPE)
+    os.close(stdout)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 class TestParent:
     def make_job(self, parent: str) -> str:
         return f"""

@@ -64,6 +64,11 @@ def run(
         logging.info("traceback:", exc_info=True)
         what = str(InputError(f"{type(error).__name__}: {error}"))
         fail(f"unexpected {what}. If the error is not in your own code, report it with its log.")
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # the terminal was closed, which must not fail the finished job
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def exit_without_cleanup() -> NoReturn:
