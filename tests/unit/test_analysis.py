@@ -279,15 +279,21 @@ class TestCollect:
             }
             for epoch, top1 in (("2", "0.5"), ("3", "0.6"))
         ]
-        row = collect.summarize_run(run, [], train + valid, 0.5)  # equals the top-1 of epoch 2
+        row = collect.summarize_run(
+            run, [], train + valid, {2, 3}, 0.5
+        )  # equals the top-1 of epoch 2
         assert (row["best_epoch"], row["epochs_to_target"]) == ("3", "2")
         assert row["best_valid_loss"] == "1"
-        assert collect.summarize_run(run, [], train + valid, 0.61)["epochs_to_target"] == "inf"
+        unreached = collect.summarize_run(run, [], train + valid, {2, 3}, 0.61)
+        assert unreached["epochs_to_target"] == "inf"
+        late = collect.summarize_run(run, [], train + valid, {3}, 0.5)
+        assert (late["epochs_to_target"], late["final_valid_top1"]) == ("3", "0.6")
         diverged = [row | {"loss": loss} for row, loss in zip(valid, ["0.5", "nan"], strict=True)]
-        assert collect.summarize_run(run, [], train + diverged, None)["best_valid_loss"] == "0.5"
+        row_of = collect.summarize_run(run, [], train + diverged, {2, 3}, None)
+        assert row_of["best_valid_loss"] == "0.5"
         assert (row["train_seconds"], row["valid_seconds"]) == ("3.000", "2.000")
         given = valid[0] | {"epoch": "0", "loss": "0.1", "top1": "0.9"}
-        assert collect.summarize_run(run, [], [given, *train, *valid], 0.5) == row | {
+        assert collect.summarize_run(run, [], [given, *train, *valid], {2, 3}, 0.5) == row | {
             "valid_seconds": "3.000"
         }
 
@@ -551,6 +557,15 @@ class TestAlteredSessions:
         }
         assert found["valid"] == validated
         assert found["train"] == list(plan.list_epochs(Session("noise", name, 0, number)))
+
+    def test_epochs_count_if_all_runs_were_validated_after_them(self):
+        new, whole = "constant-new", "constant-uninterrupted"
+        names = {new: ["constant", new, new], whole: [whole]}
+        runs = Runs(["noise"], [0], names)
+        for every, has_weights, counted in ((1, True, {1, 2, 3, 4, 5, 6}), (4, False, {4, 6})):
+            layout = sessions.Layout([3, 1, 2], {"noise": 50}, every, has_weights)
+            assert collect.list_validated(layout, runs) == counted
+        assert collect.list_validated(layout, name_runs([new], [0], 3)) == {3, 4, 6}
 
     @pytest.mark.parametrize("has_weights", [False, True])
     def test_the_job_checks_for_the_configured_validations(

@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +30,8 @@ def main(arguments: argparse.Namespace) -> None:
     after it has recorded all sessions as done, so nothing continues from their states in progress.
     """
     runs = Runs.from_json(arguments.runs)
-    verify_sessions(arguments, runs)
+    layout = verify_sessions(arguments, runs)
+    counted = list_validated(layout, runs)
     targets = json.loads(arguments.targets)
     with contextlib.ExitStack() as stack:
         files = {}
@@ -38,7 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
             files[name] = stack.enter_context(path.open("w", newline="", encoding="utf-8"))
         for run in runs:
             steps, epochs = (read_run(arguments.runs_folder, run, name) for name in TABLES[:2])
-            summary = summarize_run(run, steps, epochs, targets.get(run.dataset))
+            summary = summarize_run(run, steps, epochs, counted, targets.get(run.dataset))
             for name, rows in zip(TABLES, (steps, epochs, [summary]), strict=True):
                 append_rows(files[name], rows)
     paths = [arguments.output / f"{name}.csv" for name in TABLES]
@@ -48,8 +50,11 @@ def main(arguments: argparse.Namespace) -> None:
         shutil.rmtree(arguments.progress / session.folder, ignore_errors=True)
 
 
-def verify_sessions(arguments: argparse.Namespace, runs: Runs) -> None:
+def verify_sessions(arguments: argparse.Namespace, runs: Runs) -> Layout:
     """Check that the tables of all sessions are as their jobs wrote them, and complete.
+
+    Returns:
+        What rows they have.
 
     Raises:
         InputError: a table has changed, or does not have the configured rows.
@@ -65,6 +70,24 @@ def verify_sessions(arguments: argparse.Namespace, runs: Runs) -> None:
     }
     layout = Layout(arguments.epochs, num_steps, arguments.validate_every, arguments.has_weights)
     check_sessions(arguments.runs_folder, runs.sessions, layout)
+    return layout
+
+
+def list_validated(layout: Layout, runs: Runs) -> set[int]:
+    """Return the epochs, without epoch 0, after which all runs were validated.
+
+    An uninterrupted run is not validated where the sessions of the others end.
+    """
+    validated = [
+        {
+            int(row["epoch"])
+            for session in run.sessions
+            for row in layout.list_rows(session, "epochs")
+            if row["split"] == "valid"
+        }
+        for run in runs
+    ]
+    return set.intersection(*validated) - {0}
 
 
 def read_run(runs_folder: Path, run: Run, name: str) -> list[Row]:
@@ -90,23 +113,29 @@ def append_rows(file: IO[str], rows: list[Row]) -> None:
     writer.writerows(rows)
 
 
-def summarize_run(run: Run, steps: list[Row], epochs: list[Row], target_top1: float | None) -> Row:
+def summarize_run(
+    run: Run,
+    steps: list[Row],
+    epochs: list[Row],
+    counted: Container[int],
+    target_top1: float | None,
+) -> Row:
     """Summarize a run in one row.
 
-    The best epoch is the first validated one with the highest valid top-1. A run has diverged if
-    any of its losses is not finite. ``epochs_to_target`` is the first validated epoch that reached
-    the target. It is infinite if none did, and empty without a target. Epoch 0 is the validation of
-    the given weights. It counts only in ``valid_seconds`` and ``diverged``.
+    The best epoch is the first counted one with the highest valid top-1. A run has diverged if any
+    of its losses is not finite. ``epochs_to_target`` is the first counted epoch that reached the
+    target. It is infinite if none did, and empty without a target.
 
     Args:
         run: the run.
         steps: its rows of ``steps.csv``.
         epochs: its rows of ``epochs.csv``.
+        counted: the epochs that may be the best and reach the target, with the last one.
         target_top1: the valid top-1 to reach, a fraction; None: no target.
     """
     train = [row for row in epochs if row["split"] == "train"]
     validated = [row for row in epochs if row["split"] == "valid"]
-    valid = [row for row in validated if int(row["epoch"]) > 0]
+    valid = [row for row in validated if int(row["epoch"]) in counted]
     best = max(valid, key=lambda row: float(row["top1"]))
     diverged = not all(math.isfinite(float(row["loss"])) for row in steps + epochs)
     losses = [row["loss"] for row in valid if not math.isnan(float(row["loss"]))]
