@@ -89,12 +89,15 @@ def test_a_session_that_is_trained_again_leaves_the_curves_of_finished_runs(tmp_
     config = CONFIG | {"methods": ["constant-new", "constant-preserve"]}
     finished = tmp_path / "results/article/runs/imagewoof/constant-new/seed0/session3"
     finished.mkdir(parents=True)
-    (finished / "steps.csv").touch()
     experiment = Experiment(config, {})
+    settings = experiment.specs["imagewoof/constant-new/seed0/session3"].to_json()
+    (finished / "made_by.json").write_text(f'{{"configuration": {settings}}}')
     shared = experiment.curves(make_wildcards(name="constant", number="1"))
     assert shared == ["results/article/tensorboard/imagewoof/constant-preserve/seed0"]
     last = experiment.curves(make_wildcards(name="constant-new", number="3"))
     assert last == ["results/article/tensorboard/imagewoof/constant-new/seed0"]
+    changed = Experiment(config | {"batch_size": 9}, {})
+    assert len(changed.curves(make_wildcards(name="constant", number="1"))) == 2
 
 
 def test_an_expected_error_exits_in_one_line(tmp_path):

@@ -30,19 +30,22 @@ def distrust_sessions(
     specs: dict[str, SessionSpec],
     cards: dict[str, Path],
     previous: dict[str, str],
+    followed: dict[str, str],
 ) -> None:
     """Make sessions stale that ended without a record, or were exchanged.
 
     On a cluster, jobs continue when Snakemake is killed. It would later notice no change of the
     configuration in what they wrote. They run again from their last state, which still exists, in
-    seconds. A session that was exchanged for one with other settings, other images or another
-    previous session is trained again. No result is removed, so a dry run may do this.
+    seconds. A session that was exchanged for one with other settings, other images, another
+    previous session or other step sizes is trained again. No result is removed, so a dry run may do
+    this.
 
     Args:
         results: the experiment's results.
         specs: the settings of each session, by its folder below ``runs`` and ``in_progress``.
         cards: the ``dataset.json`` of each data set.
         previous: for each later session, the folder of the session that it continues from.
+        followed: for each session with ``step_size``, the folder of the session whose norms it has.
     """
     runs = results / "runs"
     hashes = {dataset: file_sha256(card) for dataset, card in cards.items() if card.exists()}
@@ -55,6 +58,9 @@ def distrust_sessions(
         if _differs(rows[folder].parent, "configuration", json.loads(specs[folder].to_json()))
         or _differs(rows[folder].parent, "dataset_sha256", hashes.get(specs[folder].dataset))
         or _differs(rows[folder].parent, "previous_sha256", _find_rows(runs, previous.get(folder)))
+        or _differs(
+            rows[folder].parent, "step_sizes_sha256", _find_rows(runs, followed.get(folder))
+        )
     }
     if not unsure | others or any(map(is_held, results.glob(".lock"))):
         return

@@ -216,7 +216,12 @@ class Experiment:
                 "once with --touch to keep them.",
                 file=sys.stderr,
             )
-        records.distrust_sessions(Path(self.results), self.specs, cards, previous)
+        followed = {
+            session.folder: other.folder
+            for session in self.runs.sessions
+            if (other := configuration.followed_session(self.config, session))
+        }
+        records.distrust_sessions(Path(self.results), self.specs, cards, previous, followed)
         records.distrust_analysis(Path(self.results), self.config)
 
     def count_epochs(self, job: "Job") -> int:
@@ -425,8 +430,8 @@ class Experiment:
     def curves(self, wildcards: Wildcards) -> list[str]:
         """The TensorBoard folders of the runs that a session is part of.
 
-        A run whose later session is finished has all its curves already. If that session is trained
-        again as well, it writes them anew.
+        A run whose later session is finished with the present settings has all its curves already.
+        If that session is trained again as well, it writes them anew.
         """
         session = self.session_of(wildcards)
         return [
@@ -436,7 +441,8 @@ class Experiment:
         ]
 
     def _is_finished(self, session: Session) -> bool:
-        return Path(self.runs_folder, session.folder, "steps.csv").exists()
+        made_by = Path(self.runs_folder, session.folder, "made_by.json")
+        return changes.read_value(made_by, "configuration") == json.loads(self._spec(session))
 
     def session_files(self, folder: str, is_last: bool) -> list[str]:
         """The outputs of a session. A checkpoint that is not kept is removed after its last use."""

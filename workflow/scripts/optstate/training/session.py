@@ -170,7 +170,7 @@ def open_session(
     start = state.position
     num_steps = spec.num_epochs * count_batches(len(train), spec.batch_size)
     update_norms = read_update_norms(paths.step_sizes, start.step + 1, num_steps)
-    folder = paths.progress / fingerprint(made_by, paths.previous, paths.step_sizes)
+    folder = paths.progress / fingerprint(made_by, paths.previous)
     # On a CPU, writing in the background would slow down training.
     progress = Progress(folder, checkpoint_every, start, in_background=compute.is_on_gpu)
     saved = progress.load()
@@ -431,26 +431,25 @@ def describe(spec: SessionSpec, compute: Compute, paths: Paths) -> dict[str, Any
     return {
         "configuration": configuration,
         "dataset_sha256": checksums.file_sha256(paths.arrays / "dataset.json"),
-        "previous_sha256": paths.previous
-        and checksums.read_checksums(paths.previous)["steps.csv"],  # has every loss
+        # A session is identified by its steps.csv, which has every loss.
+        "previous_sha256": paths.previous and checksums.read_checksums(paths.previous)["steps.csv"],
+        "step_sizes_sha256": paths.step_sizes
+        and checksums.read_checksums(paths.step_sizes)["steps.csv"],
         "versions": versions,
         **compute.describe(),
         "compute": [compute.describe_kind()],
     }
 
 
-def fingerprint(made_by: dict[str, Any], previous: Path | None, step_sizes: Path | None) -> str:
+def fingerprint(made_by: dict[str, Any], previous: Path | None) -> str:
     """Hash everything that the results of a session depend on, to name its states in progress.
 
     The names of the device and of its kind are left out, so that a job may continue on another
     device of the same type.
     """
     inputs = {key: value for key, value in made_by.items() if key not in ("device", "compute")}
-    # The other sessions' files have been verified.
-    if previous:
+    if previous:  # its files have been verified
         inputs["previous"] = checksums.read_checksums(previous)["checkpoint.pt"]
-    if step_sizes:
-        inputs["step_sizes"] = checksums.read_checksums(step_sizes)["steps.csv"]
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     for path in [Path(job.__file__), *sorted(Path(__file__).parent.glob("*.py"))]:
         with path.open("rb") as file:
