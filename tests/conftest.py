@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each copy of the project compiles itself once
 ROOT = Path(__file__).parents[1]
 CLASSES = ("ant", "bee", "cat")
 NOTHING = "Nothing to be done"
+SHARED = {"finished", "arms", "tested", "rescaled", "undisturbed", "python"}  # slow fixtures
 STARTS_OF_PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 
 unit_test = ""  # name of the running unit test; empty during other tests
@@ -71,13 +74,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run tests that share an experiment in the same process of xdist, and skip the slowest."""
+    """Run tests that share a fixture in the same process of xdist, and skip the slowest."""
     slow = pytest.mark.skip(reason="slow: run it with --exhaustive")
     for item in items:
         if item.get_closest_marker("exhaustive") and not config.getoption("--exhaustive"):
             item.add_marker(slow)
-        for experiment in {"finished", "arms", "tested"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(experiment))
+        for shared in SHARED & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture
@@ -117,12 +120,18 @@ def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
 
 
 class Project:
-    """A copy of the project's files, with a configuration for tiny images."""
+    """A copy of the project's files, with a configuration for tiny images.
+
+    A copy of a ``made`` project has its results, and the same jobs are up to date.
+    """
 
     options = ("--cores", "2")  # of Snakemake: where the jobs run
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, made: "Project | None" = None) -> None:
         self.folder = folder
+        if made:
+            shutil.copytree(made.folder, folder, symlinks=True)
+            return
         folder.mkdir()
         for name in ("Snakefile", "README.md", "config", "workflow", "profiles", "envs"):
             source = ROOT / name
@@ -231,6 +240,21 @@ def finished(tmp_path_factory) -> Project:
     project.configure(TINY.format(source=write_archived_images(root / "noise")))
     project.run()
     return project
+
+
+def exchange_session(session: Path, key: str) -> None:
+    """Change a key of what made a finished session. Its files still agree, and have their times."""
+    path, listing = session / "made_by.json", session / "session.sha256"
+    made_by, time = json.loads(path.read_text()), path.stat().st_mtime
+    if key == "configuration":
+        made_by[key]["learning_rate"]["lr"] *= 2
+    else:
+        made_by[key] = "0" * 64
+    before = file_sha256(path)
+    path.write_text(json.dumps(made_by))
+    listing.write_text(listing.read_text().replace(before, file_sha256(path)))
+    for file in session.iterdir():
+        os.utime(file, (time, time))
 
 
 def count_jobs(project: Project, *arguments: str) -> dict[str, int]:

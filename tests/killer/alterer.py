@@ -124,7 +124,6 @@ def alter_repeatedly(
         return {name: made[name] for name in made if name.endswith(SHOWN)}
 
     results = project.folder / "results"
-    project.run()
     expected, wrong, counts = read_shown_results(), [], collections.Counter[str]()
     number = 0
     while number < num_alterations:

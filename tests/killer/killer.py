@@ -216,25 +216,33 @@ def write_experiment(folder: Path) -> str:
     return EXPERIMENT.format(archive=archive, sha256=sha256)
 
 
-def alter_finished_files(folder: Path, num_alterations: int, seed: int) -> list[str]:
-    """Alter a finished experiment ``num_alterations`` times. Returns the differences."""
-    project = Project(folder / "altered")
+def run_undisturbed(folder: Path) -> Project:
+    """Run the experiment without kills. Returns its project."""
+    project = Project(folder / "undisturbed")
     project.configure(write_experiment(folder))
+    project.run()
+    return project
+
+
+def alter_finished_files(
+    undisturbed: Project, folder: Path, num_alterations: int, seed: int
+) -> list[str]:
+    """Alter a finished experiment ``num_alterations`` times. Returns the differences."""
+    project = Project(folder / "altered", undisturbed)
     return alter_repeatedly(project, num_alterations, random.Random(seed), read_results)
 
 
-def kill_repeatedly(folder: Path, num_kills: int, seed: int) -> list[str]:
+def kill_repeatedly(undisturbed: Project, folder: Path, num_kills: int, seed: int) -> list[str]:
     """Kill experiments ``num_kills`` times. Prints the kills by kind; returns the differences."""
-    experiment = write_experiment(folder)
+    expected = read_results(undisturbed)
     rng, wrong = random.Random(seed), []
     kinds: collections.Counter[str] = collections.Counter()
-    expected, kills, repeated, runs = None, 0, 0, 0
-    while expected is None or kills < num_kills:
+    kills, repeated, runs = 0, 0, 0
+    while kills < num_kills:
         project = KilledProject(folder / f"run{runs}", rng)
-        project.configure(experiment)
-        kills += project.run_until_done(0 if expected is None else num_kills - kills)
+        project.configure((undisturbed.folder / "tiny.yaml").read_text())
+        kills += project.run_until_done(num_kills - kills)
         made = read_results(project)
-        expected = expected or made
         wrong += [
             f"run {runs}: {name} differs"
             for name in sorted(expected.keys() | made.keys())
@@ -250,7 +258,7 @@ def kill_repeatedly(folder: Path, num_kills: int, seed: int) -> list[str]:
             shutil.rmtree(project.folder)
     for kind, number in sorted(kinds.items()):
         print(f"{number:5} {kind}")
-    print(f"{kills} kills in {runs - 1} runs, {repeated} epochs repeated, {len(wrong)} differences")
+    print(f"{kills} kills in {runs} runs, {repeated} epochs repeated, {len(wrong)} differences")
     return wrong
 
 
@@ -262,11 +270,12 @@ PARSER.add_argument("--seed", type=int, default=int(time.time()), help="of the r
 if __name__ == "__main__":
     arguments = PARSER.parse_args()
     print(f"seed {arguments.seed}, project {ROOT}")
-    temporary = tempfile.mkdtemp(prefix="killer-")
+    temporary = Path(tempfile.mkdtemp(prefix="killer-"))
+    made = run_undisturbed(temporary)
     if arguments.alterations:
-        wrong = alter_finished_files(Path(temporary), arguments.alterations, arguments.seed)
+        wrong = alter_finished_files(made, temporary, arguments.alterations, arguments.seed)
     else:
-        wrong = kill_repeatedly(Path(temporary), arguments.kills, arguments.seed)
+        wrong = kill_repeatedly(made, temporary, arguments.kills, arguments.seed)
     if wrong:
         sys.exit("\n".join([*wrong, f"see {temporary}"]))
     shutil.rmtree(temporary)

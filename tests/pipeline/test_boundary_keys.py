@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Project, count_jobs, write_archived_images
+from conftest import Project, count_jobs, exchange_session, write_archived_images
 
 pytestmark = pytest.mark.xdist_group("boundary_keys")  # the tests share an experiment
 CONFIG = """
@@ -30,19 +30,14 @@ methods: [run-new, run-preserve, run-uninterrupted, run-late, run-remedy, run-re
 primary: {{measure: final_valid_loss, boundary: rescaled}}
 device: cpu
 """
-RESCALED = {"later_session": 1, "last_session": 1}  # the sessions of run-rescaled
 AFTERWARDS = {"collect", "measure_boundaries", "compare", "report"}
 STALE = {  # values of `--config`: the sessions that become stale, with one that may be added
     "validate_every=4": {
         "first_session": 1, "uninterrupted_run": 1, "later_session": 3, "last_session": 5,
     },
     "boundaries={late: {baseline: new}}": {},
-    "boundaries={late: {lr_factor: 0.5}}": {"last_session": 1},
-    "boundaries={remedy: {rebuild_steps: 3}}": {"last_session": 1},
-    "boundaries={rescaled: {warmup_steps: 2}}": RESCALED,
-    "schedules={run: {max_lr: 2.0e-2}}": {
-        "first_session": 1, "uninterrupted_run": 1, "later_session": 3, "last_session": 5,
-    },
+    "boundaries={late: {lr_factor: 0.5}, remedy: {rebuild_steps: 3}, rescaled: {warmup_steps: 2}}":
+        {"later_session": 1, "last_session": 3},
     # The norms of `new` are then needed at every step, and `rescaled` follows them.
     "boundaries={rescaled: {step_size: new}}": {"later_session": 3, "last_session": 5},
 }  # fmt: skip
@@ -143,6 +138,13 @@ def test_only_what_depends_on_a_setting_is_stale(project, setting, sessions):
     found = count_jobs(project, "--config", setting)
     assert {rule: n for rule, n in found.items() if "session" in rule or "run" in rule} == sessions
     assert "compare" in found or not sessions
+
+
+def test_a_session_with_other_step_sizes_is_stale(project, tmp_path):
+    copied = Project(tmp_path / "copied", project)
+    session = copied.folder / "results/tiny/runs/noise/run-rescaled/seed0/session3"
+    exchange_session(session, "step_sizes_sha256")
+    assert count_jobs(copied, "--until", "last_session") == {"last_session": 1}
 
 
 def test_another_loss_of_the_state_adds_its_last_session_only(project):

@@ -1,16 +1,16 @@
 """A second Snakemake, or one after a killed one, is safe or ends with a one-line error."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from conftest import TINY, Project, count_jobs, wait_until
-from optstate.checksums import file_sha256, write_checksums
+from conftest import TINY, Project, count_jobs, exchange_session, wait_until
+from optstate.checksums import file_sha256
 from optstate.job import take_lock
 
 ONE_METHOD = "methods=[constant-new]"
@@ -90,67 +90,61 @@ def test_an_unrecorded_job_does_not_train_again(project):
     assert {path.name: path.read_bytes() for path in session.iterdir()} == before
 
 
-def test_an_unrecorded_session_is_stale(project):
+def test_an_unrecorded_session_is_stale(finished, tmp_path):
     """On a cluster, jobs continue without a killed Snakemake. Nobody records their settings."""
-    first = ("--config", ONE_METHOD, "--until", "first_session")
-    rows = project.folder / "results/tiny/runs/noise/constant/seed0/session1/steps.csv"
-    project.run(*first)
-    assert count_jobs(project, *first) == {}
-    rows.touch()  # its record has an earlier time
-    assert count_jobs(project, *first)["first_session"] == 1
-    project.run(*first)
+    name = "noise/constant/seed0/session1"
+    project = Project(tmp_path / "touched", finished)
+    (project.folder / "results/tiny/in_progress" / name).mkdir(parents=True)
+    assert count_jobs(project) == {}
+    # The record now has an earlier time.
+    (project.folder / "results/tiny/runs" / name / "steps.csv").touch()
+    assert count_jobs(project)["first_session"] == 1
+
+    project = Project(tmp_path / "unrecorded", finished)
+    (project.folder / "results/tiny/in_progress" / name).mkdir(parents=True)
     for record in (project.folder / ".snakemake/metadata").rglob("*"):
         if record.is_file():
             record.unlink()
     # Another Snakemake is running and may still record it.
     with take_lock(project.folder / "results/tiny/.lock"):
-        assert "first_session" not in count_jobs(project, *first)
-    assert count_jobs(project, *first)["first_session"] == 1
+        assert "first_session" not in count_jobs(project)
+    assert count_jobs(project)["first_session"] == 1
     shutil.rmtree(project.folder / "results/tiny/in_progress")
-    project.run("--config", ONE_METHOD, "--touch")
-    assert "first_session" not in count_jobs(project, *first)
+    project.run("--touch")
+    assert "first_session" not in count_jobs(project)
 
 
-@pytest.mark.parametrize("key", ["configuration", "dataset_sha256", "previous_sha256"])
-def test_an_exchanged_session_is_stale(project, key):
-    """Its files agree with each other, and their time is that of the session that was there."""
-    rule = "later_session" if key == "previous_sha256" else "first_session"
-    name = "constant-new/seed0/session2" if rule == "later_session" else "constant/seed0/session1"
-    first = ("--config", ONE_METHOD, "--until", rule)
-    session = project.folder / "results/tiny/runs/noise" / name
-    project.run(*first)
-    before = {path.name: path.read_bytes() for path in session.iterdir()}
-    settings = json.loads(before["made_by.json"])
-    if key == "configuration":
-        settings[key]["learning_rate"]["lr"] *= 2
-    else:
-        settings[key] = "0" * 64
-    (session / "made_by.json").write_text(json.dumps(settings))
-    write_checksums(
-        session / "session.sha256", [session / name for name in before if name != "session.sha256"]
-    )
-    time = (session / "steps.csv").stat().st_mtime
-    for path in session.iterdir():
-        os.utime(path, (time, time))
-    shutil.rmtree(project.folder / "results/tiny/in_progress")
-    assert count_jobs(project, *first) == {rule: 1}
-    project.run(*first)
-    assert (session / "made_by.json").read_bytes() == before["made_by.json"]
-    assert count_jobs(project, *first) == {}
+EXCHANGED = {  # last sessions, and what is changed in their `made_by.json`
+    "constant-new": "configuration",
+    "constant-preserve": "dataset_sha256",
+    "onecycle-new": "previous_sha256",
+}
 
 
-def test_exchanged_tables_are_made_again(project):
+def test_an_exchanged_session_is_stale(finished, tmp_path):
+    project = Project(tmp_path / "project", finished)
+    runs = project.folder / "results/tiny/runs/noise"
+    sessions = [runs / f"{method}/seed0/session3" for method in EXCHANGED]
+    before = [(session / "made_by.json").read_bytes() for session in sessions]
+    for session, key in zip(sessions, EXCHANGED.values(), strict=True):
+        exchange_session(session, key)
+    last = ("--until", "last_session")
+    assert count_jobs(project, *last) == {"last_session": 3}
+    project.run(*last)
+    assert [(session / "made_by.json").read_bytes() for session in sessions] == before
+    assert count_jobs(project, *last) == {}
+
+
+class TestExchangedTables:
     """They agree with their checksums, but were made from other files, or are not listed."""
-    compare = ("--config", ONE_METHOD, "--until", "compare")
-    tables = project.folder / "results/tiny/tables"
-    project.run(*compare)
-    assert count_jobs(project, *compare) == {}
-    before = {path.name: path.read_bytes() for path in tables.iterdir()}
-    times = {path.name: path.stat().st_mtime for path in tables.iterdir()}
 
-    def exchange(name, listing, is_listed=True):
-        (tables / name).write_bytes(before[name] + before[name].splitlines(True)[-1])
-        listed = before[f"{listing}.sha256"].decode()
+    @staticmethod
+    def exchange(tables: Path, name: str, listing: str, is_listed: bool = True) -> None:
+        """Repeat the last row of a table, under the times that the files had."""
+        times = {path: path.stat().st_mtime for path in tables.iterdir()}
+        content = (tables / name).read_bytes()
+        (tables / name).write_bytes(content + content.splitlines(True)[-1])
+        listed = (tables / f"{listing}.sha256").read_text()
         for line in listed.splitlines():
             if line.endswith(f"  {name}"):
                 changed = line.replace(line[:64], file_sha256(tables / name)) + "\n"
@@ -158,32 +152,38 @@ def test_exchanged_tables_are_made_again(project):
             if line.endswith(("session.sha256", "./summary.csv", "./steps.csv")):
                 listed = listed.replace(line[:64], "0" * 64)
         (tables / f"{listing}.sha256").write_text(listed)
-        for path in tables.iterdir():
-            os.utime(path, (times[path.name], times[path.name]))
+        for path, time in times.items():
+            os.utime(path, (time, time))
 
-    def require_made_again(*rules):
-        assert count_jobs(project, *compare).keys() == {*rules}
+    @pytest.mark.parametrize(
+        ("name", "listing", "is_listed", "rules"),
+        [
+            ("boundaries.csv", "boundaries", True, {"measure_boundaries", "compare"}),
+            ("comparisons.csv", "compare", True, {"compare"}),
+            ("comparisons.csv", "compare", False, {"compare"}),
+        ],
+    )
+    def test_they_are_stale(self, finished, tmp_path, name, listing, is_listed, rules):
+        project = Project(tmp_path / "project", finished)
+        self.exchange(project.folder / "results/tiny/tables", name, listing, is_listed)
+        assert count_jobs(project, "--until", "compare").keys() == rules
+
+    def test_they_are_made_again(self, finished, tmp_path):
+        project = Project(tmp_path / "project", finished)
+        tables = project.folder / "results/tiny/tables"
+        before = {path.name: path.read_bytes() for path in tables.iterdir()}
+        self.exchange(tables, "epochs.csv", "collect")
+        compare = ("--until", "compare")
+        rules = {"collect", "measure_boundaries", "compare"}
+        assert count_jobs(project, *compare).keys() == rules
         project.run(*compare)
         assert {path.name: path.read_bytes() for path in tables.iterdir()} == before
         assert count_jobs(project, *compare) == {}
-        times.update({path.name: path.stat().st_mtime for path in tables.iterdir()})
-
-    exchange("epochs.csv", "collect")
-    require_made_again("collect", "measure_boundaries", "compare")
-    exchange("boundaries.csv", "boundaries")
-    require_made_again("measure_boundaries", "compare")
-    exchange("comparisons.csv", "compare")
-    require_made_again("compare")
-    exchange("comparisons.csv", "compare", is_listed=False)
-    require_made_again("compare")
 
 
-def test_a_configuration_that_is_changed_and_changed_back_makes_nothing_stale(project):
-    first = ("--config", ONE_METHOD, "--until", "first_session")
-    project.run(*first)
-    changed = ("--config", ONE_METHOD, "batch_size=9", *first[2:])
-    assert count_jobs(project, *changed)["first_session"] == 1
-    assert count_jobs(project, *first) == {}
+def test_a_configuration_that_is_changed_and_changed_back_makes_nothing_stale(finished):
+    assert count_jobs(finished, "--config", "batch_size=9")["first_session"] == 2
+    assert count_jobs(finished) == {}
 
 
 def test_a_cluster_job_uses_the_submitted_configuration(slow, monkeypatch):
