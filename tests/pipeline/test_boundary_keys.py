@@ -41,6 +41,14 @@ STALE = {  # values of `--config`: the sessions that become stale, with one that
     # The norms of `new` are then needed at every step, and `rescaled` follows them.
     "boundaries={rescaled: {step_size: new}}": {"later_session": 3, "last_session": 5},
 }  # fmt: skip
+ALONE = {  # the same, with one key that changes
+    "boundaries={late: {lr_factor: 0.5}}": {"last_session": 1},
+    "boundaries={remedy: {rebuild_steps: 3}}": {"last_session": 1},
+    "boundaries={rescaled: {warmup_steps: 2}}": {"later_session": 1, "last_session": 1},
+    "schedules={run: {max_lr: 2.0e-2}}": {
+        "first_session": 1, "uninterrupted_run": 1, "later_session": 3, "last_session": 5,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +141,13 @@ def test_nothing_is_stale_after_a_run(project):
     assert count_jobs(project) == {}
 
 
-@pytest.mark.parametrize(("setting", "sessions"), STALE.items())
+@pytest.mark.parametrize(
+    ("setting", "sessions"),
+    [
+        *STALE.items(),
+        *[pytest.param(*case, marks=pytest.mark.exhaustive) for case in ALONE.items()],
+    ],
+)
 def test_only_what_depends_on_a_setting_is_stale(project, setting, sessions):
     found = count_jobs(project, "--config", setting)
     assert {rule: n for rule, n in found.items() if "session" in rule or "run" in rule} == sessions

@@ -165,6 +165,16 @@ def test_remedies_are_compared_where_a_state_was_lost(tmp_path, images):
     ("changes", "error"),
     [
         ({"model": "net.py:build"}, "model: net.py has no function 'build'"),
+        *[
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (
+                ({"model": "broken.py:make"}, "model: broken.py:2: SyntaxError:"),
+                ({"model": "missing.py:make"}, "model: missing.py:1: needs the package nowhere"),
+                ({"model": "split.py:make"}, "split.py:1: imports net from its own folder"),
+                ({"model": "resnet18"}, "weights.pt: these are not weights of resnet18"),
+                ({"optimizer": "{name: SGD, momentum: 0.9}"}, "under SGD: it has exp_avg"),
+            )
+        ],
         ({"optimizer_state": "Makefile"}, "optimizer_state: Makefile is not a file"),
         ({"optimizer_state": "weights.pt"}, "weights.pt: has no optimizer state"),
     ],
@@ -172,6 +182,9 @@ def test_remedies_are_compared_where_a_state_was_lost(tmp_path, images):
 def test_a_mistake_is_one_line_before_any_job(tmp_path, images, changes, error):
     project = Project(tmp_path / "project")
     (project.folder / "net.py").write_text(MODEL)
+    (project.folder / "broken.py").write_text("\ndef make(:\n")
+    (project.folder / "missing.py").write_text("import nowhere\n")
+    (project.folder / "split.py").write_text("from net import make\n")
     save_checkpoint(project)
     content = torch.load(project.folder / "mine.pt", weights_only=True)
     torch.save(content["model_state_dict"], project.folder / "weights.pt")

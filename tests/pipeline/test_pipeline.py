@@ -263,6 +263,14 @@ class TestBadInput:
             ("bach_size=3", "unknown key `bach_size`. Did you mean `batch_size`?"),
             ("optimizer={name: Adan}", "'Adan' is not a class of torch.optim. Did you mean `Adam`"),
             ("sessions=[1, 1]", "3 values, but there are 2 `sessions`"),
+            *[
+                pytest.param(*case, marks=pytest.mark.exhaustive)
+                for case in (
+                    ("model=resnet19", "model: 'resnet19' is not a torchvision"),
+                    ("methods=[constant-keep]", "`boundaries` has no 'keep'"),
+                    ("device=gpu", 'device: "gpu" must be one of auto, cpu, cuda'),
+                )
+            ],
         ],
     )
     def test_an_invalid_configuration(self, project, change, words):

@@ -122,12 +122,18 @@ TOP1, LOSS, LOST = (
 
 
 def subtract(
-    study: Path, schedule: str, boundary: str, baseline: str, measure: tuple[str, int, int]
+    study: Path,
+    schedule: str,
+    boundary: str,
+    baseline: str,
+    measure: tuple[str, int, int],
+    dataset: str = "imagenette",
 ) -> str:
     """Return boundary - baseline as a page has it, with its interval unless it is a loss."""
     name, scale, digits = measure
     found = recompute.read_committed(study, "comparisons")
     found = found[(found["schedule"] == schedule) & (found["measure"] == name)]
+    found = found[found["dataset"] == dataset]
     arms = found[["boundary", "baseline"]].apply(set, axis=1)
     row = next(found[arms == {boundary, baseline}].itertuples())
     sign = scale if row.boundary == boundary else -scale
@@ -138,7 +144,7 @@ def subtract(
 
 def list_rows(study: Path, boundaries: Iterable[str]) -> list[str]:
     """Return the rows of a page's tables that begin with one of the boundaries."""
-    lines = read_page(study).replace("\N{MINUS SIGN}", "-").splitlines()
+    lines = map(str.strip, read_page(study).replace("\N{MINUS SIGN}", "-").splitlines())
     starts = tuple(f"| {boundary} |" for boundary in boundaries)
     return [line for line in lines if line.startswith(starts)]
 
@@ -159,6 +165,19 @@ def test_the_resets_page_has_the_cost_of_each_boundary():
     assert list_rows(study, lost) == expected
 
 
+def test_the_article_page_has_the_steps_lost():
+    study = ROOT / "docs/studies/article"
+    expected = []
+    for boundary in ("new", "new-at-preserved-norm"):
+        cells = [
+            subtract(study, "constant", boundary, "preserve", (measure, 1, 0), dataset)
+            for dataset in ("imagenette", "imagewoof")
+            for measure in ("steps_lost_session2", "steps_lost_session3")
+        ]
+        expected.append(f"| {boundary} | {' | '.join(cells)} |")
+    assert list_rows(study, ("new", "new-at-preserved-norm")) == expected
+
+
 def test_the_remedies_page_has_the_effect_of_each_boundary():
     study = ROOT / "docs/studies/remedies"
     compared = [
@@ -176,6 +195,9 @@ def test_the_remedies_page_has_the_effect_of_each_boundary():
         cells += [subtract(study, "constant", boundary, "new", m) for m in (LOSS, LOST)]
         expected.append(f"| {boundary} | {' | '.join(cells)} |")
     assert list_rows(study, compared) == expected
+    words = " ".join(read_page(study).replace("\N{MINUS SIGN}", "-").split())
+    for boundary in ("third-of-lr", "new-at-preserved-norm", "preserve-at-new-norm"):
+        assert subtract(study, "constant", boundary, "new", ("best_valid_top1", 100, 2)) in words
     steps = recompute.read_committed(study, "steps")
     steps["in_session"] = (steps["step"] - 1) % 95 + 1
     norms = steps.pivot_table("update_norm", ["session", "in_session"], "boundary")

@@ -279,9 +279,8 @@ class TestCollect:
             }
             for epoch, top1 in (("2", "0.5"), ("3", "0.6"))
         ]
-        row = collect.summarize_run(
-            run, [], train + valid, {2, 3}, 0.5
-        )  # equals the top-1 of epoch 2
+        # The target equals the top-1 of epoch 2.
+        row = collect.summarize_run(run, [], train + valid, {2, 3}, 0.5)
         assert (row["best_epoch"], row["epochs_to_target"]) == ("3", "2")
         assert row["best_valid_loss"] == "1"
         unreached = collect.summarize_run(run, [], train + valid, {2, 3}, 0.61)
@@ -289,8 +288,8 @@ class TestCollect:
         late = collect.summarize_run(run, [], train + valid, {3}, 0.5)
         assert (late["epochs_to_target"], late["final_valid_top1"]) == ("3", "0.6")
         diverged = [row | {"loss": loss} for row, loss in zip(valid, ["0.5", "nan"], strict=True)]
-        row_of = collect.summarize_run(run, [], train + diverged, {2, 3}, None)
-        assert row_of["best_valid_loss"] == "0.5"
+        without_target = collect.summarize_run(run, [], train + diverged, {2, 3}, None)
+        assert without_target["best_valid_loss"] == "0.5"
         assert (row["train_seconds"], row["valid_seconds"]) == ("3.000", "2.000")
         given = valid[0] | {"epoch": "0", "loss": "0.1", "top1": "0.9"}
         assert collect.summarize_run(run, [], [given, *train, *valid], {2, 3}, 0.5) == row | {
