@@ -144,12 +144,13 @@ def test_nothing_is_stale_after_a_run(finished):
     assert NOTHING in finished.run()
 
 
-def test_touching_every_file_makes_nothing_stale(finished):
+def test_touching_every_file_makes_nothing_stale(finished, tmp_path):
     """This changes only the times of the files."""
-    for path in finished.folder.rglob("*"):
+    project = Project(tmp_path / "project", finished)
+    for path in project.folder.rglob("*"):
         if path.is_file() and ".snakemake" not in path.parts:
             path.touch()
-    print_row("every source and result touched", found := count_jobs(finished))
+    print_row("every source and result touched", found := count_jobs(project))
     assert found == {}
 
 
