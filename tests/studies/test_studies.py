@@ -212,8 +212,9 @@ def test_the_remedies_page_has_the_effect_of_each_boundary():
     assert rows <= {line.strip() for line in read_page(study).splitlines()}
 
 
-def test_the_attribution_page_has_the_parts_of_the_train_loss():
-    study = ROOT / "docs/studies/attribution"
+@pytest.mark.parametrize("name", ["attribution", "attribution-resnet18"])
+def test_the_attribution_pages_have_the_parts_of_the_train_loss(name):
+    study = ROOT / "docs/studies" / name
     found = recompute.read_committed(study, "comparisons").query(
         "dataset == 'imagenette' and schedule == 'constant' and "
         "measure == 'excess_loss_area_session2'"
@@ -233,3 +234,21 @@ def test_the_attribution_page_has_the_parts_of_the_train_loss():
     shown = [line for line in lines if line.startswith("| state") or "step sizes" in line]
     shown += [line for line in lines if line.startswith("| kept")]
     assert [line.split("| ")[-1] for line in shown] == expected
+
+
+def test_the_page_of_attribution_with_resnet18_has_exploratory_differences():
+    study = ROOT / "docs/studies/attribution-resnet18"
+    end, loss = ("end_valid_top1_session2", 100, 2), ("final_valid_loss", 1, 3)
+    expected = [
+        subtract(study, "constant", *comparison, dataset)
+        for comparison in (
+            ("preserve-at-new-norm", "new", loss), ("preserve", "new", end),
+            ("rebuild-100", "new", TOP1), ("rebuild-100", "new", end),
+        )
+        for dataset in ("imagenette", "imagewoof")
+    ]  # fmt: skip
+    expected.append(subtract(study, "constant", "rebuild-100", "preserve", TOP1))
+    expected.append(subtract(study, "constant", "warmup-50", "new", TOP1))
+    words = " ".join(read_page(study).replace("\N{MINUS SIGN}", "-").split())
+    words = words.replace(" points [", " [")
+    assert [cell for cell in expected if cell not in words] == []
