@@ -21,7 +21,7 @@ from optstate.analysis.figures import style
 
 DOCS = Path(__file__).resolve().parent
 TRAINED = {  # what each study trained
-    "study": "ResNet-18, 64 px, 1,000 images, sessions of 60, 60, 40 steps",
+    "study": "ResNet-18, 64 px, the same 1,000 images for all seeds, sessions of 60, 60, 40 steps",
     "studies/attribution-resnet18": (
         "ResNet-18, 32 px, 1,000 images drawn for each seed, sessions of 60, 60, 40 steps"
     ),
