@@ -1,5 +1,7 @@
 """The committed studies: their tables follow from their steps, and the pages from their tables."""
 
+import itertools
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from conftest import ROOT
 
@@ -236,19 +239,37 @@ def test_the_attribution_pages_have_the_parts_of_the_train_loss(name):
     assert [line.split("| ")[-1] for line in shown] == expected
 
 
-def test_the_page_of_attribution_with_resnet18_has_exploratory_differences():
+def test_the_page_of_attribution_with_resnet18_has_the_exploratory_differences():
     study = ROOT / "docs/studies/attribution-resnet18"
     end, loss = ("end_valid_top1_session2", 100, 2), ("final_valid_loss", 1, 3)
     expected = [
         subtract(study, "constant", *comparison, dataset)
         for comparison in (
-            ("preserve-at-new-norm", "new", loss), ("preserve", "new", end),
-            ("rebuild-100", "new", TOP1), ("rebuild-100", "new", end),
+            ("preserve-at-new-norm", "new", loss), ("preserve-at-new-norm", "new", TOP1),
+            ("preserve-at-new-norm", "preserve", loss), ("preserve", "new", end),
+            ("reset-first-moment", "preserve", loss), ("reset-first-moment", "preserve", TOP1),
+            ("warmup-50", "new", TOP1), ("rebuild-20", "new", TOP1), ("rebuild-100", "new", TOP1),
+            ("rebuild-100", "preserve", TOP1),
         )
         for dataset in ("imagenette", "imagewoof")
     ]  # fmt: skip
-    expected.append(subtract(study, "constant", "rebuild-100", "preserve", TOP1))
-    expected.append(subtract(study, "constant", "warmup-50", "new", TOP1))
+    epochs = recompute.read_committed(study, "epochs").query("schedule == 'constant'")
+    valid = epochs[epochs["split"] == "valid"]
+    valid = valid.set_index(["epoch", "dataset", "boundary", "seed"]).sort_index()
+    for epoch, dataset in itertools.product((6, 8), ("imagenette", "imagewoof")):
+        top1 = 100 * valid["reestimated_top1"][epoch, dataset]
+        gap = top1["preserve"] - top1["new"]
+        low, high = stats.t.interval(0.95, len(gap) - 1, gap.mean(), stats.sem(gap))
+        expected.append(f"{gap.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
     words = " ".join(read_page(study).replace("\N{MINUS SIGN}", "-").split())
-    words = words.replace(" points [", " [")
     assert [cell for cell in expected if cell not in words] == []
+    losses = valid["loss"].unstack("boundary")[["new", "preserve"]]
+    assert (losses.groupby(["dataset", "seed"]).idxmin().map(lambda at: at[0]) == 3).all(axis=None)
+    for dataset, page in (
+        ("imagenette", "from 2.14 to 2.25 (kept) and 2.57 (lost)"),
+        ("imagewoof", "from 2.46 to 2.77 and 3.19"),
+    ):
+        of_epoch = losses.groupby(["dataset", "epoch"]).mean().loc[dataset]
+        shown = [of_epoch.loc[3, "new"], of_epoch.loc[8, "preserve"], of_epoch.loc[8, "new"]]
+        assert page in words
+        assert re.findall(r"\d\.\d+", page) == [f"{loss:.2f}" for loss in shown]
