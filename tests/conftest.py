@@ -248,13 +248,16 @@ def write_archived_images(folder: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Project:
+def finished(tmp_path_factory) -> Iterator[Project]:
     """A project whose tiny experiment has run. Tests must not change it."""
     root = tmp_path_factory.mktemp("finished")
     project = Project(root / "project")
     project.configure(TINY.format(source=write_archived_images(root / "noise")))
     project.run()
-    return project
+    files = [path for path in project.folder.rglob("*") if ".snakemake" not in path.parts]
+    times = {path: path.stat().st_mtime_ns for path in files if path.is_file()}
+    yield project
+    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def exchange_session(session: Path, key: str) -> None:
