@@ -20,7 +20,7 @@ quick: check ## run the checks, and the tests that neither train nor start a pro
 	$(BIN)/python -m pytest -q -n 2 tests/unit
 
 test: check ## run the checks, and all tests except those of SLURM
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --durations 20
 
 test-slurm: .venv/installed ## test on a real SLURM cluster, which it starts on this machine
 	$(BIN)/python -m pytest tests/slurm

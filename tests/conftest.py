@@ -254,7 +254,8 @@ def finished(tmp_path_factory) -> Iterator[Project]:
     project = Project(root / "project")
     project.configure(TINY.format(source=write_archived_images(root / "noise")))
     project.run()
-    files = [path for path in project.folder.rglob("*") if ".snakemake" not in path.parts]
+    caches = {".snakemake", "__pycache__"}
+    files = [path for path in project.folder.rglob("*") if not caches.intersection(path.parts)]
     times = {path: path.stat().st_mtime_ns for path in files if path.is_file()}
     yield project
     assert {path: path.stat().st_mtime_ns for path in times} == times
