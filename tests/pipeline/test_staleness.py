@@ -226,6 +226,16 @@ def test_a_new_boundary_adds_its_sessions_only(finished):
     assert found == ONE_MORE_METHOD
 
 
+def test_a_deleted_array_that_is_made_alone_makes_nothing_stale(finished, tmp_path):
+    project = Project(tmp_path / "project", finished)
+    (array,) = project.folder.glob("results/datasets/*/*/*/train_images.npy")
+    array.unlink()
+    another_seed = ("--config", "seeds=[0, 1]")
+    assert count_jobs(project, *another_seed)["first_session"] == 4
+    project.run("--", str(array.relative_to(project.folder)))
+    assert count_jobs(project, *another_seed) == TRAINING
+
+
 def test_a_clone_with_copied_results_is_up_to_date(finished, tmp_path):
     """All files are new and in another place. Only Snakemake's metadata is copied with them."""
     clone = Project(tmp_path / "clone")
