@@ -170,6 +170,7 @@ class Project:
         )  # fmt: skip
 
     def complete(self, arguments: Iterable[str]) -> list[str]:
+        """Return all arguments of the command."""
         return [*self.options, "--configfile", "tiny.yaml", *arguments]
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Dry runs in copies of a process that has imported Snakemake: these take a third of the time."""
+"""Run Snakemake in copies of a process that has imported it. A dry run takes half of the time."""
 
 import atexit
 import multiprocessing

@@ -196,6 +196,16 @@ def test_editing_other_files_makes_nothing_stale(finished):
     assert found == {}
 
 
+def test_a_reverted_edit_makes_nothing_stale(finished, tmp_path):
+    project = Project(tmp_path / "project", finished)
+    path = project.folder / f"{SCRIPTS}/training/loop.py"
+    with edit_file(path, lambda text: f"{text}# more\n"):
+        pass
+    path.touch()
+    print_row("an edit, reverted", found := count_jobs(project))
+    assert found == {}
+
+
 @pytest.mark.parametrize(("package", "expected"), take_one_of_each(PACKAGES))
 def test_another_version_of_a_package_makes_its_jobs_stale(finished, package, expected):
     def bump(text: str) -> str:

@@ -111,7 +111,7 @@ class TestWholeExperiment:
             flip_a_byte(folder / name)
             with pytest.raises(InputError, match=f"^{folder}/{name}: changed since") as raised:
                 require_unchanged(listings, cache)
-            assert ("First make it alone" in str(raised.value)) is name.endswith(".npy")
+            assert (f"run once with `-- {folder}/" in str(raised.value)) is name.endswith(".npy")
             (folder / name).unlink()  # Snakemake makes it again
             require_unchanged(listings, cache)
 

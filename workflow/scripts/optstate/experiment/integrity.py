@@ -37,15 +37,13 @@ def require_unchanged(listings: Iterable[Path], cache: Path) -> None:
         if number := len(changed[MAX_NAMED:]):
             also.append(f"and {number} more")
         more = f" Changed, too: {', '.join(also)}." if also else ""
+        run = "run again: a job that needs it will make it anew."
         if changed[0].suffix == ".npy":  # Snakemake trains again what depends on a job that runs
-            more = (
-                f" First make it alone, with `-- {changed[0]}` at the end of the command, or "
-                f"finished sessions train again.{more}"
+            run = (
+                f"run once with `-- {changed[0]}` at the end of the command, which makes it anew, "
+                "and then as before. Otherwise, finished sessions train again."
             )
-        raise InputError(
-            f"{changed[0]}: changed since it was made. Delete it, then run again: a job that needs "
-            f"it will make it anew.{more}"
-        )
+        raise InputError(f"{changed[0]}: changed since it was made. Delete it, then {run}{more}")
 
 
 def require_archive(folder: Path, sha256: str) -> None:
